@@ -5,7 +5,7 @@ from ecgfast.leads import STANDARD_LEADS, find_lead, lead_indices
 
 
 def test_standard_order():
-    assert STANDARD_LEADS == tuple("I II III aVR aVL aVF V1 V2 V3 V4 V5 V6".split())
+    assert " ".join(STANDARD_LEADS) == "I II III aVR aVL aVF V1 V2 V3 V4 V5 V6"
     assert lead_indices(STANDARD_LEADS) == list(range(12))
 
 
