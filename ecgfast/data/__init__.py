@@ -1,0 +1,6 @@
+"""Records in, stores, and batches out."""
+
+from ecgfast.data.loader import Batch, SegmentLoader
+from ecgfast.data.store import SAMPLE_RATE, Store
+
+__all__ = ["SAMPLE_RATE", "Batch", "SegmentLoader", "Store"]

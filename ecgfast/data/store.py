@@ -1,0 +1,189 @@
+"""A store: a folder of recordings that NumPy and any Parquet reader can open.
+
+    index.parquet       one row per recording, see `INDEX_SCHEMA`
+    signals-00000.npy   int16, one dimension: the recordings' blocks one after another
+    store.json          format version, sample rate, preprocessing, provenance
+    rejected.csv        source, reason: the records that were not taken
+
+A recording is a `[12, n_samples]` block, lead-major, in microvolts, leads in the order of
+`STANDARD_LEADS`, absent leads zero. In its shard it starts at element `offset`:
+
+    block = np.load("signals-00000.npy", mmap_mode="r")[offset : offset + 12 * n_samples]
+    signal = block.reshape(12, n_samples)
+"""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ecgfast.errors import EcgfastError
+from ecgfast.leads import N_LEADS, STANDARD_LEADS
+
+STORE_VERSION = 1
+SAMPLE_RATE = 500
+"""Samples per second of every recording in a store."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("record_id", pa.string()),  # unique in the store
+        ("patient_id", pa.string()),  # the record id where the source knows no patient
+        ("source", pa.string()),  # path below the source folder
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),  # of the block in the shard, in elements
+        ("n_samples", pa.int64()),  # per lead
+        ("leads", pa.list_(pa.string())),  # present in the source
+        ("labels", pa.list_(pa.string())),  # diagnosis codes as in the source
+        ("age", pa.float32()),  # years
+        ("sex", pa.string()),  # "F", "M" or null
+        ("source_rate", pa.float64()),  # Hz, before resampling
+        ("checksum", pa.uint32()),  # CRC-32 of the block's bytes
+    ]
+)
+
+
+def shard_name(shard: int) -> str:
+    """File name of one shard of signals."""
+    return f"signals-{shard:05d}.npy"
+
+
+def block_checksum(signal: np.ndarray) -> int:
+    """CRC-32 of a recording's block as it lies in the shard (little-endian int16)."""
+    return zlib.crc32(np.ascontiguousarray(signal, dtype="<i2").data)
+
+
+def read_store_json(path: Path) -> dict[str, Any]:
+    """What `store.json` of the store at `path` says.
+
+    Raises:
+        EcgfastError: there is no store at `path`, or one that this version cannot read.
+    """
+    if not path.is_dir():
+        raise EcgfastError(f"store: no such folder: {path}")
+    meta = path / "store.json"
+    if not meta.is_file():
+        raise EcgfastError(f"store: {path} is no store: it holds no store.json")
+    try:
+        content = json.loads(meta.read_text(encoding="utf-8"))
+        version = content["version"] if content["format"] == "ecgfast-store" else None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise EcgfastError(f"store: {meta} is not a store's description: {error!r}") from None
+    if version != STORE_VERSION:
+        raise EcgfastError(f"store: {meta} has version {version}, want {STORE_VERSION}")
+    return content
+
+
+class Store:
+    """A store opened for reading; signals are memory-mapped, never copied.
+
+    Attributes:
+        path: The store's folder.
+        rate: Samples per second, 500.
+        index: `pyarrow.Table`, one row per recording, see `INDEX_SCHEMA`.
+
+    Raises:
+        EcgfastError: `path` is absent, is no store, or its files do not agree with each other.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.description = read_store_json(self.path)
+        self.rate: int = self.description["sample_rate"]
+        self.index = self._read_index()
+        self._shard = self.index["shard"].to_numpy()
+        self._offset = self.index["offset"].to_numpy()
+        self._n_samples = self.index["n_samples"].to_numpy()
+        self._shards = [self._map_shard(i) for i in range(self.description["n_shards"])]
+        self._check_blocks()
+
+    def __len__(self) -> int:
+        return self.index.num_rows
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, {len(self)} recordings)"
+
+    @property
+    def shards(self) -> list[np.ndarray]:
+        """The shards' memory maps, int16, one dimension."""
+        return self._shards
+
+    @property
+    def n_samples(self) -> np.ndarray:
+        """Samples per lead of every recording, int64 [n]."""
+        return self._n_samples
+
+    def signal(self, i: int) -> np.ndarray:
+        """Recording `i` in microvolts: read-only int16 [12, n_samples], absent leads zero."""
+        n, offset = self._n_samples[i], self._offset[i]
+        block = self._shards[self._shard[i]][offset : offset + N_LEADS * n]
+        return block.reshape(N_LEADS, n)
+
+    def present_leads(self) -> np.ndarray:
+        """Which of the standard leads each recording has: bool [n, 12]."""
+        leads = self.index["leads"].combine_chunks()
+        names = pc.list_flatten(leads)
+        column = pc.index_in(names, value_set=pa.array(STANDARD_LEADS)).to_numpy()
+        present = np.zeros((len(self), N_LEADS), dtype=bool)
+        present[pc.list_parent_indices(leads).to_numpy(), column] = True
+        return present
+
+    def patient_numbers(self) -> np.ndarray:
+        """A number per patient, the same for all recordings of one patient: int64 [n]."""
+        encoded = self.index["patient_id"].combine_chunks().dictionary_encode()
+        return encoded.indices.to_numpy().astype(np.int64)
+
+    def verify(self) -> None:
+        """Read every signal and compare it with its checksum.
+
+        Raises:
+            EcgfastError: a recording's bytes changed since the import; names the file.
+        """
+        for i, want in enumerate(self.index["checksum"].to_pylist()):
+            if block_checksum(self.signal(i)) != want:
+                record = self.index["record_id"][i].as_py()
+                file = self.path / shard_name(self._shard[i])
+                raise EcgfastError(f"store: {file} is damaged: checksum of record {record} differs")
+
+    def _read_index(self) -> pa.Table:
+        file = self.path / "index.parquet"
+        try:
+            index = pq.read_table(file)
+        except (OSError, pa.ArrowException) as error:
+            raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
+        if not index.schema.equals(INDEX_SCHEMA):
+            raise EcgfastError(f"store: {file} has other columns than a store's index")
+        return index
+
+    def _map_shard(self, shard: int) -> np.ndarray:
+        file = self.path / shard_name(shard)
+        try:
+            signals = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
+        if signals.dtype != np.dtype("<i2") or signals.ndim != 1:
+            got = f"{signals.dtype} of {signals.ndim} dimensions"
+            raise EcgfastError(f"store: {file} holds {got}, want int16 of one")
+        return signals
+
+    def _check_blocks(self) -> None:
+        """Every block must lie inside its shard: what gathers segments relies on it."""
+        sizes = np.array([signals.size for signals in self._shards], dtype=np.int64)
+        known = (self._shard >= 0) & (self._shard < len(sizes))
+        inside = known & (self._offset >= 0) & (self._n_samples > 0)
+        # divided, not multiplied: a damaged n_samples must not overflow
+        room = np.where(inside, sizes[np.where(known, self._shard, 0)] - self._offset, 0)
+        inside &= self._n_samples <= room // N_LEADS
+        if not inside.all():
+            record = self.index["record_id"][int(np.argmin(inside))].as_py()
+            raise EcgfastError(f"store: {self.path}: record {record} lies outside its shard")
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message, cut to one line."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].strip()

@@ -1,0 +1,341 @@
+"""Writing a store: beside its place, resumable, renamed into place when complete.
+
+While an import runs, `STORE.partial/` holds a lock, the settings, a journal with one line per
+finished record and, in `store/`, the shards. Signals reach the disk before the journal names them,
+so the journal tells after any interruption how far the shards are good.
+"""
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ecgfast.data.store import INDEX_SCHEMA, block_checksum, read_store_json, shard_name
+from ecgfast.errors import EcgfastError
+from ecgfast.leads import N_LEADS
+
+SHARD_ELEMENTS = 2**29
+"""Most elements of a shard (1 GiB), unless one recording alone is longer."""
+
+COMMIT_EVERY = 256  # records between two syncs: what an interruption can cost
+_ROW_GROUP = 65536  # rows of the index held in memory at once
+_NPY_HEADER = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One recording as an importer hands it to the store.
+
+    Attributes:
+        record_id: Unique in the store.
+        patient_id: The same for all recordings of a patient; the record id where unknown.
+        source: Path of the record below the source folder.
+        signal: Microvolts at 500 Hz, int16 [12, n_samples], absent leads zero.
+        leads: Names of the leads present.
+        labels: Diagnosis codes.
+        age: Years, None where unknown.
+        sex: "F", "M" or None.
+        source_rate: Hz, before resampling.
+    """
+
+    record_id: str
+    patient_id: str
+    source: str
+    signal: np.ndarray
+    leads: list[str]
+    labels: list[str]
+    age: float | None
+    sex: str | None
+    source_rate: float
+
+
+class StoreWriter:
+    """Writes records into a new store, in the order given; a context manager.
+
+    Entering takes the lock and finds where an interrupted import with the same settings stopped
+    (`n_done`); one with other settings is started afresh. Leaving without `finish` keeps the
+    partial folder for the next run, `discard` removes it.
+
+    Args:
+        path: The store's folder, absent or empty.
+        settings: What `store.json` says besides the counts; equal settings make equal stores.
+
+    Raises:
+        EcgfastError: another import into `path` runs, or the disk refuses a write.
+    """
+
+    def __init__(
+        self, path: Path, settings: dict[str, Any], *, shard_elements: int = SHARD_ELEMENTS
+    ) -> None:
+        self.path = path
+        self.settings = settings
+        self.n_imported = 0
+        self.n_rejected = 0
+        self._shard_elements = shard_elements
+        self._partial = path.parent / f"{path.name}.partial"
+        self._folder = self._partial / "store"
+        self._journal_path = self._partial / "journal.jsonl"
+        self._pending: list[str] = []
+        self._shard = 0
+        self._end = 0  # elements in the open shard
+        self._file: BinaryIO | None = None
+
+    @property
+    def n_done(self) -> int:
+        """Records imported or rejected so far, those of an interrupted run included."""
+        return self.n_imported + self.n_rejected
+
+    def __enter__(self) -> "StoreWriter":
+        with _naming(self._partial):
+            self._lock = lock_folder(self._partial)
+            try:
+                self._resume()
+            except BaseException:
+                os.close(self._lock)
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if self._file is not None:
+                self.commit()
+                self._file.close()
+        finally:
+            os.close(self._lock)
+
+    def add(self, recording: Recording) -> None:
+        """Append one recording."""
+        signal = np.ascontiguousarray(recording.signal, dtype="<i2")
+        if signal.ndim != 2 or signal.shape[0] != N_LEADS or signal.size == 0:
+            raise ValueError(f"recording {recording.record_id}: got shape {signal.shape}")
+        if self._end > 0 and self._end + signal.size > self._shard_elements:
+            self._close_shard()
+            self._open_shard(self._shard + 1, 0)
+        with _naming(self._folder / shard_name(self._shard)):
+            self._file.write(signal.data)
+        row = {name: getattr(recording, name) for name in vars(recording) if name != "signal"}
+        row |= {"shard": self._shard, "offset": self._end, "n_samples": signal.shape[1]}
+        row["checksum"] = block_checksum(signal)
+        self._end += signal.size
+        self.n_imported += 1
+        self._note({"row": row})
+
+    def reject(self, source: str, reason: str) -> None:
+        """Note a record that is not taken, and why."""
+        self.n_rejected += 1
+        self._note({"source": source, "reason": reason})
+
+    def commit(self) -> None:
+        """Put all records so far safely on disk."""
+        with _naming(self._partial):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            with self._journal_path.open("a", encoding="utf-8") as journal:
+                journal.writelines(self._pending)
+                journal.flush()
+                os.fsync(journal.fileno())
+        self._pending = []
+
+    def finish(self) -> None:
+        """Write the index and rename the store into place."""
+        self.commit()
+        self._close_shard()
+        with _naming(self._partial):
+            self._write_index()
+            counts = {
+                "n_recordings": self.n_imported,
+                "n_rejected": self.n_rejected,
+                "n_shards": self._shard + 1,
+            }
+            write_json(self._folder / "store.json", self.settings | counts)
+            self._folder.rename(self.path)
+            shutil.rmtree(self._partial)
+
+    def discard(self) -> None:
+        """Remove everything written."""
+        self._file.close()
+        self._file = None
+        shutil.rmtree(self._partial)
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        self._pending.append(json.dumps(entry) + "\n")
+        if len(self._pending) >= COMMIT_EVERY:
+            self.commit()
+
+    def _resume(self) -> None:
+        if not self._journal_is_good():
+            self.n_imported = self.n_rejected = self._shard = self._end = 0
+            for stale in self._partial.iterdir():
+                if stale.name != "lock":
+                    shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            self._folder.mkdir()
+            write_json(self._partial / "settings.json", self.settings)
+        self._open_shard(self._shard, self._end)
+
+    def _journal_is_good(self) -> bool:
+        """Take up the journal of an interrupted import; False if there is none to take up."""
+        settings = self._partial / "settings.json"
+        try:
+            if json.loads(settings.read_text(encoding="utf-8")) != self.settings:
+                return False
+        except (FileNotFoundError, ValueError):
+            return False
+        good = 0
+        for line, entry in _journal_entries(self._journal_path):
+            good += len(line)
+            if "row" in entry:
+                row = entry["row"]
+                self._shard, self._end = row["shard"], row["offset"] + N_LEADS * row["n_samples"]
+                self.n_imported += 1
+            else:
+                self.n_rejected += 1
+        if good:
+            os.truncate(self._journal_path, good)
+        return self._shards_reach(self._shard, self._end)
+
+    def _shards_reach(self, shard: int, end: int) -> bool:
+        files = [self._folder / shard_name(i) for i in range(shard + 1)]
+        if end == 0:
+            return self._folder.is_dir()
+        present = all(file.is_file() for file in files)
+        return present and files[-1].stat().st_size >= _NPY_HEADER + 2 * end
+
+    def _open_shard(self, shard: int, end: int) -> None:
+        for later in self._folder.glob("signals-*.npy"):
+            if later.name > shard_name(shard):
+                later.unlink()
+        file = self._folder / shard_name(shard)
+        with _naming(file):
+            self._file = file.open("r+b" if end else "w+b")
+            self._file.write(_npy_header(end))
+            self._file.seek(_NPY_HEADER + 2 * end)
+            self._file.truncate()
+        self._shard, self._end = shard, end
+
+    def _close_shard(self) -> None:
+        with _naming(self._folder / shard_name(self._shard)):
+            self._file.seek(0)
+            self._file.write(_npy_header(self._end))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        self._file = None
+
+    def _write_index(self) -> None:
+        with (
+            pq.ParquetWriter(self._folder / "index.parquet", INDEX_SCHEMA) as index,
+            (self._folder / "rejected.csv").open("w", encoding="utf-8", newline="") as rejects,
+        ):
+            rejected = csv.writer(rejects, lineterminator="\n")
+            rejected.writerow(["source", "reason"])
+            rows: list[dict[str, Any]] = []
+            for _, entry in _journal_entries(self._journal_path):
+                if "row" in entry:
+                    rows.append(entry["row"])
+                else:
+                    rejected.writerow([entry["source"], entry["reason"]])
+                if len(rows) == _ROW_GROUP:
+                    index.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+                    rows = []
+            index.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+
+
+def finished_store(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The description of the store at `path` if it was made with these settings.
+
+    None where there is nothing yet.
+
+    Raises:
+        EcgfastError: something else lies there, or a store made in another way.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return None
+    if not path.is_dir():
+        raise EcgfastError(f"store: {path} is a file, want a folder to create")
+    if not (path / "store.json").is_file():
+        raise EcgfastError(f"store: {path} is not empty and no store, want a folder to create")
+    found = read_store_json(path)
+    for key, want in settings.items():
+        if found.get(key) != want:
+            raise EcgfastError(
+                f"store: {path} was made with other {key} ({json.dumps(found.get(key))}, now "
+                f"{json.dumps(want)}): choose another folder or remove it"
+            )
+    return found
+
+
+def lock_folder(folder: Path) -> int:
+    """Create `folder` if needed and lock it; returns the lock's file descriptor.
+
+    The lock ends with the process, however it ends.
+
+    Raises:
+        EcgfastError: another process holds it, or the folder is not one of an import.
+    """
+    file = folder / "lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists() and any(folder.iterdir()):
+            raise EcgfastError(f"store: {folder} is in the way: it is not an interrupted import's")
+        try:
+            lock = os.open(file, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:
+            continue  # the holder finished between the two lines above
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise EcgfastError(f"store: another import is writing {folder}") from None
+        # The holder removes the file before it lets go: ours must still be the one that is there.
+        if file.exists() and os.path.samestat(os.fstat(lock), file.stat()):
+            return lock
+        os.close(lock)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON for people and programs, the same bytes for the same content."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _journal_entries(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The journal's complete lines; an interrupted run may have left a torn last one."""
+    if not path.exists():
+        return
+    with path.open("rb") as journal:
+        for line in journal:
+            if not line.endswith(b"\n"):
+                return
+            yield line, json.loads(line)
+
+
+def _npy_header(n: int) -> bytes:
+    """A `.npy` header of fixed size for n int16: it can be rewritten when the shard is full."""
+    text = f"{{'descr': '<i2', 'fortran_order': False, 'shape': ({n},), }}".encode("ascii")
+    body = text.ljust(_NPY_HEADER - 11) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn a refusal of the file system (disk full, no permission) into a one-line error."""
+    try:
+        yield
+    except OSError as error:
+        raise EcgfastError(f"store: can't write {path}: {error}") from error
