@@ -1,0 +1,197 @@
+"""The ECG encoder: stem, projection, convolutional position, transformer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ecgfast.errors import EcgfastError
+from ecgfast.leads import lead_indices
+from ecgfast.nn.config import EncoderConfig, config_from_dict
+from ecgfast.nn.positional_conv import PositionalConv
+from ecgfast.nn.pretrained import load_tensors, read_model, write_model
+from ecgfast.nn.stem import Stem, scale_gradient
+from ecgfast.nn.transformer import Transformer
+
+ENCODER_TYPE = "ecgfast_encoder"
+PRETRAINING_TYPES = ("ecgfast_w2v_cmsc",)
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder returns.
+
+    Attributes:
+        tokens: [B, N, E], the transformer's output.
+        features: [B, N, C], the stem's output after LayerNorm.
+        stem: [B, N, C], before it.
+        padding: [B, N] bool, true for tokens past a segment's length; None without lengths.
+    """
+
+    tokens: Tensor
+    features: Tensor
+    stem: Tensor
+    padding: Tensor | None
+
+
+def mean_tokens(tokens: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean over tokens that are not padding: [B, N, E] -> [B, E]; zeros where all are padding."""
+    if padding is None:
+        return tokens.mean(1)
+    total = tokens.masked_fill(padding[..., None], 0).sum(1)
+    return total / (~padding).sum(1, keepdim=True).clamp(min=1)
+
+
+class Encoder(nn.Module):
+    """ECG encoder (Oh et al., CHIL 2022, section 3) for any subset of its leads.
+
+    Args:
+        config: the architecture; the paper's by default.
+    """
+
+    def __init__(self, config: EncoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = EncoderConfig() if config is None else config
+        self.stem = Stem(
+            config.n_leads, config.stem_channels, config.stem_layers, bias=config.stem_bias
+        )
+        self.feature_norm = nn.LayerNorm(config.stem_channels)
+        same = config.stem_channels == config.width
+        self.projection = nn.Identity() if same else nn.Linear(config.stem_channels, config.width)
+        self.dropout_input = nn.Dropout(config.dropout_input)
+        self.mask_token = nn.Parameter(torch.rand(config.width))
+        self.positional = PositionalConv(config.width, config.conv_pos, config.conv_pos_groups)
+        self.transformer = Transformer(config)
+
+    def forward(
+        self,
+        signal: Tensor,
+        leads: Sequence[str] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> EncoderOutput:
+        """Encode segments.
+
+        Args:
+            signal: [B, L, T], float millivolts or int16 microvolts, T at least one token's samples.
+            leads: names of the L leads in the signal's order; None: the encoder's own leads. Leads
+                not named count as zero.
+            lengths: [B] integer, samples of each segment; the rest is padding, whatever it holds.
+                None: all T.
+            keep: [B, L] bool, leads to keep; the others count as zero. None keeps all.
+            mask: [B, N] bool, tokens to replace by the mask token.
+
+        Raises:
+            EcgfastError: an unknown lead, or a signal, lengths, keep or mask of another shape,
+                dtype or device than the one taken.
+        """
+        channels = self._channels(leads)
+        signal = self._check_signal(
+            signal, self.config.n_leads if channels is None else len(channels)
+        )
+        batch, n_leads, n_samples = signal.shape
+        n = self.config.n_tokens(n_samples)
+        if keep is not None:
+            _check("keep", keep, (batch, n_leads), (torch.bool,), signal.device)
+        if mask is not None:
+            _check("mask", mask, (batch, n), (torch.bool,), signal.device)
+        padding = None
+        if lengths is not None:
+            _check("lengths", lengths, (batch,), (torch.int64, torch.int32), signal.device)
+            # The stem's normalisation sees padding, as zeros.
+            signal = signal.masked_fill(_past(lengths, n_samples)[:, None], 0)
+            padding = _past(lengths >> self.config.stem_layers, n)
+
+        frozen = self.config.feature_grad_mult == 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            stem = self.stem(signal, keep, channels)
+        stem = scale_gradient(stem, self.config.feature_grad_mult) if not frozen else stem
+        features = self.feature_norm(stem)
+
+        x = self.dropout_input(self.projection(features))
+        if mask is not None:
+            x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+        tokens = self.transformer(self.positional(x), padding)
+        return EncoderOutput(tokens, features, stem, padding)
+
+    def embed(
+        self, signal: Tensor, leads: Sequence[str] | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """One vector per segment, [B, E]: the mean over its tokens. Arguments as in `forward`."""
+        output = self(signal, leads, lengths=lengths)
+        return mean_tokens(output.tokens, output.padding)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write `model.safetensors` and `config.json` into a folder, made if need be."""
+        write_model(folder, ENCODER_TYPE, self.config.to_dict(), self)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> Self:
+        """The encoder of a model folder, in evaluation mode; of a pre-training model, its encoder.
+
+        Raises:
+            EcgfastError: the folder is absent, of another kind, or not consistent.
+        """
+        model_type, config, tensors = read_model(folder)
+        if model_type in PRETRAINING_TYPES:
+            config = config.get("encoder")
+            start = "encoder."
+            tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+        elif model_type != ENCODER_TYPE:
+            known = ", ".join((ENCODER_TYPE, *PRETRAINING_TYPES))
+            raise EcgfastError(f"{folder}: has model_type {model_type!r}, takes {known}")
+        encoder = cls(config_from_dict(EncoderConfig, config, f"{folder}/config.json"))
+        load_tensors(encoder, tensors, folder)
+        return encoder.eval()
+
+    def _channels(self, leads: Sequence[str] | None) -> list[int] | None:
+        """Input channel of each named lead; None for all of them in order."""
+        if leads is None:
+            return None
+        own = lead_indices(self.config.leads)
+        named = lead_indices(leads)
+        for name, lead in zip(leads, named, strict=True):
+            if lead not in own:
+                takes = ", ".join(self.config.leads)
+                raise EcgfastError(f"leads: {name!r} is not a lead of this encoder: {takes}")
+        return None if named == own else [own.index(lead) for lead in named]
+
+    def _check_signal(self, signal: Tensor, n_leads: int) -> Tensor:
+        weight = self.stem.convs[0].weight
+        if signal.ndim != 3 or signal.shape[1] != n_leads:
+            raise EcgfastError(f"signal: takes [B, {n_leads}, T], got {list(signal.shape)}")
+        if signal.shape[2] < 1 << self.config.stem_layers:
+            least = 1 << self.config.stem_layers
+            raise EcgfastError(f"signal: takes at least {least} samples, got {signal.shape[2]}")
+        if signal.device != weight.device:
+            raise EcgfastError(f"signal: is on {signal.device}, the encoder on {weight.device}")
+        if signal.dtype == torch.int16:
+            return signal
+        if not signal.is_floating_point():
+            takes = "a float dtype (millivolts) or int16 (microvolts)"
+            raise EcgfastError(f"signal: takes {takes}, got {signal.dtype}")
+        return signal.to(weight.dtype)
+
+
+def _past(lengths: Tensor, n: int) -> Tensor:
+    """[B, n] bool, true from each length on."""
+    return torch.arange(n, device=lengths.device) >= lengths[:, None]
+
+
+def _check(
+    name: str,
+    x: Tensor,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device,
+) -> None:
+    if tuple(x.shape) != shape:
+        raise EcgfastError(f"{name}: takes shape {list(shape)}, got {list(x.shape)}")
+    if x.dtype not in dtypes:
+        raise EcgfastError(f"{name}: takes {' or '.join(map(str, dtypes))}, got {x.dtype}")
+    if x.device != device:
+        raise EcgfastError(f"{name}: is on {x.device}, the signal on {device}")
