@@ -1,6 +1,7 @@
 """Records in, stores, and batches out."""
 
+from ecgfast.data.importing import PrepareReport, prepare
 from ecgfast.data.loader import Batch, SegmentLoader
 from ecgfast.data.store import SAMPLE_RATE, Store
 
-__all__ = ["SAMPLE_RATE", "Batch", "SegmentLoader", "Store"]
+__all__ = ["SAMPLE_RATE", "Batch", "PrepareReport", "SegmentLoader", "Store", "prepare"]

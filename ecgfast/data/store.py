@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
 
+STORE_FORMAT = "ecgfast-store"
 STORE_VERSION = 1
 SAMPLE_RATE = 500
 """Samples per second of every recording in a store."""
@@ -70,7 +71,7 @@ def read_store_json(path: Path) -> dict[str, Any]:
         raise EcgfastError(f"store: {path} is no store: it holds no store.json")
     try:
         content = json.loads(meta.read_text(encoding="utf-8"))
-        version = content["version"] if content["format"] == "ecgfast-store" else None
+        version = content["version"] if content["format"] == STORE_FORMAT else None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise EcgfastError(f"store: {meta} is not a store's description: {error!r}") from None
     if version != STORE_VERSION:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class StoreWriter:
         self.path = path
         self.settings = settings
         self.n_imported = 0
-        self.n_rejected = 0
+        self.rejected: Counter[str] = Counter()
         self._shard_elements = shard_elements
         self._partial = path.parent / f"{path.name}.partial"
         self._folder = self._partial / "store"
@@ -91,6 +92,11 @@ class StoreWriter:
         self._shard = 0
         self._end = 0  # elements in the open shard
         self._file: BinaryIO | None = None
+
+    @property
+    def n_rejected(self) -> int:
+        """Records not taken."""
+        return self.rejected.total()
 
     @property
     def n_done(self) -> int:
@@ -138,8 +144,9 @@ class StoreWriter:
         self._note({"row": row})
 
     def reject(self, source: str, reason: str) -> None:
-        """Note a record that is not taken, and why."""
-        self.n_rejected += 1
+        """Note a record that is not taken, and why: `kind: details`."""
+        self.rejected[_kind(reason)] += 1
+        source = source.encode("utf-8", "backslashreplace").decode()
         self._note({"source": source, "reason": reason})
 
     def commit(self) -> None:
@@ -162,6 +169,7 @@ class StoreWriter:
             counts = {
                 "n_recordings": self.n_imported,
                 "n_rejected": self.n_rejected,
+                "rejected": dict(sorted(self.rejected.items())),
                 "n_shards": self._shard + 1,
             }
             write_json(self._folder / "store.json", self.settings | counts)
@@ -181,7 +189,8 @@ class StoreWriter:
 
     def _resume(self) -> None:
         if not self._journal_is_good():
-            self.n_imported = self.n_rejected = self._shard = self._end = 0
+            self.n_imported = self._shard = self._end = 0
+            self.rejected.clear()
             for stale in self._partial.iterdir():
                 if stale.name != "lock":
                     shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
@@ -205,7 +214,7 @@ class StoreWriter:
                 self._shard, self._end = row["shard"], row["offset"] + N_LEADS * row["n_samples"]
                 self.n_imported += 1
             else:
-                self.n_rejected += 1
+                self.rejected[_kind(entry["reason"])] += 1
         if good:
             os.truncate(self._journal_path, good)
         return self._shards_reach(self._shard, self._end)
@@ -272,13 +281,22 @@ def finished_store(path: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
     if not (path / "store.json").is_file():
         raise EcgfastError(f"store: {path} is not empty and no store, want a folder to create")
     found = read_store_json(path)
-    for key, want in settings.items():
-        if found.get(key) != want:
+    made, asked = _leaves(found), _leaves(settings)
+    for name, want in asked.items():
+        if made.get(name) != want:
             raise EcgfastError(
-                f"store: {path} was made with other {key} ({json.dumps(found.get(key))}, now "
-                f"{json.dumps(want)}): choose another folder or remove it"
+                f"store: {path} was made with {name} {made.get(name)!r}, asked for is {want!r}: "
+                "choose another folder or remove it"
             )
     return found
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        leaves |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return leaves
 
 
 def lock_folder(folder: Path) -> int:
@@ -323,6 +341,10 @@ def _journal_entries(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             if not line.endswith(b"\n"):
                 return
             yield line, json.loads(line)
+
+
+def _kind(reason: str) -> str:
+    return reason.partition(":")[0]
 
 
 def _npy_header(n: int) -> bytes:
