@@ -3,5 +3,16 @@
 from ecgfast.data.importing import PrepareReport, prepare
 from ecgfast.data.loader import Batch, SegmentLoader
 from ecgfast.data.store import SAMPLE_RATE, Store
+from ecgfast.data.synthetic import SyntheticRecord, synthesize, write_synthetic
 
-__all__ = ["SAMPLE_RATE", "Batch", "PrepareReport", "SegmentLoader", "Store", "prepare"]
+__all__ = [
+    "SAMPLE_RATE",
+    "Batch",
+    "PrepareReport",
+    "SegmentLoader",
+    "Store",
+    "SyntheticRecord",
+    "prepare",
+    "synthesize",
+    "write_synthetic",
+]

@@ -227,9 +227,7 @@ class _Gather:
         addresses = self._address[recording]
         bounds = np.linspace(0, len(out), self._threads + 1).astype(int)
         parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-        copies = [
-            pool.submit(_copy_segments, out[p], addresses[p], lengths[p], starts[p]) for p in parts
-        ]
+        copies = [pool.submit(_copy_segments, out[p], addresses[p], lengths[p], starts[p]) for p in parts]
         for copy in copies:
             copy.result()
 
@@ -245,9 +243,7 @@ def _int16_pointer(typingctx: Any, address: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def _copy_segments(
-    out: np.ndarray, addresses: np.ndarray, lengths: np.ndarray, starts: np.ndarray
-) -> None:
+def _copy_segments(out: np.ndarray, addresses: np.ndarray, lengths: np.ndarray, starts: np.ndarray) -> None:
     for i in range(out.shape[0]):
         block = numba.carray(_int16_pointer(addresses[i]), (out.shape[1], lengths[i]))
         for lead in range(out.shape[1]):

@@ -187,9 +187,7 @@ def _read_leads(path: Path, header: Header) -> tuple[dict[int, tuple[np.ndarray,
     return leads, max(rate for _, rate in leads.values())
 
 
-def _rdrecord(
-    path: Path, headers: list[Header], files: set[str], channels: list[int] | None
-) -> Any:
+def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list[int] | None) -> Any:
     """The `wfdb.Record` with each signal at its own rate, in physical units."""
     import wfdb  # loads pandas: only for those who import records
 
@@ -299,6 +297,4 @@ def _age(header: Header) -> float | None:
 
 
 def _sex(header: Header) -> str | None:
-    return {"f": "F", "female": "F", "m": "M", "male": "M"}.get(
-        (_comment(_SEX, header) or "").lower()
-    )
+    return {"f": "F", "female": "F", "m": "M", "male": "M"}.get((_comment(_SEX, header) or "").lower())

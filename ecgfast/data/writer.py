@@ -77,9 +77,7 @@ class StoreWriter:
         EcgfastError: another import into `path` runs, or the disk refuses a write.
     """
 
-    def __init__(
-        self, path: Path, settings: dict[str, Any], *, shard_elements: int = SHARD_ELEMENTS
-    ) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], *, shard_elements: int = SHARD_ELEMENTS) -> None:
         self.path = path
         self.settings = settings
         self.n_imported = 0
