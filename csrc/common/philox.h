@@ -1,6 +1,6 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3",
-// SC 2011), checked in the tests against the known-answer vectors of Random123. The same source serves host and device, so
-// the same (seed, purpose, sample, step, element) gives the same bits everywhere.
+// Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy
+// as 1, 2, 3", SC 2011), checked in the tests against the known-answer vectors of Random123. The same source
+// serves host and device, so the same (seed, purpose, sample, step, element) gives the same bits everywhere.
 #pragma once
 #include <stdint.h>
 

@@ -1,0 +1,129 @@
+"""Product quantisation through a hard Gumbel-softmax with straight-through gradients."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecgfast.ops._dispatch import FLOATS, check, check_rng, check_tensor, wide
+from ecgfast.ops.random import Purpose, gumbel_from_words, words
+
+_OP = "gumbel_quantize"
+
+
+def _validate(
+    logits: Tensor,
+    codebook: Tensor,
+    temperature: float | Tensor,
+    rng: Tensor | None,
+    sample_ids: Tensor | None,
+    noise: Tensor | None,
+) -> None:
+    check_tensor(_OP, "codebook", codebook, (None, None, None), FLOATS, None, "G, V, D/G")
+    g, v, _ = codebook.shape
+    check(g >= 1 and v >= 1, _OP, f"codebook must have entries, got {list(codebook.shape)}")
+    check_tensor(_OP, "logits", logits, (None, g * v), FLOATS, codebook, f"R, {g * v} (G*V)")
+    if isinstance(temperature, Tensor):
+        check_tensor(_OP, "temperature", temperature, (), FLOATS, codebook)
+    else:
+        check(temperature > 0, _OP, f"temperature must be positive, got {temperature}")
+    check(noise is None or rng is None, _OP, "takes noise or rng, got both")
+    if noise is not None:
+        check_tensor(_OP, "noise", noise, tuple(logits.shape), FLOATS, codebook)
+    if rng is not None:
+        sample_ids = logits.new_zeros(1, dtype=torch.int64) if sample_ids is None else sample_ids
+        check_rng(_OP, rng, sample_ids, codebook)
+        rows, samples = logits.shape[0], sample_ids.shape[0]
+        fits = rows % samples == 0 if samples else rows == 0
+        check(fits, _OP, f"logits must have equally many rows per sample, got {rows} for {samples}")
+
+
+def draw_gumbel(
+    rng: Tensor, sample_ids: Tensor | None, n_rows: int, n_columns: int, dtype: torch.dtype
+) -> Tensor:
+    """The noise that :func:`gumbel_quantize` draws: ``[R, G*V]``.
+
+    Row r belongs to sample ``r // (R / B)``; element ``(row within its sample) * G*V + column``.
+    """
+    if sample_ids is None:
+        sample_ids = torch.zeros(1, dtype=torch.int64, device=rng.device)
+    if n_rows == 0:
+        return torch.zeros((0, n_columns), dtype=dtype, device=rng.device)
+    per_sample = n_rows // sample_ids.shape[0]
+    drawn = words(rng, sample_ids, Purpose.GUMBEL, per_sample * n_columns)
+    return gumbel_from_words(drawn, dtype).view(n_rows, n_columns)
+
+
+def gumbel_quantize_reference(
+    logits: Tensor,
+    codebook: Tensor,
+    temperature: float | Tensor,
+    *,
+    rng: Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    noise: Tensor | None = None,
+    hard: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain PyTorch form of :func:`gumbel_quantize`: one-hot rows times the codebook."""
+    _validate(logits, codebook, temperature, rng, sample_ids, noise)
+    g, v, width = codebook.shape
+    rows, dtype = logits.shape[0], wide(logits.dtype)
+    if rng is not None:
+        noise = draw_gumbel(rng, sample_ids, rows, g * v, dtype)
+    x = logits.to(dtype).view(rows, g, v)
+    noisy = x if noise is None else x + noise.to(dtype).view(rows, g, v)
+    codes = noisy.argmax(-1)
+    soft = torch.softmax(noisy / temperature, dim=-1)
+    if hard:
+        one_hot = F.one_hot(codes, v).to(dtype)
+        soft = one_hot + (soft - soft.detach())
+    quantized = torch.einsum("rgv,gvd->rgd", soft, codebook.to(dtype)).reshape(rows, g * width)
+    mean_probs = torch.softmax(x, dim=-1).sum(0) / max(rows, 1)
+    return quantized.to(codebook.dtype), codes.to(torch.int32), mean_probs
+
+
+def gumbel_quantize(
+    logits: Tensor,
+    codebook: Tensor,
+    temperature: float | Tensor,
+    *,
+    rng: Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    noise: Tensor | None = None,
+    hard: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose one codebook entry per row and group; gradients as of the soft choice.
+
+    Forward: the entry with the largest ``logits + noise`` (``hard``), or the softmax mixture of
+    entries. Backward: the Jacobian of ``softmax((logits + noise) / temperature)``.
+
+    Args:
+        logits: ``[R, G*V]`` of fp32, bf16, fp16 or fp64.
+        codebook: ``[G, V, D/G]``: V entries of each of G groups.
+        temperature: positive; a 0-dim tensor on the same device keeps a captured graph valid while it
+            changes.
+        rng: int64 ``[2]`` of (seed, step): draw Gumbel noise; must not be changed before the backward
+            pass has run.
+        sample_ids: int64 ``[B]`` for ``rng``; R must be a multiple of B, row r is of sample
+            ``r // (R / B)``. None: all rows are of sample 0.
+        noise: ``[R, G*V]``, instead of drawing. With neither ``rng`` nor ``noise``: none (evaluation).
+        hard: straight-through one-hot choice; False: the soft mixture.
+
+    Returns:
+        ``quantized`` ``[R, D]`` in the codebook's dtype, groups concatenated; ``codes`` int32 ``[R, G]``;
+        ``mean_probs`` ``[G, V]`` fp32 (fp64 for fp64), the mean over rows of ``softmax(logits)`` without
+        noise and temperature, differentiable (for the diversity loss).
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is taken.
+
+    Source: Baevski et al., wav2vec 2.0, section 2 (quantization module), equations 1 and 4.
+    """
+    return gumbel_quantize_reference(
+        logits,
+        codebook,
+        temperature,
+        rng=rng,
+        sample_ids=sample_ids,
+        noise=noise,
+        hard=hard,
+    )

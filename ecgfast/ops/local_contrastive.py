@@ -1,0 +1,242 @@
+"""The local contrastive loss of wav2vec 2.0: each masked token against others of its own segment."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecgfast.ops._dispatch import (
+    FLOATS,
+    autocast,
+    check,
+    check_rng,
+    check_tensor,
+    describe,
+    fused,
+    wide,
+)
+from ecgfast.ops.random import Purpose, bounded, words
+
+_OP = "local_contrastive"
+_EPS = 1e-8
+
+
+def _validate(
+    predictions: Tensor,
+    targets: Tensor,
+    codes: Tensor | None,
+    n_negatives: int,
+    temperature: float,
+    rng: Tensor | None,
+    sample_ids: Tensor | None,
+    negative_index: Tensor | None,
+    negatives: str,
+) -> None:
+    check_tensor(_OP, "predictions", predictions, (None, None, None), FLOATS, None, "B, M, D")
+    b, m, d = predictions.shape
+    check_tensor(_OP, "targets", targets, (b, m, d), (predictions.dtype,), predictions)
+    if codes is not None:
+        check_tensor(_OP, "codes", codes, (b, m, None), (torch.int32, torch.int64), predictions)
+    check(temperature > 0, _OP, f"temperature must be positive, got {temperature}")
+    check(
+        negatives in ("sampled", "all"),
+        _OP,
+        f"negatives must be 'sampled' or 'all', got {negatives!r}",
+    )
+    if negatives == "all":
+        return
+    if negative_index is not None:
+        ints = (torch.int32, torch.int64)
+        check_tensor(_OP, "negative_index", negative_index, (b, m, None), ints, predictions)
+        return
+    check(n_negatives >= 1, _OP, f"n_negatives must be at least 1, got {n_negatives}")
+    given = rng is not None and sample_ids is not None
+    got = f"rng {describe(rng)} and sample_ids {describe(sample_ids)}"
+    check(given, _OP, f"sampled negatives need negative_index, or rng and sample_ids; got {got}")
+    check_rng(_OP, rng, sample_ids, predictions)
+    check(len(sample_ids) == b, _OP, f"sample_ids must have {b} entries (B), got {len(sample_ids)}")
+
+
+def draw_negatives(rng: Tensor, sample_ids: Tensor, n_tokens: int, n_negatives: int) -> Tensor:
+    """The negatives that :func:`local_contrastive` draws: int64 ``[B, M, K]`` of tokens 0..M-1.
+
+    Uniform over the other tokens of the segment, with replacement; K is 0 where M < 2.
+    """
+    if n_tokens < 2:
+        n_negatives = 0
+    drawn = words(rng, sample_ids, Purpose.NEGATIVES, n_tokens * n_negatives)
+    index = bounded(drawn, max(n_tokens - 1, 1)).view(len(sample_ids), n_tokens, n_negatives)
+    own = torch.arange(n_tokens, device=index.device)[:, None]
+    return index + (index >= own)
+
+
+def _all_others(batch: int, n_tokens: int, device: torch.device) -> Tensor:
+    own = torch.arange(n_tokens, device=device)[:, None]
+    index = torch.arange(max(n_tokens - 1, 0), device=device).expand(n_tokens, -1)
+    return (index + (index >= own)).expand(batch, -1, -1)
+
+
+def local_contrastive_reference(
+    predictions: Tensor,
+    targets: Tensor,
+    *,
+    codes: Tensor | None = None,
+    n_negatives: int = 100,
+    temperature: float = 0.1,
+    rng: Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    negative_index: Tensor | None = None,
+    negatives: str = "sampled",
+) -> tuple[Tensor, Tensor]:
+    """Plain PyTorch form of :func:`local_contrastive`: gathers every negative, ``[B, M, K, D]``."""
+    _validate(
+        predictions,
+        targets,
+        codes,
+        n_negatives,
+        temperature,
+        rng,
+        sample_ids,
+        negative_index,
+        negatives,
+    )
+    b, m, _d = predictions.shape
+    dtype = wide(predictions.dtype)
+    if negatives == "all":
+        negative_index = _all_others(b, m, predictions.device)
+    elif negative_index is None:
+        negative_index = draw_negatives(rng, sample_ids, m, n_negatives)
+    p = F.normalize(predictions.to(dtype), dim=-1, eps=_EPS)
+    t = F.normalize(targets.to(dtype), dim=-1, eps=_EPS)
+    index = negative_index.to(torch.int64).flatten(1)
+    same_as = targets if codes is None else codes
+
+    def gather(x: Tensor) -> Tensor:
+        return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1])).view(b, m, -1, x.shape[-1])
+
+    positive = (p * t).sum(-1, keepdim=True) / temperature
+    negative = (p[:, :, None] * gather(t)).sum(-1) / temperature
+    excluded = (gather(same_as) == same_as[:, :, None]).all(-1)
+    negative = negative.masked_fill(excluded, -torch.inf)
+    logits = torch.cat([positive, negative], dim=-1)
+    loss = torch.logsumexp(logits, dim=-1) - positive[..., 0]
+    best = positive[..., 0] >= logits.amax(-1)
+    correct = best & ~(positive[..., 0] <= logits.amin(-1))
+    return loss, correct
+
+
+def local_contrastive(
+    predictions: Tensor,
+    targets: Tensor,
+    *,
+    codes: Tensor | None = None,
+    n_negatives: int = 100,
+    temperature: float = 0.1,
+    rng: Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    negative_index: Tensor | None = None,
+    negatives: str = "sampled",
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each masked token's target among negatives of the same segment.
+
+    ``loss_i = logsumexp(s_ii, s_ij for each drawn j) - s_ii`` with ``s_ij = cos(prediction_i,
+    target_j) / temperature``. A draw whose target equals the positive is excluded. The kernel counts how
+    often j was drawn for i and adds the logarithm of the count to s_ij, so the ``[B, M, K, D]`` gather of
+    the official form never exists.
+
+    Args:
+        predictions: ``[B, M, D]`` of fp32, bf16, fp16 or fp64.
+        targets: ``[B, M, D]`` of the same dtype; gradients flow into both.
+        codes: int ``[B, M, G]``, the targets' codebook entries: equal codes mean equal targets. None:
+            target vectors are compared.
+        n_negatives: K, draws per token (the paper's is 100).
+        temperature: divides the cosines (the paper's is 0.1).
+        rng: int64 ``[2]`` of (seed, step); must not be changed before the backward pass has run.
+        sample_ids: int64 ``[B]``, one number per segment, for ``rng``.
+        negative_index: int ``[B, M, K]`` of tokens 0..M-1, instead of drawing.
+        negatives: "sampled", or "all": every other token of the segment once.
+
+    Returns:
+        ``loss``, ``[B, M]`` (fp32; fp64 for fp64 inputs), and ``correct``, bool ``[B, M]``: the positive
+        is not below any negative and not the smallest of all. A segment of one token has loss 0.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is taken.
+
+    Source: Baevski et al., wav2vec 2.0, equation 3; Oh et al., CHIL 2022, section 3.1.
+    """
+    predictions, targets = autocast(predictions, targets)
+    if not fused(_OP, predictions):
+        return local_contrastive_reference(
+            predictions,
+            targets,
+            codes=codes,
+            n_negatives=n_negatives,
+            temperature=temperature,
+            rng=rng,
+            sample_ids=sample_ids,
+            negative_index=negative_index,
+            negatives=negatives,
+        )
+    _validate(
+        predictions,
+        targets,
+        codes,
+        n_negatives,
+        temperature,
+        rng,
+        sample_ids,
+        negative_index,
+        negatives,
+    )
+    use_all = negatives == "all"
+    if use_all or negative_index is not None:
+        rng = sample_ids = None
+    loss, correct, _, _ = torch.ops.ecgfast.local_contrastive(
+        predictions,
+        targets,
+        codes.to(torch.int32) if codes is not None else None,
+        None if use_all else negative_index,
+        rng,
+        sample_ids,
+        n_negatives,
+        temperature,
+        use_all,
+    )
+    return loss, correct
+
+
+@torch.library.register_fake("ecgfast::local_contrastive")
+def _(predictions: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    b, m, _d = predictions.shape
+    loss = predictions.new_empty((b, m), dtype=wide(predictions.dtype))
+    correct = predictions.new_empty((b, m), dtype=torch.bool)
+    return loss, correct, torch.empty_like(loss), loss.new_empty((2, b, m))
+
+
+@torch.library.register_fake("ecgfast::local_contrastive_backward")
+def _(grad_loss: Tensor, predictions: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(predictions, memory_format=torch.contiguous_format),
+        torch.empty_like(targets, memory_format=torch.contiguous_format),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    predictions, targets, codes, negative_index, rng, sample_ids, *scalars = inputs
+    _, correct, lse, inv_norms = output
+    ctx.save_for_backward(predictions, targets, lse, inv_norms, codes, negative_index, rng, sample_ids)
+    ctx.scalars = scalars
+    ctx.mark_non_differentiable(correct, lse, inv_norms)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 9
+    grads = torch.ops.ecgfast.local_contrastive_backward(grad_loss, *ctx.saved_tensors, *ctx.scalars)
+    return (*grads, *(None,) * 7)
+
+
+torch.library.register_autograd("ecgfast::local_contrastive", _backward, setup_context=_setup)

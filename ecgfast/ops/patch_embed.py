@@ -1,0 +1,113 @@
+"""The stem: masked leads to tokens through convolutions whose kernel is their stride."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecgfast.ops._dispatch import FLOATS, autocast, check, check_tensor
+
+_OP = "patch_embed"
+MILLIVOLTS_PER_UNIT = 1e-3
+
+
+def _validate(
+    signal: Tensor,
+    keep: Tensor | None,
+    weights: Sequence[Tensor],
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    biases: Sequence[Tensor] | None,
+) -> None:
+    check(len(weights) >= 1, _OP, "weights must hold at least one layer, got none")
+    first = weights[0]
+    check_tensor(_OP, "weights[0]", first, (None, None, 2), FLOATS, None, "C, L, 2")
+    c, n_leads, _ = first.shape
+    check_tensor(
+        _OP,
+        "signal",
+        signal,
+        (None, n_leads, None),
+        (torch.int16, first.dtype),
+        first,
+        f"B, {n_leads}, T",
+    )
+    if keep is not None:
+        check_tensor(_OP, "keep", keep, (signal.shape[0], n_leads), (torch.bool,), first)
+    for i, w in enumerate(weights[1:], start=1):
+        check_tensor(_OP, f"weights[{i}]", w, (c, c, 2), (first.dtype,), first)
+    check_tensor(_OP, "gn_weight", gn_weight, (c,), (first.dtype,), first)
+    check_tensor(_OP, "gn_bias", gn_bias, (c,), (first.dtype,), first)
+    if biases is not None:
+        check(len(biases) == len(weights), _OP, f"biases must be {len(weights)}, got {len(biases)}")
+        for i, bias in enumerate(biases):
+            check_tensor(_OP, f"biases[{i}]", bias, (c,), (first.dtype,), first)
+
+
+def patch_embed_reference(
+    signal: Tensor,
+    keep: Tensor | None,
+    weights: Sequence[Tensor],
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    *,
+    biases: Sequence[Tensor] | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Plain PyTorch form of :func:`patch_embed`: conv1d, group_norm, gelu."""
+    _validate(signal, keep, weights, gn_weight, gn_bias, biases)
+    dtype, channels = weights[0].dtype, weights[0].shape[0]
+    x = signal * MILLIVOLTS_PER_UNIT if signal.dtype == torch.int16 else signal
+    x = x.to(dtype)
+    if keep is not None:
+        x = x.masked_fill(~keep[:, :, None], 0.0)
+    if signal.shape[0] == 0 or signal.shape[2] >> len(weights) == 0:
+        tokens = signal.shape[2] >> len(weights)
+        return x.new_zeros((signal.shape[0], tokens, channels)) + 0.0 * x.sum()
+    for i, w in enumerate(weights):
+        x = F.conv1d(x, w, biases[i] if biases is not None else None, stride=2)
+        if i == 0:
+            x = F.group_norm(x, channels, gn_weight, gn_bias, eps)
+        x = F.gelu(x)
+    return x.transpose(1, 2)
+
+
+def patch_embed(
+    signal: Tensor,
+    keep: Tensor | None,
+    weights: Sequence[Tensor],
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    *,
+    biases: Sequence[Tensor] | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Mask leads and embed patches of 2^layers samples (16 with four layers) as tokens.
+
+    Each layer is a convolution of kernel 2 and stride 2 and a GELU (erf); after the first convolution a
+    GroupNorm with one channel per group, over time. A masked lead reads as zero.
+
+    Args:
+        signal: ``[B, L, T]``, millivolts in the weights' dtype, or int16 microvolts.
+        keep: bool ``[B, L]``, False where a lead is masked; None: all are kept.
+        weights: ``[C, L, 2]``, then ``[C, C, 2]`` for every further layer (fp32, bf16, fp16 or fp64).
+        gn_weight, gn_bias: ``[C]``, the GroupNorm's affine.
+        biases: ``[C]`` for every layer, or None: convolutions without bias, as in the paper.
+        eps: the GroupNorm's.
+
+    Returns:
+        Tokens ``[B, N, C]``, N = T halved and rounded down once per layer.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is taken.
+
+    Source: Oh et al., CHIL 2022, section 3.1 and 3.3; Baevski et al., wav2vec 2.0, section 2.
+    """
+    if signal.dtype != torch.int16:
+        signal = autocast(signal)[0]
+    cast = autocast(gn_weight, gn_bias, *weights, *(biases or ()))
+    gn_weight, gn_bias, rest = cast[0], cast[1], cast[2:]
+    weights = rest[: len(weights)]
+    biases = rest[len(weights) :] if biases is not None else None
+    return patch_embed_reference(signal, keep, weights, gn_weight, gn_bias, biases=biases, eps=eps)

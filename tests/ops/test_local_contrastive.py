@@ -1,0 +1,224 @@
+"""The local contrastive loss: kernel against reference, over dtypes, shapes, ISAs and thread counts."""
+
+import pytest
+import torch
+
+import ecgfast
+from ecgfast.ops import draw_negatives, local_contrastive, local_contrastive_reference, make_rng
+from tests.ops.helpers import DTYPES, TOLERANCE, assert_close, generator, strided
+
+
+def make_inputs(b, m, d, dtype, seed, repeated=True):
+    g = generator(seed)
+    predictions = torch.randn(b, m, d, generator=g, dtype=torch.float64)
+    codes = torch.randint(0, max(m // 2, 2) if repeated else 10**6, (b, m, 2), generator=g)
+    table = torch.randn(10**3, d, generator=g, dtype=torch.float64)
+    targets = table[(codes[..., 0] * 31 + codes[..., 1] * 7) % 10**3]
+    if not repeated:
+        targets = torch.randn(b, m, d, generator=g, dtype=torch.float64)
+    return predictions.to(dtype), targets.to(dtype), codes.to(torch.int32)
+
+
+def run(function, predictions, targets, weights, **kwargs):
+    p = predictions.detach().clone().requires_grad_()
+    t = targets.detach().clone().requires_grad_()
+    loss, correct = function(p, t, **kwargs)
+    (loss * weights.to(loss.dtype)).sum().backward()
+    return loss, correct, p.grad, t.grad
+
+
+def compare(predictions, targets, tolerance, seed=0, **kwargs):
+    b, m, _ = predictions.shape
+    weights = torch.randn(b, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    got = run(local_contrastive, predictions, targets, weights, **kwargs)
+    want = run(local_contrastive_reference, predictions.double(), targets.double(), weights, **kwargs)
+    assert got[2].dtype == predictions.dtype
+    loss_tolerance = 1e-12 if predictions.dtype == torch.float64 else 2e-6
+    assert_close(got[0], want[0], loss_tolerance, "loss")
+    assert_close(got[2], want[2], tolerance, "gradient of predictions")
+    assert_close(got[3], want[3], tolerance, "gradient of targets")
+    return got, want
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("b", "m", "d", "k"),
+    [
+        (1, 1, 8, 5),
+        (2, 2, 1, 3),
+        (3, 7, 5, 20),
+        (2, 33, 100, 21),
+        (2, 62, 256, 100),
+        (1, 130, 33, 9),
+    ],
+)
+@pytest.mark.parametrize("with_codes", [True, False])
+def test_kernel_equals_reference(dtype, b, m, d, k, with_codes):
+    predictions, targets, codes = make_inputs(b, m, d, dtype, seed=m * d)
+    ids, rng = torch.arange(b) + 2**40, make_rng(5, 9)
+    kwargs = {
+        "codes": codes if with_codes else None,
+        "n_negatives": k,
+        "rng": rng,
+        "sample_ids": ids,
+    }
+    got, want = compare(predictions, targets, TOLERANCE[dtype], **kwargs)
+    # Where cosines tie to the last bit, rounding may decide "correct" either way; random vectors don't.
+    assert (got[1] == want[1]).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_given_negatives_and_all_negatives(dtype):
+    predictions, targets, codes = make_inputs(2, 31, 32, dtype, seed=3)
+    index = draw_negatives(make_rng(1), torch.arange(2), 31, 17)
+    drawn = compare(
+        predictions,
+        targets,
+        TOLERANCE[dtype],
+        rng=make_rng(1),
+        sample_ids=torch.arange(2),
+        n_negatives=17,
+    )
+    for integer in (torch.int64, torch.int32):
+        given = compare(predictions, targets, TOLERANCE[dtype], negative_index=index.to(integer))
+        assert torch.equal(drawn[0][0], given[0][0])
+    compare(predictions, targets, TOLERANCE[dtype], negatives="all")
+    compare(predictions, targets, TOLERANCE[dtype], negatives="all", codes=codes)
+
+
+@pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
+def test_every_isa(isa):
+    previous = ecgfast.cpu_isa()
+    try:
+        ecgfast.set_cpu_isa(isa)
+        for dtype in DTYPES:
+            predictions, targets, codes = make_inputs(3, 37, 70, dtype, seed=8)
+            kwargs = {
+                "codes": codes,
+                "rng": make_rng(2),
+                "sample_ids": torch.arange(3),
+                "n_negatives": 30,
+            }
+            compare(predictions, targets, TOLERANCE[dtype], **kwargs)
+    finally:
+        ecgfast.set_cpu_isa(previous)
+
+
+def test_same_bits_for_any_thread_count():
+    predictions, targets, codes = make_inputs(9, 40, 64, torch.float32, seed=4)
+    kwargs = {"codes": codes, "rng": make_rng(2), "sample_ids": torch.arange(9), "n_negatives": 30}
+    weights, results = torch.ones(9, 40), []
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 3, 8):
+            torch.set_num_threads(n)
+            results.append(run(local_contrastive, predictions, targets, weights, **kwargs))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+def test_strides_and_expanded_inputs():
+    predictions, targets, _ = make_inputs(2, 12, 24, torch.float32, seed=6)
+    kwargs = {"negatives": "all"}
+    plain, _ = local_contrastive(predictions, targets, **kwargs)
+    assert torch.equal(local_contrastive(strided(predictions), strided(targets), **kwargs)[0], plain)
+    wide = predictions[:1].expand(4, -1, -1).detach().requires_grad_()
+    loss, _ = local_contrastive(wide, targets[:1].expand(4, -1, -1), **kwargs)
+    loss.sum().backward()
+    assert torch.equal(loss[0], loss[3])
+    assert torch.isfinite(wide.grad).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 8), (2, 0, 8)])
+def test_empty(shape):
+    p = torch.zeros(shape, requires_grad=True)
+    t = torch.zeros(shape, requires_grad=True)
+    ids = torch.arange(shape[0])
+    loss, correct = local_contrastive(p, t, rng=make_rng(0), sample_ids=ids)
+    loss.sum().backward()
+    assert loss.shape == correct.shape == shape[:2]
+    assert p.grad.shape == shape
+
+
+def test_one_token_has_no_loss():
+    loss, correct = local_contrastive(
+        torch.randn(3, 1, 8), torch.randn(3, 1, 8), rng=make_rng(0), sample_ids=torch.arange(3)
+    )
+    assert torch.equal(loss, torch.zeros(3, 1))
+    assert not correct.any()
+
+
+def test_zero_vectors_have_finite_gradients():
+    predictions, targets, _ = make_inputs(1, 6, 8, torch.float32, seed=2, repeated=False)
+    predictions[0, 2] = 0
+    targets[0, 3] = 0
+    compare(predictions, targets, 1e-5, negatives="all")
+
+
+def test_equal_targets_are_no_negatives():
+    predictions = torch.randn(1, 4, 8)
+    targets = torch.randn(1, 1, 8).expand(1, 4, 8)
+    loss, correct = local_contrastive(predictions, targets, negatives="all")
+    assert torch.equal(loss, torch.zeros(1, 4))
+    assert correct.all()
+
+
+def test_gradcheck():
+    predictions, targets, codes = make_inputs(2, 5, 6, torch.float64, seed=1)
+    kwargs = {"codes": codes, "rng": make_rng(2), "sample_ids": torch.arange(2), "n_negatives": 7}
+    torch.autograd.gradcheck(
+        lambda p, t: local_contrastive(p, t, **kwargs)[0],
+        (predictions.requires_grad_(), targets.requires_grad_()),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(dtype):
+    predictions, targets, codes = make_inputs(2, 9, 16, dtype, seed=1)
+    predictions.requires_grad_()
+    targets.requires_grad_()
+    op = torch.ops.ecgfast.local_contrastive.default
+    rng, ids = make_rng(1), torch.arange(2)
+    torch.library.opcheck(op, (predictions, targets, codes, None, rng, ids, 10, 0.1, False))
+    torch.library.opcheck(op, (predictions, targets, None, None, None, None, 10, 0.1, True))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            {"predictions": torch.zeros(2, 3)},
+            r"predictions must have shape \[B, M, D\], got \[2, 3\]",
+        ),
+        (
+            {"targets": torch.zeros(2, 3, 5)},
+            r"targets must have shape \[2, 3, 4\], got \[2, 3, 5\]",
+        ),
+        ({"targets": torch.zeros(2, 3, 4).double()}, "targets must be float32, got .* float64"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"negatives": "some"}, "negatives must be 'sampled' or 'all', got 'some'"),
+        ({"rng": None}, "sampled negatives need negative_index, or rng and sample_ids"),
+        ({"n_negatives": 0}, "n_negatives must be at least 1, got 0"),
+        ({"sample_ids": torch.arange(3)}, r"sample_ids must have 2 entries \(B\), got 3"),
+        ({"codes": torch.zeros(2, 3, 1)}, "codes must be int32, int64, got .* float32"),
+        ({"negative_index": torch.zeros(2, 3)}, r"negative_index must have shape"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    args = {
+        "predictions": torch.zeros(2, 3, 4),
+        "targets": torch.zeros(2, 3, 4),
+        "rng": make_rng(0),
+        "sample_ids": torch.arange(2),
+    } | kwargs
+    for function in (local_contrastive, local_contrastive_reference):
+        with pytest.raises((ValueError, TypeError), match=f"local_contrastive: {message}"):
+            function(**args)
+
+
+def test_index_out_of_range():
+    x, index = torch.zeros(1, 3, 4), torch.tensor([[[0], [1], [3]]])
+    with pytest.raises(RuntimeError, match=r"negative_index must hold tokens 0\.\.2, got 3"):
+        local_contrastive(x, x, negative_index=index)
