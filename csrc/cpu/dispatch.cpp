@@ -6,11 +6,11 @@
 
 namespace ecgfast {
 
-#define ECGFAST_TABLE(isa)                                                                       \
-  namespace isa {                                                                                \
-  ECGFAST_KERNELS(ECGFAST_DECLARE)                                                               \
-  static const Kernels table = {#isa, philox_fill, local_contrastive_scratch, local_contrastive, \
-                                local_contrastive_backward};                                     \
+#define ECGFAST_ENTRY(result, name, args) name,
+#define ECGFAST_TABLE(isa)                                             \
+  namespace isa {                                                      \
+  ECGFAST_KERNELS(ECGFAST_DECLARE)                                     \
+  static const Kernels table = {#isa, ECGFAST_KERNELS(ECGFAST_ENTRY)}; \
   }
 
 ECGFAST_TABLE(baseline)

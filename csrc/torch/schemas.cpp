@@ -1,0 +1,51 @@
+// The schemas of all ops, and the choice of the CPU kernels' ISA. The CUDA library only adds implementations.
+#include <string>
+
+#include "../cpu/dispatch.h"
+#include "common.h"
+
+namespace ecgfast {
+namespace {
+
+std::string cpu_isa() { return kernels().isa; }
+
+std::string usable_cpu_isas() {
+  std::string names;
+  for (const std::string& isa : usable_isas()) names += (names.empty() ? "" : ";") + isa;
+  return names;
+}
+
+void set_cpu_isa(std::string name) {
+  STD_TORCH_CHECK(set_isa(name), "set_cpu_isa: '", name, "' is none of the usable ISAs: ", usable_cpu_isas());
+}
+
+}  // namespace
+}  // namespace ecgfast
+
+STABLE_TORCH_LIBRARY(ecgfast, m) {
+  m.def("lead_mask(Tensor sample_ids, int n_leads, float p, Tensor rng, bool keep_one) -> Tensor");
+  m.def(
+      "span_mask(Tensor sample_ids, int n_tokens, float prob, int length, Tensor rng, Tensor? lengths, int? "
+      "n_masked) "
+      "-> (Tensor index, Tensor mask)");
+  m.def(
+      "local_contrastive(Tensor predictions, Tensor targets, Tensor? codes, Tensor? negative_index, Tensor? "
+      "rng, "
+      "Tensor? sample_ids, int n_negatives, float temperature, bool use_all) "
+      "-> (Tensor loss, Tensor correct, Tensor lse, Tensor inv_norms)");
+  m.def(
+      "local_contrastive_backward(Tensor grad_loss, Tensor predictions, Tensor targets, Tensor lse, Tensor "
+      "inv_norms, "
+      "Tensor? codes, Tensor? negative_index, Tensor? rng, Tensor? sample_ids, int n_negatives, float "
+      "temperature, "
+      "bool use_all) -> (Tensor grad_predictions, Tensor grad_targets)");
+  m.def("cpu_isa() -> str");
+  m.def("usable_cpu_isas() -> str");
+  m.def("set_cpu_isa(str name) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ecgfast, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&ecgfast::cpu_isa));
+  m.impl("usable_cpu_isas", TORCH_BOX(&ecgfast::usable_cpu_isas));
+  m.impl("set_cpu_isa", TORCH_BOX(&ecgfast::set_cpu_isa));
+}
