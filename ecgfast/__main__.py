@@ -1,0 +1,7 @@
+"""`python -m ecgfast`: the command line."""
+
+import sys
+
+from ecgfast.cli import main
+
+sys.exit(main())

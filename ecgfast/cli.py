@@ -1,0 +1,216 @@
+"""The command line: `ecgfast COMMAND ...`.
+
+Every command is a function whose signature and docstring tyro turns into options and help. What a
+command needs is imported when it runs, so `ecgfast --help` answers at once.
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import tyro
+
+from ecgfast.errors import EcgfastError
+
+Argument = tyro.conf.Positional
+
+
+def synth(
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT"), Argument],
+    patients: int = 100,
+    records: int = 2,
+    seconds: float = 10.0,
+    seed: int = 0,
+) -> None:
+    """Write synthetic 12-lead records (WFDB, 500 Hz), for trying things out without data.
+
+    Args:
+        out: New or empty folder for the records (.hea and .dat files).
+        patients: Number of patients, each with a heart of their own.
+        records: Recordings of each patient.
+        seconds: Length of a recording in seconds.
+        seed: Same seed, same records.
+    """
+    from ecgfast.data import write_synthetic
+
+    count = write_synthetic(
+        out, patients=patients, records_per_patient=records, seconds=seconds, seed=seed
+    )
+    print(f"{out}: {count} records of {patients} patients, {seconds:g} s each")
+
+
+def prepare(
+    source: Annotated[Path, tyro.conf.arg(metavar="SOURCE"), Argument],
+    store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
+    workers: int = 0,
+) -> None:
+    """Import a folder of WFDB records into a store: int16 microvolts at 500 Hz, leads by name.
+
+    Args:
+        source: Folder with .hea files and their .dat or .mat, at any depth.
+        store: Folder to write; taken up again if an earlier import of SOURCE was stopped.
+        workers: Processes that read records; 0: one per core.
+    """
+    from ecgfast.data import prepare as run
+
+    report = run(source, store, workers=workers or os.cpu_count() or 1)
+    print(f"{store}: {report.n_imported} recordings imported, {report.n_rejected} rejected")
+
+
+def _pretrain_command(args: Sequence[str]) -> Callable[..., None]:
+    """The command with the fields of the preset that `args` names as its defaults."""
+    from ecgfast import training
+
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    scan.add_argument("--preset", nargs="?")
+    name = scan.parse_known_args(args)[0].preset
+    default = training.PRESETS.get(name, training.PRESETS["small"])()
+
+    def pretrain(
+        store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
+        run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
+        preset: Literal["demo", "small", "paper"] = "small",
+        config: Annotated[training.PretrainConfig, tyro.conf.arg(name="")] = default,
+    ) -> None:
+        """Pre-train an encoder on a store with W2V + CMSC + RLM.
+
+        The same command takes a stopped run up again. Several processes: torchrun -m ecgfast
+        pretrain ...
+
+        Args:
+            store: Folder written by `ecgfast prepare`.
+            run: Folder for the model, checkpoints, metrics and curves.
+            preset: Where the settings below start from: demo takes minutes on two CPU cores,
+                small hours on a GPU, paper is the paper's. Their values are shown as defaults.
+            config: Settings.
+        """
+        is_main = os.environ.get("RANK", "0") == "0"
+        trained = training.pretrain(store, run, config, progress=is_main)
+        if is_main:
+            if not trained:
+                print(f"{run} is finished; nothing to do")
+            print(training.summarize_run(run))
+
+    return pretrain
+
+
+def convert(
+    checkpoint: Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT"), Argument],
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT"), Argument],
+) -> None:
+    """Turn an official fairseq-signals checkpoint into a model folder, executing nothing in it.
+
+    Args:
+        checkpoint: File with weights and configuration, as the official trainer saves it (.pt).
+        out: New or empty folder for model.safetensors and config.json.
+    """
+    from ecgfast.interop import convert_fairseq
+
+    convert_fairseq(checkpoint, out)
+    print(f"{out}: model.safetensors, config.json")
+
+
+def show_config() -> None:
+    """Print how this installation was built and what it runs on."""
+    import ecgfast
+
+    ecgfast.show_config()
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Callable[..., None]]]] = {
+    "synth": ("write synthetic 12-lead records", lambda args: synth),
+    "prepare": ("import a folder of WFDB records into a store", lambda args: prepare),
+    "pretrain": ("pre-train an encoder on a store", _pretrain_command),
+    "convert": ("turn an official checkpoint into a model folder", lambda args: convert),
+    "show-config": ("print how this installation was built", lambda args: show_config),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise EcgfastError(f"{message} ({self.prog} --help shows what is taken)")
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    lines = [f"  {name:<12} {text}" for name, (text, _) in COMMANDS.items()]
+    parser = _Parser(
+        prog="ecgfast",
+        description="Self-supervised learning on electrocardiograms.",
+        epilog="commands:\n" + "\n".join(lines) + "\n\n`ecgfast COMMAND --help` shows its options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    parser.add_argument("command", metavar="COMMAND", nargs="?", help="one of those below")
+    parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER)
+    return parser
+
+
+def _flatten_error(box: str) -> str:
+    """The message of one of tyro's error boxes as one line, without its title and its advice."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    body: list[str] = []
+    for line in lines[1:]:
+        if re.fullmatch("─*", line):
+            break
+        body.append(line)
+    return " ".join(body) or " ".join(lines)
+
+
+def _parse_and_run(name: str, args: Sequence[str]) -> None:
+    function = COMMANDS[name][1](args)
+    prog = f"ecgfast {name}"
+    errors = io.StringIO()
+
+    # Parsing alone has its errors caught and rewritten: the command runs after it.
+    @functools.wraps(function)
+    def bind(*positional: Any, **keywords: Any) -> Callable[[], None]:
+        return functools.partial(function, *positional, **keywords)
+
+    try:
+        with contextlib.redirect_stderr(errors):
+            command = tyro.cli(bind, prog=prog, args=args)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        message = _flatten_error(errors.getvalue())
+        raise EcgfastError(f"{message} ({prog} --help shows what is taken)") from None
+    command()
+
+
+def _run(args: Sequence[str]) -> None:
+    parser = _top_parser()
+    options = parser.parse_args(args)
+    if options.version:
+        import ecgfast
+
+        print(f"ecgfast {ecgfast.__version__}")
+    elif options.command is None:
+        parser.error("no command given")
+    elif options.command not in COMMANDS:
+        parser.error(f"COMMAND: got {options.command!r}; one of {', '.join(COMMANDS)} is taken")
+    else:
+        _parse_and_run(options.command, options.arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: that of the process) and return its exit code.
+
+    0: done; 2: bad input, told in one line on stderr; 128 + the signal: stopped by it.
+    """
+    try:
+        _run(sys.argv[1:] if argv is None else argv)
+    except (EcgfastError, OSError) as error:
+        print(f"ecgfast: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"ecgfast: {str(stop) or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(stop, "signum", signal.SIGINT)
+    return 0

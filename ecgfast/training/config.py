@@ -1,0 +1,121 @@
+"""Configurations of the training tasks and their presets."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ecgfast.errors import EcgfastError
+from ecgfast.nn import EncoderConfig
+from ecgfast.objectives import W2VCMSCConfig
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam with decoupled weight decay, constant learning rate (CHIL 2022, appendix)."""
+
+    lr: float = 5e-5
+    """Learning rate, constant after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of the first and the second moment."""
+    eps: float = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled decay: each update multiplies every parameter by 1 - decay * lr."""
+    warmup_steps: int = 0
+    """Updates of linear warm-up of the learning rate."""
+    clip_norm: float = 0.0
+    """Gradients are scaled down to this total norm; 0: no clipping."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-training with W2V + CMSC + RLM. The defaults are the paper's."""
+
+    model: W2VCMSCConfig = field(default_factory=W2VCMSCConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    batch_pairs: int = 64
+    """Pairs of adjacent segments per process and micro-batch."""
+    accumulation: int = 2
+    """Micro-batches per update."""
+    epochs: int = 200
+    """Passes over the store."""
+    max_steps: int = 0
+    """Updates after which training ends, whatever `epochs` says; 0: `epochs` decides."""
+    segment_samples: int = 2500
+    """Length of a segment in samples at 500 Hz (2500: 5 s)."""
+    offsets: Literal["fixed", "random"] = "fixed"
+    """Where a recording's pair starts: fixed as in the paper, or drawn each epoch."""
+    seed: int = 0
+    """Seed of the weights, the batches, the masks and the dropout."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic: float32, or bfloat16 where autocast allows it."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    log_every: int = 50
+    """Updates between log points; the device is read only there."""
+    checkpoint_every: int = 500
+    """Updates between checkpoints of the training state."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("batch_pairs", 1),
+            ("accumulation", 1),
+            ("epochs", 1),
+            ("max_steps", 0),
+            ("segment_samples", 16),
+            ("log_every", 1),
+            ("checkpoint_every", 1),
+        ):
+            value = getattr(self, name)
+            if value < least:
+                raise EcgfastError(f"{name}: got {value}; an integer of at least {least} is taken")
+        for name, choices in (("precision", ("fp32", "bf16")), ("offsets", ("fixed", "random"))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise EcgfastError(f"{name}: got {value!r}; {' or '.join(choices)} is taken")
+        if not self.optim.lr > 0:
+            raise EcgfastError(f"optim.lr: got {self.optim.lr}; a positive number is taken")
+
+
+# About what the paper's spans leave of 156 tokens at its batch size; fixed, so that shapes are
+# static.
+_N_MASKED = 64
+
+
+def _small() -> PretrainConfig:
+    encoder = EncoderConfig(width=256, layers=4, heads=4, ffn=1024)
+    return PretrainConfig(
+        model=W2VCMSCConfig(encoder=encoder, n_masked=_N_MASKED),
+        optim=OptimConfig(lr=2e-4, warmup_steps=200),
+        batch_pairs=32,
+        accumulation=1,
+        epochs=50,
+    )
+
+
+def _demo() -> PretrainConfig:
+    encoder = EncoderConfig(
+        stem_channels=64,
+        width=96,
+        layers=2,
+        heads=4,
+        ffn=192,
+        conv_pos=32,
+        conv_pos_groups=8,
+    )
+    model = W2VCMSCConfig(encoder=encoder, final_dim=64, latent_dim=64, entries=64, n_masked=_N_MASKED)
+    return PretrainConfig(
+        model=model,
+        optim=OptimConfig(lr=1e-3, warmup_steps=20),
+        batch_pairs=16,
+        accumulation=1,
+        epochs=1000,
+        max_steps=600,
+        log_every=20,
+        checkpoint_every=100,
+    )
+
+
+PRESETS = {"demo": _demo, "small": _small, "paper": PretrainConfig}
+"""Makers of the presets: `demo` for two CPU cores and minutes, `small` for one GPU, `paper`."""

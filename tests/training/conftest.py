@@ -1,0 +1,58 @@
+"""A small store of noise and a model that trains on it in milliseconds."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecgfast.data.writer import Recording, StoreWriter
+from ecgfast.leads import STANDARD_LEADS
+from ecgfast.nn import EncoderConfig
+from ecgfast.objectives import W2VCMSCConfig
+from ecgfast.training import OptimConfig, PretrainConfig
+
+TINY = PretrainConfig(
+    model=W2VCMSCConfig(
+        encoder=EncoderConfig(
+            stem_channels=8, width=16, layers=1, heads=2, ffn=16, conv_pos=4, conv_pos_groups=2
+        ),
+        final_dim=8,
+        entries=4,
+        latent_dim=8,
+        n_negatives=4,
+        n_masked=8,
+    ),
+    optim=OptimConfig(lr=1e-3),
+    batch_pairs=2,
+    accumulation=1,
+    max_steps=10,
+    segment_samples=320,
+    device="cpu",
+    log_every=4,
+    checkpoint_every=3,
+)
+
+
+def write_store(path: Path, recordings: int = 14, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    settings = {"format": "ecgfast-store", "version": 1, "sample_rate": 500}
+    with StoreWriter(path, settings) as writer:
+        for i in range(recordings):
+            signal = rng.integers(-500, 500, (12, 640)).astype(np.int16)
+            name = f"r{i}"
+            leads = list(STANDARD_LEADS)
+            record = Recording(name, f"p{i // 2}", name, signal, leads, [], None, None, 500.0)
+            writer.add(record)
+        writer.finish()
+    return path
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("data") / "store")
+
+
+@pytest.fixture
+def tiny() -> PretrainConfig:
+    return dataclasses.replace(TINY)

@@ -1,0 +1,48 @@
+"""Presets and the checks of configurations."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ecgfast.errors import EcgfastError
+from ecgfast.training import PRESETS, OptimConfig, PretrainConfig
+from ecgfast.training.pretraining import count_steps
+
+
+def test_paper_preset_is_the_papers():
+    config = PRESETS["paper"]()
+    encoder = config.model.encoder
+    assert (encoder.width, encoder.layers, encoder.heads, encoder.ffn) == (768, 12, 12, 3072)
+    assert (encoder.stem_channels, config.model.entries, config.model.latent_dim) == (256, 320, 256)
+    assert (config.batch_pairs, config.accumulation, config.epochs) == (64, 2, 200)
+    assert config.optim == OptimConfig(5e-5, (0.9, 0.98), 1e-6, 0.01, 0, 0.0)
+    assert config.model.n_masked is None
+    assert config.precision == "fp32"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_json(name):
+    described = dataclasses.asdict(PRESETS[name]())
+    assert json.loads(json.dumps(described))["model"]["encoder"]["n_leads"] == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_pairs": 0}, "batch_pairs: got 0; an integer of at least 1 is taken"),
+        ({"max_steps": -1}, "max_steps: got -1"),
+        ({"optim": OptimConfig(lr=0.0)}, "optim.lr: got 0.0; a positive number"),
+        ({"precision": "fp8"}, "precision: got 'fp8'; fp32 or bf16 is taken"),
+    ],
+)
+def test_bad_values_are_named(changes, message):
+    with pytest.raises(EcgfastError, match=message):
+        PretrainConfig(**changes)
+
+
+def test_steps_of_a_run():
+    config = PretrainConfig(epochs=3, accumulation=2)
+    assert count_steps(config, 5) == 7
+    assert count_steps(dataclasses.replace(config, max_steps=4), 5) == 4
+    assert count_steps(dataclasses.replace(config, max_steps=40), 5) == 7
