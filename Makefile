@@ -1,0 +1,69 @@
+# `make help` lists the targets. Needs Python >= 3.10 with venv, a C++17 compiler and make.
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format clean
+
+PYTHON ?= python3
+VENV ?= .venv
+RUNS ?= runs
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Stamps: each is the time when a step was last done.
+REQUIREMENTS := $(VENV)/.requirements
+BUILT := $(VENV)/.built
+BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt \
+    $(shell find csrc cmake -type f 2>/dev/null)
+CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+help:
+	@echo "make demo     pre-train a small model on synthetic records; the result is in $(RUNS)/demo"
+	@echo "make test     run all tests (PYTEST_ARGS=... for pytest's own arguments)"
+	@echo "make lint     ruff and clang-format, changing nothing"
+	@echo "make format   ruff and clang-format, changing files"
+	@echo "make install  only the virtual environment and the build, in $(VENV)"
+	@echo "make clean    remove build outputs and $(VENV); $(RUNS) stays"
+
+$(REQUIREMENTS): requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -r requirements-dev.txt
+	touch $@
+
+# An editable install: changes to Python files need no rebuild.
+$(BUILT): $(REQUIREMENTS) $(BUILD_INPUTS)
+	$(PIP) install --quiet --no-build-isolation -c requirements-dev.txt -e '.[dev]'
+	touch $@
+
+install: $(BUILT)
+
+DEMO_RECORDS := $(RUNS)/demo-data/records
+DEMO_STORE := $(RUNS)/demo-data/store
+
+$(DEMO_RECORDS)/RECORDS: | $(BUILT)
+	rm -rf $(DEMO_RECORDS)
+	$(BIN)/ecgfast synth $(DEMO_RECORDS) --patients 256 --records 2 --seconds 10
+
+$(DEMO_STORE)/store.json: $(DEMO_RECORDS)/RECORDS
+	rm -rf $(DEMO_STORE)
+	$(BIN)/ecgfast prepare $(DEMO_RECORDS) $(DEMO_STORE)
+
+demo: $(BUILT) $(DEMO_STORE)/store.json
+	$(BIN)/ecgfast pretrain $(DEMO_STORE) $(RUNS)/demo --preset demo
+
+test: $(BUILT)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(BUILT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(BUILT)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find ecgfast tests -name __pycache__ -prune -exec rm -rf {} +
+	find ecgfast -name '*.so' -delete
