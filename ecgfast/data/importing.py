@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ecgfast.data.preprocess import MIN_SECONDS, Rejected
 from ecgfast.data.store import SAMPLE_RATE, STORE_FORMAT, STORE_VERSION
 from ecgfast.data.wfdb_source import find_records, read_recording
-from ecgfast.data.writer import Recording, StoreWriter, finished_store
+from ecgfast.data.writer import Recording, StoreWriter, finished_store, partial_folder
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 
@@ -48,7 +48,7 @@ class PrepareReport:
     def __str__(self) -> str:
         counts = f"{self.n_imported} recordings"
         if self.n_rejected:
-            counts += f", {self.n_rejected} rejected ({describe_counts(self.rejected)})"
+            counts += f", {self.n_rejected} rejected ({_describe(self.rejected)})"
         if self.nothing_to_do:
             return f"{self.store}: nothing to do, the store is complete: {counts}"
         return f"{self.store}: imported {counts}"
@@ -80,10 +80,10 @@ def prepare(
         raise EcgfastError(f"workers: got {workers}, want 1 or more")
     settings, n_records = _settings(source)
     report = _finished(store, settings)
-    if report is not None:
+    if report is not None and not partial_folder(store).exists():
         return report
     with StoreWriter(store, settings) as writer:
-        # an import that ended while this one waited for the lock
+        # finished just now by another import, or by one that was killed before it tidied up
         report = _finished(store, settings)
         if report is not None:
             writer.discard()
@@ -101,7 +101,7 @@ def prepare(
             writer.discard()
             raise EcgfastError(
                 f"source: none of the {n_records} records in {source} can be taken: "
-                f"{describe_counts(writer.rejected)}"
+                f"{_describe(writer.rejected)}"
             )
         writer.finish()
         return PrepareReport(
@@ -113,7 +113,7 @@ def prepare(
         )
 
 
-def describe_counts(counts: dict[str, int]) -> str:
+def _describe(counts: dict[str, int]) -> str:
     """Counts in one line, the largest first: "flat 3, unreadable 1"."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{name} {count}" for name, count in ordered)

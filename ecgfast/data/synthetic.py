@@ -33,6 +33,8 @@ RHYTHMS = {
 }
 """SNOMED CT codes of each rhythm class, as the CinC-2021 records carry them."""
 
+_SETTINGS = "synthetic.json"  # in a folder of synthetic records: what they were made with
+
 _AF, _PVCS = 3, 4  # positions in RHYTHMS
 _SHARES = (0.4, 0.15, 0.15, 0.15, 0.15)  # of patients with each rhythm
 _HEART_RATES = ((62, 95), (42, 57), (103, 140), (70, 120), (62, 90))  # beats per minute
@@ -53,7 +55,7 @@ _DOWER = np.array(
 
 # A wave: centre and width (standard deviation) in seconds, then x, y, z in millivolts. P is placed
 # from its own time before the QRS complex, T from the end of the QT interval.
-_P = np.array([(-0.012, 0.020, 0.050, 0.090, -0.055), (0.014, 0.020, 0.070, 0.080, 0.040)])
+_P = np.array([(-0.012, 0.020, 0.050, 0.085, -0.040), (0.014, 0.020, 0.065, 0.080, 0.040)])
 _QRS = np.array(
     [
         (-0.028, 0.0080, -0.12, -0.02, -0.22),  # septum: to the right and front
@@ -65,9 +67,9 @@ _QRS = np.array(
 _T = np.array([(-0.030, 0.055, 0.15, 0.12, -0.13), (0.020, 0.034, 0.14, 0.11, -0.13)])
 _PVC = np.array(
     [
-        (0.000, 0.032, -0.75, 1.05, -0.75),
-        (0.055, 0.034, -0.95, 0.85, 0.95),
-        (0.270, 0.065, 0.55, -0.50, 0.15),
+        (0.000, 0.024, -0.55, 0.75, -0.60),
+        (0.045, 0.027, -0.70, 0.60, 0.80),
+        (0.250, 0.060, 0.40, -0.34, 0.12),
     ]
 )
 
@@ -381,9 +383,6 @@ def write_synthetic(
         _write_record(partial, record)
     partial.rename(out)
     return patients * records
-
-
-_SETTINGS = "synthetic.json"
 
 
 def _settings_in(folder: Path) -> dict[str, float] | None:

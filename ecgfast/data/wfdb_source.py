@@ -172,11 +172,14 @@ def _read_leads(path: Path, header: Header) -> tuple[dict[int, tuple[np.ndarray,
     else:
         headers = [header]
         channels = list(_channels([_signal_name(line) for line in header.lines]).values())
-    files = set().union(*(_data_files(path.parent, part) for part in headers))
+    single = (part for part in headers if not part.n_segments)
+    files = set().union(*(_data_files(path.parent, part) for part in single))
     record = _rdrecord(path, headers, files, channels)
     found = _channels(record.sig_name)
     if channels is not None and len(found) != len(channels):
         raise Rejected("unreadable: the signal lines are ambiguous")
+    if record.units is None:
+        raise Rejected("unit: it changes between the segments")
     leads = {}
     for lead, i in found.items():
         unit = record.units[i] or "mV"

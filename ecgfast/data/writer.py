@@ -13,7 +13,7 @@ import shutil
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -83,7 +83,7 @@ class StoreWriter:
         self.n_imported = 0
         self.rejected: Counter[str] = Counter()
         self._shard_elements = shard_elements
-        self._partial = path.parent / f"{path.name}.partial"
+        self._partial = partial_folder(path)
         self._folder = self._partial / "store"
         self._journal_path = self._partial / "journal.jsonl"
         self._pending: list[str] = []
@@ -172,13 +172,14 @@ class StoreWriter:
             }
             write_json(self._folder / "store.json", self.settings | counts)
             self._folder.rename(self.path)
-            shutil.rmtree(self._partial)
+            self._remove_partial()
 
     def discard(self) -> None:
         """Remove everything written."""
         self._file.close()
         self._file = None
-        shutil.rmtree(self._partial)
+        with _naming(self._partial):
+            self._remove_partial()
 
     def _note(self, entry: dict[str, Any]) -> None:
         self._pending.append(json.dumps(entry) + "\n")
@@ -189,12 +190,21 @@ class StoreWriter:
         if not self._journal_is_good():
             self.n_imported = self._shard = self._end = 0
             self.rejected.clear()
-            for stale in self._partial.iterdir():
-                if stale.name != "lock":
-                    shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            self._empty_partial()
             self._folder.mkdir()
             write_json(self._partial / "settings.json", self.settings)
         self._open_shard(self._shard, self._end)
+
+    def _empty_partial(self) -> None:
+        for stale in self._partial.iterdir():
+            if stale.name != "lock":
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+
+    def _remove_partial(self) -> None:
+        self._empty_partial()
+        (self._partial / "lock").unlink()
+        with suppress(OSError):  # another import may have put its lock there already
+            self._partial.rmdir()
 
     def _journal_is_good(self) -> bool:
         """Take up the journal of an interrupted import; False if there is none to take up."""
@@ -262,6 +272,11 @@ class StoreWriter:
                     index.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
                     rows = []
             index.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+
+
+def partial_folder(path: Path) -> Path:
+    """Where the store `path` grows until it is complete."""
+    return path.parent / f"{path.name}.partial"
 
 
 def finished_store(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,0 +1,91 @@
+import json
+import os
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from made import sines, write_record
+
+from ecgfast.data import Store
+from ecgfast.errors import EcgfastError
+
+
+@pytest.fixture
+def store(tmp_path, imported):
+    for i, n in enumerate([5000, 600, 7001]):
+        write_record(tmp_path / f"in/{i}", sines(n), comments=[f"Dx: {i}"])
+    return imported(tmp_path / "in")
+
+
+def test_standard_tools_read_it(store):
+    table = pq.read_table(store.path / "index.parquet").to_pylist()
+    for i, row in enumerate(table):
+        shard = np.load(store.path / f"signals-{row['shard']:05d}.npy", mmap_mode="r")
+        block = shard[row["offset"] : row["offset"] + 12 * row["n_samples"]]
+        np.testing.assert_array_equal(block.reshape(12, -1), store.signal(i))
+        assert row["labels"] == [str(i)]
+    assert json.loads((store.path / "store.json").read_text())["sample_rate"] == store.rate == 500
+    assert (store.path / "rejected.csv").read_text() == "source,reason\n"
+    assert (len(store), store.index.num_rows) == (3, 3)
+
+
+def test_signals_are_mapped_and_read_only(store):
+    signal = store.signal(2)
+    assert isinstance(signal, np.memmap)
+    assert signal.dtype == np.int16
+    with pytest.raises(ValueError, match="read-only"):
+        signal[0, 0] = 1
+
+
+def test_absent_and_foreign_folders(tmp_path):
+    with pytest.raises(EcgfastError, match="no such folder"):
+        Store(tmp_path / "absent")
+    with pytest.raises(EcgfastError, match=r"no store: it holds no store\.json"):
+        Store(tmp_path)
+    (tmp_path / "store.json").write_text("[1]")
+    with pytest.raises(EcgfastError, match="not a store's description"):
+        Store(tmp_path)
+
+
+def test_newer_version(store):
+    meta = store.path / "store.json"
+    meta.write_text(meta.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(EcgfastError, match=r"store\.json has version 2, want 1"):
+        Store(store.path)
+
+
+@pytest.mark.parametrize("size", [0, 60, 1000])
+def test_truncated_shard(store, size):
+    os.truncate(store.path / "signals-00000.npy", size)
+    with pytest.raises(EcgfastError, match=r"can't read .*signals-00000\.npy"):
+        Store(store.path)
+
+
+def test_missing_files(store):
+    (store.path / "signals-00000.npy").unlink()
+    with pytest.raises(EcgfastError, match=r"signals-00000\.npy"):
+        Store(store.path)
+    (store.path / "index.parquet").write_bytes(b"PAR1")
+    with pytest.raises(EcgfastError, match=r"index\.parquet"):
+        Store(store.path)
+
+
+def test_flipped_bit(store):
+    store.verify()
+    file = store.path / "signals-00000.npy"
+    content = bytearray(file.read_bytes())
+    content[-5000] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(EcgfastError, match=r"signals-00000\.npy is damaged: .* record 2 "):
+        Store(store.path).verify()
+
+
+def test_blocks_outside_their_shard_are_refused(store):
+    file = store.path / "index.parquet"
+    table = pq.read_table(file)
+    for column, value in {"offset": -1, "n_samples": 2**62, "shard": 1}.items():
+        rows = table.to_pylist()
+        rows[1][column] = value
+        pq.write_table(table.from_pylist(rows, schema=table.schema), file)
+        with pytest.raises(EcgfastError, match="record 1 lies outside its shard"):
+            Store(store.path)
