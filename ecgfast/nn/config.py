@@ -22,11 +22,7 @@ def check_numbers(config: Any, low: float, high: float, *names: str) -> None:
     """Refuse a field that is not a number in [low, high]."""
     for name in names:
         value = getattr(config, name)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not low <= value <= high
-        ):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise EcgfastError(f"{name} takes a number in [{low}, {high}], got {value!r}")
 
 
@@ -104,9 +100,7 @@ class EncoderConfig:
         check_numbers(self, 0, float("inf"), "feature_grad_mult")
         for name in ("heads", "conv_pos_groups"):
             if self.width % getattr(self, name):
-                raise EcgfastError(
-                    f"width {self.width} is no multiple of {name} {getattr(self, name)}"
-                )
+                raise EcgfastError(f"width {self.width} is no multiple of {name} {getattr(self, name)}")
         if isinstance(self.leads, str) or not all(isinstance(name, str) for name in self.leads):
             raise EcgfastError(f"leads takes a sequence of names, got {self.leads!r}")
         self.leads = tuple(self.leads)

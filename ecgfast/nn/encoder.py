@@ -54,9 +54,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig | None = None) -> None:
         super().__init__()
         self.config = config = EncoderConfig() if config is None else config
-        self.stem = Stem(
-            config.n_leads, config.stem_channels, config.stem_layers, bias=config.stem_bias
-        )
+        self.stem = Stem(config.n_leads, config.stem_channels, config.stem_layers, bias=config.stem_bias)
         self.feature_norm = nn.LayerNorm(config.stem_channels)
         same = config.stem_channels == config.width
         self.projection = nn.Identity() if same else nn.Linear(config.stem_channels, config.width)
@@ -90,9 +88,7 @@ class Encoder(nn.Module):
                 dtype or device than the one taken.
         """
         channels = self._channels(leads)
-        signal = self._check_signal(
-            signal, self.config.n_leads if channels is None else len(channels)
-        )
+        signal = self._check_signal(signal, self.config.n_leads if channels is None else len(channels))
         batch, n_leads, n_samples = signal.shape
         n = self.config.n_tokens(n_samples)
         if keep is not None:
@@ -144,7 +140,8 @@ class Encoder(nn.Module):
         elif model_type != ENCODER_TYPE:
             known = ", ".join((ENCODER_TYPE, *PRETRAINING_TYPES))
             raise EcgfastError(f"{folder}: has model_type {model_type!r}, takes {known}")
-        encoder = cls(config_from_dict(EncoderConfig, config, f"{folder}/config.json"))
+        with torch.device("meta"):
+            encoder = cls(config_from_dict(EncoderConfig, config, f"{folder}/config.json"))
         load_tensors(encoder, tensors, folder)
         return encoder.eval()
 

@@ -17,9 +17,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
-def write_model(
-    folder: Path | str, model_type: str, config: Mapping[str, Any], module: nn.Module
-) -> None:
+def write_model(folder: Path | str, model_type: str, config: Mapping[str, Any], module: nn.Module) -> None:
     """Write a model folder; what was there before stays whole until both files are complete.
 
     Raises:
@@ -32,9 +30,7 @@ def write_model(
     written: dict[str, str] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_beside(
-            folder, WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}), written
-        )
+        _write_beside(folder, WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}), written)
         _write_beside(folder, CONFIG, lambda path: Path(path).write_text(text), written)
         for name in (WEIGHTS, CONFIG):
             os.replace(written[name], folder / name)
@@ -48,9 +44,7 @@ def write_model(
             folder.rmdir()
 
 
-def _write_beside(
-    folder: Path, name: str, write: Callable[[str], Any], written: dict[str, str]
-) -> None:
+def _write_beside(folder: Path, name: str, write: Callable[[str], Any], written: dict[str, str]) -> None:
     handle, path = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
     written[name] = path
     os.close(handle)
@@ -90,7 +84,7 @@ def read_model(folder: Path | str) -> tuple[str, dict[str, Any], dict[str, Tenso
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """Load tensors that must be exactly the module's own.
+    """Load tensors that must be exactly the module's own; the module may be on the meta device.
 
     Raises:
         EcgfastError: a tensor is missing, unknown, or of another shape.
@@ -108,4 +102,5 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path 
         if value.shape != tensors[name].shape:
             got, takes = tuple(tensors[name].shape), tuple(value.shape)
             raise EcgfastError(f"{source}: {name} has shape {got}, the model takes {takes}")
-    module.load_state_dict(dict(tensors))
+    copies = {k: tensors[k].to(v.dtype, copy=True) for k, v in own.items()}
+    module.load_state_dict(copies, assign=True)

@@ -49,8 +49,8 @@ class Stem(nn.Module):
         Args:
             signal: [B, L, T], float millivolts or int16 microvolts.
             keep: [B, L] bool, leads to keep; None keeps all.
-            channels: input channel of each of the L leads; None: they are all, in order. An absent lead
-                contributes what a lead of zeros would: nothing.
+            channels: input channel of each of the L leads; None: they are all, in order. An absent
+                lead contributes what a lead of zeros would: nothing.
         """
         weights = [conv.weight for conv in self.convs]
         if channels is not None:

@@ -85,17 +85,14 @@ class W2VCMSCConfig:
         check_numbers(self, 0, float("inf"), "diversity_weight", "feature_penalty_weight")
         check_flags(self, "keep_one_lead")
         if self.latent_dim % self.groups:
-            raise EcgfastError(
-                f"latent_dim {self.latent_dim} is no multiple of groups {self.groups}"
-            )
+            raise EcgfastError(f"latent_dim {self.latent_dim} is no multiple of groups {self.groups}")
         try:
             start, end, decay = map(float, self.temperature)
         except (TypeError, ValueError):
             start = end = decay = math.nan
         if not (start >= end > 0 and 0 < decay <= 1):
             raise EcgfastError(
-                "temperature takes start >= end > 0 and a decay in (0, 1], "
-                f"got {self.temperature!r}"
+                f"temperature takes start >= end > 0 and a decay in (0, 1], got {self.temperature!r}"
             )
         self.temperature = (start, end, decay)
 
@@ -184,6 +181,11 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.long()[..., None].expand(-1, -1, x.shape[-1]))
 
 
+def wide(x: Tensor) -> Tensor:
+    """X in float32, or as it is in float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class W2VCMSC(nn.Module):
     """The pre-training model: encoder, quantizer and the two projections of the local loss."""
 
@@ -236,7 +238,7 @@ class W2VCMSC(nn.Module):
         """
         config = self.config
         draws = Draws() if draws is None else draws
-        _check_batch(signal, groups, sample_ids)
+        _check_batch(signal, groups, sample_ids, config.encoder)
         if temperature is None:
             temperature = gumbel_temperature(config.temperature, rng)
         temperature = torch.as_tensor(temperature, device=signal.device)
@@ -269,7 +271,7 @@ class W2VCMSC(nn.Module):
         prob_perplexity = perplexity(quantized.mean_probs)
         n_codes = config.groups * config.entries
         diversity = config.diversity_weight * (n_codes - prob_perplexity) / n_codes
-        penalty = config.feature_penalty_weight * encoded.stem.float().pow(2).mean()
+        penalty = config.feature_penalty_weight * wide(encoded.stem).pow(2).mean()
         terms = (
             local.sum(),
             diversity * sample_size,
@@ -290,9 +292,7 @@ class W2VCMSC(nn.Module):
             details,
         )
 
-    def _lead_keep(
-        self, signal: Tensor, sample_ids: Tensor, rng: Tensor, draws: Draws
-    ) -> Tensor | None:
+    def _lead_keep(self, signal: Tensor, sample_ids: Tensor, rng: Tensor, draws: Draws) -> Tensor | None:
         if draws.lead_keep is not None or self.config.lead_mask_prob == 0:
             return draws.lead_keep
         config = self.config
@@ -308,9 +308,7 @@ class W2VCMSC(nn.Module):
         index = draws.mask_index
         if index is not None:
             if index.ndim != 2 or index.shape[0] != signal.shape[0]:
-                raise EcgfastError(
-                    f"draws.mask_index: takes [{signal.shape[0]}, M], got {list(index.shape)}"
-                )
+                raise EcgfastError(f"draws.mask_index: takes [{signal.shape[0]}, M], got {list(index.shape)}")
             mask = torch.zeros(signal.shape[0], n, dtype=torch.bool, device=signal.device)
             return index, mask.scatter(1, index.long(), True)
         if config.n_masked is not None and config.n_masked > n:
@@ -329,10 +327,8 @@ class W2VCMSC(nn.Module):
             n_masked=config.n_masked,
         )
 
-    def _global_loss(
-        self, encoded: EncoderOutput, groups: Tensor, segment: Tensor | None
-    ) -> Tensor:
-        z = mean_tokens(encoded.tokens, encoded.padding).float()
+    def _global_loss(self, encoded: EncoderOutput, groups: Tensor, segment: Tensor | None) -> Tensor:
+        z = wide(mean_tokens(encoded.tokens, encoded.padding))
         if segment is not None:
             # A stable sort puts first segments before second ones without a dynamic shape.
             order = segment.argsort(stable=True)
@@ -360,12 +356,16 @@ class W2VCMSC(nn.Module):
         model_type, config, tensors = read_model(folder)
         if model_type != MODEL_TYPE:
             raise EcgfastError(f"{folder}: has model_type {model_type!r}, takes {MODEL_TYPE}")
-        model = cls(config_from_dict(W2VCMSCConfig, config, f"{folder}/config.json"))
+        with torch.device("meta"):
+            model = cls(config_from_dict(W2VCMSCConfig, config, f"{folder}/config.json"))
         load_tensors(model, tensors, folder)
         return model.eval()
 
 
-def _check_batch(signal: Tensor, groups: Tensor, sample_ids: Tensor) -> None:
+def _check_batch(signal: Tensor, groups: Tensor, sample_ids: Tensor, config: EncoderConfig) -> None:
+    if signal.ndim != 3 or config.n_tokens(signal.shape[2]) == 0:
+        least = 1 << config.stem_layers
+        raise EcgfastError(f"signal: takes [2P, L, T] with T >= {least}, got {list(signal.shape)}")
     batch = signal.shape[0]
     if batch % 2:
         raise EcgfastError(f"signal: takes pairs of segments, got {batch} segments")

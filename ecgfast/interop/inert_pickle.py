@@ -1,0 +1,258 @@
+"""Reads a pickle as data: no name in it is ever imported, nothing in it is ever called.
+
+A pickle is a program for a stack machine, with instructions to import a name and to call it. This
+is such a machine without those two: a name stays a `Global`, a call of it an `Inert` record. Names
+outside a short list end the reading all the same, so a hostile file is told from a damaged one.
+"""
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ecgfast.errors import EcgfastError
+
+
+class Global(NamedTuple):
+    """A name that the pickle refers to; just the name."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False)
+class Inert:
+    """An object the pickle describes: its class, constructor arguments, state and contents."""
+
+    kind: Global
+    args: tuple
+    state: Any = None
+    contents: list = field(default_factory=list)
+
+
+_MAPPINGS = ("dict", "OrderedDict", "defaultdict")
+_BUILTINS = (
+    "dict",
+    "list",
+    "set",
+    "tuple",
+    "frozenset",
+    "bool",
+    "int",
+    "float",
+    "str",
+    "bytes",
+    "object",
+)
+_NAMES = {
+    "collections": ("OrderedDict", "defaultdict"),
+    "builtins": _BUILTINS,
+    "__builtin__": _BUILTINS,
+    "argparse": ("Namespace",),
+    "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
+    "numpy": ("dtype", "ndarray"),
+    "numpy.core.multiarray": ("scalar", "_reconstruct"),
+    "numpy._core.multiarray": ("scalar", "_reconstruct"),
+    "_codecs": ("encode",),
+    "torch": ("device", "Size"),
+    "torch._utils": ("_rebuild_tensor_v2", "_rebuild_parameter"),
+}
+_PACKAGES = ("omegaconf", "typing", "enum", "fairseq_signals")
+
+_MARK = object()
+
+
+class InertUnpickler:
+    """Runs a pickle's instructions on plain data.
+
+    Args:
+        rebuild: called for a reduced global of torch (name, arguments); returns what stands for it.
+        persistent: called with a persistent id; returns what stands for it.
+        storages: names of module `torch` to take besides, its storage classes.
+    """
+
+    def __init__(
+        self,
+        rebuild: Callable[[str, tuple], Any],
+        persistent: Callable[[Any], Any],
+        storages: tuple[str, ...],
+    ) -> None:
+        self._rebuild = rebuild
+        self._persistent = persistent
+        self._storages = storages
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def load(self, data: bytes) -> Any:
+        """The object that the pickle describes.
+
+        Raises:
+            EcgfastError: it refers to a name that is not taken.
+            ValueError, TypeError, LookupError: it is no sound pickle.
+        """
+        for opcode, argument, _ in pickletools.genops(data):
+            name = opcode.name
+            if name == "STOP":
+                (result,) = self._stack
+                return result
+            if name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[name]())
+            elif name in _LITERALS:
+                self._stack.append(argument)
+            elif name not in ("PROTO", "FRAME"):
+                step = getattr(self, "_" + name.lower(), None)
+                if step is None:
+                    raise EcgfastError(f"holds the pickle instruction {name}, which is not taken")
+                step(argument)
+        raise ValueError("no end")
+
+    def _pop_mark(self) -> list[Any]:
+        for start in range(len(self._stack) - 1, -1, -1):
+            if self._stack[start] is _MARK:
+                items = self._stack[start + 1 :]
+                del self._stack[start:]
+                return items
+        raise ValueError("no mark")
+
+    def _mark(self, _: None) -> None:
+        self._stack.append(_MARK)
+
+    def _pop(self, _: None) -> None:
+        self._stack.pop()
+
+    def _binput(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
+
+    _put = _long_binput = _binput
+
+    def _memoize(self, _: None) -> None:
+        self._memo[len(self._memo)] = self._stack[-1]
+
+    def _binget(self, index: int) -> None:
+        self._stack.append(self._memo[index])
+
+    _get = _long_binget = _binget
+
+    def _tuple(self, _: None) -> None:
+        self._stack.append(tuple(self._pop_mark()))
+
+    def _pop_tuple(self, n: int) -> None:
+        if len(self._stack) < n:
+            raise ValueError("empty stack")
+        self._stack[-n:] = [tuple(self._stack[-n:])]
+
+    def _tuple1(self, _: None) -> None:
+        self._pop_tuple(1)
+
+    def _tuple2(self, _: None) -> None:
+        self._pop_tuple(2)
+
+    def _tuple3(self, _: None) -> None:
+        self._pop_tuple(3)
+
+    def _list(self, _: None) -> None:
+        self._stack.append(self._pop_mark())
+
+    def _dict(self, _: None) -> None:
+        items = self._pop_mark()
+        self._stack.append({})
+        self._update(items)
+
+    def _append(self, _: None) -> None:
+        item = self._stack.pop()
+        self._extend([item])
+
+    def _appends(self, _: None) -> None:
+        self._extend(self._pop_mark())
+
+    _additems = _appends
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if isinstance(target, Inert):
+            target = target.contents
+        if not isinstance(target, list):
+            raise TypeError("appends to what is no list")
+        target.extend(items)
+
+    def _setitem(self, _: None) -> None:
+        value, key = self._stack.pop(), self._stack.pop()
+        self._update([key, value])
+
+    def _setitems(self, _: None) -> None:
+        self._update(self._pop_mark())
+
+    def _update(self, flat: list[Any]) -> None:
+        pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        target = self._stack[-1]
+        if isinstance(target, Inert):
+            target.contents.extend(pairs)
+        elif isinstance(target, dict):
+            target.update(pairs)
+        else:
+            raise TypeError("sets items of what is no dict")
+
+    def _global(self, argument: str) -> None:
+        self._push_global(*argument.split(" ", 1))
+
+    def _stack_global(self, _: None) -> None:
+        name, module = self._stack.pop(), self._stack.pop()
+        self._push_global(module, name)
+
+    def _push_global(self, module: str, name: str) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a name that is no text")
+        known = name in _NAMES.get(module, ()) or module.partition(".")[0] in _PACKAGES
+        if not known and not (module == "torch" and name in self._storages):
+            raise EcgfastError(f"refers to {module}.{name}, which a checkpoint has no use for")
+        self._stack.append(Global(module, name))
+
+    def _reduce(self, _: None) -> None:
+        args, kind = self._stack.pop(), self._stack.pop()
+        if not isinstance(kind, Global) or not isinstance(args, tuple):
+            raise TypeError("calls what is no name")
+        self._stack.append(self._make(kind, args))
+
+    _newobj = _reduce
+
+    def _newobj_ex(self, _: None) -> None:
+        self._stack.pop()  # keyword arguments
+        self._reduce(None)
+
+    def _make(self, kind: Global, args: tuple) -> Any:
+        if kind.module == "torch._utils":
+            return self._rebuild(kind.name, args)
+        if kind.name in _MAPPINGS and kind.module not in _PACKAGES:
+            pairs = args[0] if args and isinstance(args[0], list) else ()
+            return dict(pairs)
+        return Inert(kind, args)
+
+    def _build(self, _: None) -> None:
+        state, target = self._stack.pop(), self._stack[-1]
+        if isinstance(target, Inert):
+            target.state = state
+        elif not isinstance(target, dict):  # attributes of a dict, such as a state dict's versions
+            raise TypeError("sets attributes of what has none")
+
+    def _binpersid(self, _: None) -> None:
+        self._stack.append(self._persistent(self._stack.pop()))
+
+
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    # A list stands for a set: its members need not be hashable here.
+    "EMPTY_SET": list,
+    "EMPTY_TUPLE": tuple,
+}
+_LITERALS = (
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+)
