@@ -39,12 +39,10 @@ install: $(BUILT)
 DEMO_RECORDS := $(RUNS)/demo-data/records
 DEMO_STORE := $(RUNS)/demo-data/store
 
-$(DEMO_RECORDS)/RECORDS: | $(BUILT)
-	rm -rf $(DEMO_RECORDS)
+$(DEMO_RECORDS)/synthetic.json: | $(BUILT)
 	$(BIN)/ecgfast synth $(DEMO_RECORDS) --patients 256 --records 2 --seconds 10
 
-$(DEMO_STORE)/store.json: $(DEMO_RECORDS)/RECORDS
-	rm -rf $(DEMO_STORE)
+$(DEMO_STORE)/store.json: $(DEMO_RECORDS)/synthetic.json
 	$(BIN)/ecgfast prepare $(DEMO_RECORDS) $(DEMO_STORE)
 
 demo: $(BUILT) $(DEMO_STORE)/store.json

@@ -33,7 +33,8 @@ def synth(
     """Write synthetic 12-lead records (WFDB, 500 Hz), for trying things out without data.
 
     Args:
-        out: New or empty folder for the records (.hea and .dat files).
+        out: New or empty folder for the records (.hea and .dat files); left alone if it holds
+            these very records.
         patients: Number of patients, each with a heart of their own.
         records: Recordings of each patient.
         seconds: Length of a recording in seconds.
@@ -41,10 +42,9 @@ def synth(
     """
     from ecgfast.data import write_synthetic
 
-    count = write_synthetic(
-        out, patients=patients, records_per_patient=records, seconds=seconds, seed=seed
-    )
-    print(f"{out}: {count} records of {patients} patients, {seconds:g} s each")
+    written = write_synthetic(out, patients=patients, records=records, seconds=seconds, seed=seed)
+    what = f"{patients * records} records of {patients} patients, {seconds:g} s each"
+    print(f"{out}: {what}" if written else f"{out}: nothing to do, it holds {what}")
 
 
 def prepare(
@@ -61,8 +61,7 @@ def prepare(
     """
     from ecgfast.data import prepare as run
 
-    report = run(source, store, workers=workers or os.cpu_count() or 1)
-    print(f"{store}: {report.n_imported} recordings imported, {report.n_rejected} rejected")
+    print(run(source, store, workers=workers or os.cpu_count() or 1))
 
 
 def _pretrain_command(args: Sequence[str]) -> Callable[..., None]:
@@ -96,7 +95,7 @@ def _pretrain_command(args: Sequence[str]) -> Callable[..., None]:
         trained = training.pretrain(store, run, config, progress=is_main)
         if is_main:
             if not trained:
-                print(f"{run} is finished; nothing to do")
+                print(f"{run}: nothing to do, the run is finished")
             print(training.summarize_run(run))
 
     return pretrain

@@ -40,9 +40,7 @@ def plot_curves(metrics: Path, out: Path) -> None:
     steps = [point["step"] for point in points]
     figure = Figure(figsize=(13, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, label, names) in zip(
-        figure.subplots(3, 3, sharex=True).flat, _PANELS, strict=True
-    ):
+    for axes, (title, label, names) in zip(figure.subplots(3, 3, sharex=True).flat, _PANELS, strict=True):
         for name, legend in names.items():
             values = [point[name] for point in points]
             axes.plot(steps, values, marker="." if len(points) < 60 else "", label=legend)

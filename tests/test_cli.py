@@ -1,0 +1,200 @@
+"""The command line: help, one-line errors, and the way from records to an encoder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ecgfast.cli import COMMANDS, main
+from ecgfast.nn import Encoder
+from ecgfast.training import read_metrics
+
+SETTINGS = {
+    "preset": "demo",
+    "device": "cpu",
+    "batch-pairs": 2,
+    "max-steps": 6,
+    "log-every": 2,
+    "segment-samples": 320,
+    "model.n-masked": 8,
+    "model.entries": 4,
+    "model.encoder.stem-channels": 8,
+    "model.encoder.width": 16,
+    "model.encoder.layers": 1,
+    "model.encoder.heads": 2,
+    "model.encoder.ffn": 16,
+    "model.encoder.conv-pos": 4,
+    "model.encoder.conv-pos-groups": 2,
+}
+TINY = [f"--{name}={value}" for name, value in SETTINGS.items()]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Four records of two synthetic patients, imported."""
+    folder = tmp_path_factory.mktemp("cli")
+    records = str(folder / "records")
+    assert main(["synth", records, "--patients", "2", "--records", "2", "--seconds", "3"]) == 0
+    assert main(["prepare", records, str(folder / "store"), "--workers", "1"]) == 0
+    return folder / "store"
+
+
+def error_of(capsys, *args) -> str:
+    """The message with which the command refuses `args`: one line, and exit code 2."""
+    assert main([str(arg) for arg in args]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ecgfast: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def run_process(*args, **options):
+    command = [sys.executable, "-m", "ecgfast", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"] if command else ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: ecgfast" in text
+    for name in COMMANDS if command is None else ():
+        assert name in text
+
+
+def test_help_shows_the_presets_values(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--preset", "paper", "--help"])
+    text = capsys.readouterr().out
+    assert "(default: 5e-05)" in text
+    assert "(default: 768)" in text
+
+
+def test_version_and_configuration(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ecgfast ")
+    assert main(["show-config"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "no command given"),
+        (["fly"], "COMMAND: got 'fly'; one of synth, prepare, pretrain, convert, show-config"),
+        (["--fly"], "unrecognized arguments: --fly"),
+        (["synth"], "OUT"),
+        (["synth", "out", "--patients", "many"], "--patients"),
+        (["synth", "out", "--patients"], "--patients"),
+        (["prepare", "source"], "STORE"),
+        (["convert", "a", "b", "c"], "Unrecognized options: c"),
+        (["pretrain", "a", "b", "--preset", "huge"], "'huge'"),
+        (["pretrain", "a", "b", "--optim.speed", "1"], "--optim.speed"),
+        (["pretrain", "a", "b", "--batch-pairs", "0"], "batch_pairs: got 0"),
+        (["pretrain", "a", "b", "--model.encoder.heads", "5"], "heads"),
+        (["pretrain", "a", "b", "--model.encoder.leads", "I", "V7"], "V7"),
+    ],
+)
+def test_bad_arguments(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in error_of(capsys, *args)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["prepare", "missing", "out"],
+        ["prepare", "empty", "out"],
+        ["prepare", "file", "out"],
+        ["pretrain", "missing", "out"],
+        ["pretrain", "empty", "out"],
+        ["pretrain", "file", "out"],
+        ["convert", "missing", "out"],
+        ["convert", "empty", "out"],
+        ["convert", "file", "out"],
+    ],
+)
+def test_bad_inputs_leave_nothing(args, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("no records, no store, no checkpoint")
+    before = sorted(tmp_path.iterdir())
+    assert args[1] in error_of(capsys, *args)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_foreign_folders_are_refused(store, capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    error_of(capsys, "synth", tmp_path)
+    error_of(capsys, "prepare", store.parent / "records", tmp_path)
+    assert "no run of ecgfast" in error_of(capsys, "pretrain", store, tmp_path, *TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_from_records_to_an_encoder(store, capsys, tmp_path):
+    command = ["pretrain", str(store), str(tmp_path / "run"), *TINY]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert "told from their negatives" in out
+    assert "segments/s" in err
+    points = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [point["step"] for point in points] == [1, 2, 4, 6]
+    assert Encoder.from_pretrained(tmp_path / "run/model").config.width == 16
+
+    assert main(command) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    message = error_of(capsys, *command, "--optim.lr", "0.5")
+    assert "was started with optim.lr = " in message
+    assert "(now 0.5)" in message
+
+
+def test_commands_do_nothing_twice(store, capsys):
+    records = store.parent / "records"
+    again = ["synth", str(records), "--patients", "2", "--records", "2", "--seconds", "3"]
+    assert main(again) == 0
+    assert main(["prepare", str(records), str(store)]) == 0
+    assert capsys.readouterr().out.count("nothing to do") == 2
+
+
+def test_module_tells_errors_in_one_line(tmp_path):
+    child = run_process("pretrain", tmp_path / "none", tmp_path / "run")
+    assert child.returncode == 2
+    assert child.stderr.startswith("ecgfast: error: ")
+    assert child.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_run_saves_and_exits(store, tmp_path, signum, code):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "ecgfast", "pretrain", str(store), str(run), *TINY]
+    command += ["--max-steps", "1000000", "--epochs", "1000000", "--checkpoint-every", "1000000"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_thread())
+    try:
+        wait_for(lambda: read_metrics(run / "metrics.jsonl"), child)
+        child.send_signal(signum)
+        _, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == code
+    assert "stopped and saved after step" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert (run / "checkpoint/state.pt").exists()
+
+
+def one_thread():
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def wait_for(condition, child, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
