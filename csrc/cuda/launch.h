@@ -1,0 +1,46 @@
+// The CUDA kernels as plain functions: raw device pointers, sizes and a stream. No PyTorch headers here or in
+// the .cu files, so that they compile in seconds.
+#pragma once
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+namespace ecgfast::cuda {
+
+enum class Dtype { float32, bfloat16, float16 };
+
+// Inputs of local_contrastive; see ecgfast/ops/local_contrastive.py. All tensors contiguous.
+struct LocalContrastive {
+  const void* predictions;  // [B, M, D]
+  const void* targets;      // [B, M, D]
+  const int32_t* codes;     // [B, M, G] or null: targets are compared as vectors
+  const void*
+      negative_index;  // [B, M, K] or null: negatives are drawn; an index outside 0..M-1 makes the loss NaN
+  bool index_is_64;    // int64 indices, else int32
+  bool use_all;        // every other token once, whatever negative_index and K say
+  const int64_t* rng;  // [2]: seed, step
+  const int64_t* sample_ids;  // [B]
+  int64_t batch;
+  int tokens, width, groups, draws;  // M, D, G, K; width <= 2^24, tokens * draws < 2^31
+  float inv_temperature;
+};
+
+struct LocalContrastiveResult {
+  float* loss;       // [B, M]
+  bool* correct;     // [B, M]
+  float* lse;        // [B, M]: the logsumexp in the loss
+  float* inv_norms;  // [2, B, M]: 1 / max(norm, 1e-8) of predictions and targets
+};
+
+struct LocalContrastiveSaved {
+  const float* grad_loss;  // [B, M]
+  const float* lse;
+  const float* inv_norms;
+};
+
+cudaError_t local_contrastive(const LocalContrastive& in, Dtype dtype, const LocalContrastiveResult& out,
+                              cudaStream_t stream);
+cudaError_t local_contrastive_backward(const LocalContrastive& in, Dtype dtype,
+                                       const LocalContrastiveSaved& saved, void* grad_predictions,
+                                       void* grad_targets, cudaStream_t stream);
+
+}  // namespace ecgfast::cuda

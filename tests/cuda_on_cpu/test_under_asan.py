@@ -1,0 +1,25 @@
+"""The kernels' tests once more, built and run under AddressSanitizer in a process of their own."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.cuda_on_cpu.harness import HERE, ROOT, UNDER_ASAN, asan_environment
+
+SELECTIONS = [
+    ("test_local_contrastive_kernel.py", "test_shapes or schedule or exclusion or unaligned or no_token"),
+    ("test_emulator.py", "misuse or barrier or refused"),
+]
+
+
+@pytest.mark.skipif(UNDER_ASAN, reason="runs under ASan already")
+@pytest.mark.parametrize(("file", "tests"), SELECTIONS)
+def test_under_asan(file, tests):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file), "-k", tests]
+    result = subprocess.run(
+        command, cwd=ROOT, env=asan_environment(), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " passed" in result.stdout
+    assert "AddressSanitizer" not in result.stderr, result.stderr
