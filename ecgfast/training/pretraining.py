@@ -1,6 +1,7 @@
 """Pre-training: the loop, from a store to a model folder."""
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -207,7 +208,7 @@ class _Progress:
             unit="step",
             disable=not (show and main),
             dynamic_ncols=True,
-            mininterval=0.5,
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # a log file wants few lines
         )
         self._mark()
 

@@ -1,6 +1,5 @@
 """A small store of noise and a model that trains on it in milliseconds."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +52,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_store(tmp_path_factory.mktemp("data") / "store")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> PretrainConfig:
-    return dataclasses.replace(TINY)
+    return TINY

@@ -24,9 +24,10 @@ from ecgfast.training.pretraining import _open_loader, _Trainer
 CPU = World(0, 1, torch.device("cpu"))
 
 
-@pytest.fixture
-def finished(store, tiny, tmp_path):
-    run = tmp_path / "whole"
+@pytest.fixture(scope="module")
+def finished(store, tiny, tmp_path_factory):
+    """A run that never stopped; no test changes it."""
+    run = tmp_path_factory.mktemp("finished") / "run"
     assert pretrain(store, run, tiny, progress=False)
     return run
 
