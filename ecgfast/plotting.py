@@ -7,18 +7,18 @@ from ecgfast.errors import EcgfastError
 
 # Title, y label, and the metrics drawn with their names in the legend (one needs none).
 _PANELS = (
-    ("Total loss", "nats per masked token", {"loss": ""}),
+    ("Total loss", "nats", {"loss": ""}),
     ("Local loss (W2V)", "nats per masked token", {"local": ""}),
-    ("Global loss (CMSC)", "nats per masked token", {"global": ""}),
-    ("Diversity loss", "weighted, per masked token", {"diversity": ""}),
-    ("Feature penalty", "weighted, per masked token", {"feature_penalty": ""}),
+    ("Global loss (CMSC)", "nats", {"global": ""}),
+    ("Diversity loss", "with its weight", {"diversity": ""}),
+    ("Feature penalty", "with its weight", {"feature_penalty": ""}),
     ("Masked tokens found among negatives", "share", {"accuracy": ""}),
     (
         "Codebook perplexity",
         "entries in use, all groups",
         {"code_perplexity": "chosen codes", "prob_perplexity": "mean probabilities"},
     ),
-    ("Gradient norm", "per masked token", {"grad_norm": ""}),
+    ("Gradient norm", "before clipping", {"grad_norm": ""}),
     ("Throughput", "segments per second", {"segments_per_second": ""}),
 )
 

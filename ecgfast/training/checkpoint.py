@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 import ecgfast
 from ecgfast.errors import EcgfastError
+from ecgfast.objectives import W2VCMSC
 from ecgfast.training.config import PretrainConfig
 
 _MISSING = object()
@@ -57,19 +58,23 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines
 
 
-def write_atomically(path: Path, write: Any) -> None:
+def _sync(path: Path) -> None:
+    """Put a file's content, or a folder's entries, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write(file)` fill a temporary file, put it on the disk, and rename it to `path`."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    _sync(partial)
     os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _sync(path.parent)
 
 
 class RunFolder:
@@ -115,7 +120,8 @@ class RunFolder:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / self.state.parent.name).mkdir(parents=True)
-            (partial / self.config.name).write_text(json.dumps(description, indent=2) + "\n")
+            text = json.dumps(description, indent=2) + "\n"
+            write_atomically(partial / self.config.name, lambda file: file.write(text.encode()))
             os.replace(partial, self.path)
         except OSError as error:
             raise EcgfastError(f"RUN: {str(self.path)!r} can't be made: {error.strerror}") from None
@@ -145,8 +151,11 @@ class RunFolder:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise EcgfastError(f"{self.state}: no training state can be read: {reason}") from None
 
-    def save_model(self, model: Any) -> None:
+    def save_model(self, model: W2VCMSC) -> None:
         partial = self.path / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
         os.replace(partial, self.model)
+        _sync(self.path)
