@@ -23,8 +23,8 @@ if cuda_loaded:
     torch.ops.load_library(str(_CUDA_LIBRARY))
 
 _KERNELS = {
-    "cpu": frozenset({"lead_mask", "span_mask", "local_contrastive"}),
-    "cuda": frozenset({"local_contrastive"}) if cuda_loaded else frozenset(),
+    "cpu": frozenset({"lead_mask", "span_mask", "local_contrastive", "patch_embed"}),
+    "cuda": frozenset({"local_contrastive", "patch_embed"}) if cuda_loaded else frozenset(),
 }
 
 

@@ -4,6 +4,14 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#ifdef ECGFAST_X86_ISAS
+#include <cpuid.h>
+#endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace ecgfast {
 
 #define ECGFAST_ENTRY(result, name, args) name,
@@ -17,18 +25,42 @@ ECGFAST_TABLE(baseline)
 #ifdef ECGFAST_X86_ISAS
 ECGFAST_TABLE(avx2)
 ECGFAST_TABLE(avx512)
+ECGFAST_TABLE(avx512_bf16)
+ECGFAST_TABLE(amx)
 #endif
 
 namespace {
+
+#ifdef ECGFAST_X86_ISAS
+// The tiles need the machine's support and, once per process, the system's leave to grow its register state.
+bool amx_usable() {
+  static const bool usable = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22;
+    if ((d & kTile) == 0 || (d & kBf16) == 0) return false;
+#ifdef __linux__
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+  }();
+  return usable;
+}
+#endif
 
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> found;
 #ifdef ECGFAST_X86_ISAS
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512cd"))
-    found.push_back(&avx512::table);
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512cd");
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (bf16 && amx_usable()) found.push_back(&amx::table);
+  if (bf16) found.push_back(&avx512_bf16::table);
+  if (avx512) found.push_back(&avx512::table);
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
     found.push_back(&avx2::table);
 #endif

@@ -5,17 +5,27 @@
 
 #include "../common/philox.h"
 #include "local_contrastive.h"
+#include "patch_embed.h"
 #include "types.h"
 
 namespace ecgfast {
 
 // philox_fill: blocks first_block to first_block + n_blocks of a stream.
-// *_scratch: bytes of scratch that one thread needs. The others do the segments [begin, end).
-#define ECGFAST_KERNELS(X)                                                                              \
-  X(void, philox_fill, (const Stream& stream, uint32_t first_block, int64_t n_blocks, uint32_t* words)) \
-  X(int64_t, local_contrastive_scratch, (const LocalArgs& args, bool backward))                         \
-  X(void, local_contrastive, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch))        \
-  X(void, local_contrastive_backward, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch))
+// *_scratch: bytes of scratch that one thread needs. Where begin and end are taken, the segments [begin, end)
+// are done. patch_embed_backward: the gradients of its segments are summed into `partials`;
+// patch_embed_finish adds the sums of n_chunks such calls for the channels [begin, end).
+#define ECGFAST_KERNELS(X)                                                                                \
+  X(void, philox_fill, (const Stream& stream, uint32_t first_block, int64_t n_blocks, uint32_t* words))   \
+  X(int64_t, local_contrastive_scratch, (const LocalArgs& args, bool backward))                           \
+  X(void, local_contrastive, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch))          \
+  X(void, local_contrastive_backward, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch)) \
+  X(StemSizes, patch_embed_sizes, (const StemArgs& args))                                                 \
+  X(void, patch_embed_pack, (const StemArgs& args, void* packed))                                         \
+  X(void, patch_embed, (const StemArgs& args, int64_t begin, int64_t end, void* scratch))                 \
+  X(void, patch_embed_backward,                                                                           \
+    (const StemArgs& args, int64_t begin, int64_t end, void* partials, void* scratch))                    \
+  X(void, patch_embed_finish,                                                                             \
+    (const StemArgs& args, const void* partials, int64_t n_chunks, int64_t begin, int64_t end))
 
 struct Kernels {
   const char* isa;

@@ -39,6 +39,15 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
       "Tensor? codes, Tensor? negative_index, Tensor? rng, Tensor? sample_ids, int n_negatives, float "
       "temperature, "
       "bool use_all) -> (Tensor grad_predictions, Tensor grad_targets)");
+  m.def(
+      "patch_embed(Tensor signal, Tensor? keep, Tensor[] weights, Tensor gn_weight, Tensor gn_bias, Tensor[] "
+      "biases, "
+      "float eps, bool for_backward) -> (Tensor tokens, Tensor saved)");
+  m.def(
+      "patch_embed_backward(Tensor grad_tokens, Tensor signal, Tensor? keep, Tensor[] weights, Tensor "
+      "gn_weight, "
+      "Tensor gn_bias, Tensor[] biases, float eps, Tensor saved, bool for_signal) -> Tensor[]");
+  m.def("patch_embed_columns(bool is_double) -> int");
   m.def("cpu_isa() -> str");
   m.def("usable_cpu_isas() -> str");
   m.def("set_cpu_isa(str name) -> ()");

@@ -1,12 +1,13 @@
 """The stem: masked leads to tokens through convolutions whose kernel is their stride."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._dispatch import FLOATS, autocast, check, check_tensor
+from ecgfast.ops._dispatch import FLOATS, autocast, check, check_tensor, fused
 
 _OP = "patch_embed"
 MILLIVOLTS_PER_UNIT = 1e-3
@@ -110,4 +111,83 @@ def patch_embed(
     gn_weight, gn_bias, rest = cast[0], cast[1], cast[2:]
     weights = rest[: len(weights)]
     biases = rest[len(weights) :] if biases is not None else None
-    return patch_embed_reference(signal, keep, weights, gn_weight, gn_bias, biases=biases, eps=eps)
+    if not weights or not fused(_OP, weights[0]):
+        return patch_embed_reference(signal, keep, weights, gn_weight, gn_bias, biases=biases, eps=eps)
+    _validate(signal, keep, weights, gn_weight, gn_bias, biases)
+    parameters = [gn_weight, gn_bias, *weights, *(biases or ())]
+    for_backward = torch.is_grad_enabled() and any(t.requires_grad for t in (signal, *parameters))
+    tokens, _ = torch.ops.ecgfast.patch_embed(
+        signal, keep, list(weights), gn_weight, gn_bias, list(biases or ()), eps, for_backward
+    )
+    return tokens
+
+
+def _channels(channels: int, dtype: torch.dtype) -> int:
+    """Channels as the CPU kernels pad them."""
+    columns = torch.ops.ecgfast.patch_embed_columns(dtype == torch.float64)
+    return (channels + columns - 1) // columns * columns
+
+
+@torch.library.register_fake("ecgfast::patch_embed")
+def _(
+    signal: Tensor,
+    keep: Tensor | None,
+    weights: list[Tensor],
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    biases: list[Tensor],
+    eps: float,
+    for_backward: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, _, samples = signal.shape
+    channels, layers = weights[0].shape[0], len(weights)
+    n = samples >> layers
+    saved = (batch if for_backward else 0, n * (2 ** (layers - 1) - 1), _channels(channels, gn_weight.dtype))
+    return gn_weight.new_empty((batch, n, channels)), gn_weight.new_empty(saved)
+
+
+@torch.library.register_fake("ecgfast::patch_embed_backward")
+def _(
+    grad_tokens: Tensor,
+    signal: Tensor,
+    keep: Tensor | None,
+    weights: list[Tensor],
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    biases: list[Tensor],
+    eps: float,
+    saved: Tensor,
+    for_signal: bool,
+) -> list[Tensor]:
+    inputs = [signal] if for_signal else []
+    like = [*inputs, *weights, gn_weight, gn_bias, *biases]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in like]
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    signal, keep, weights, gn_weight, gn_bias, biases, eps, for_backward = inputs
+    _, saved = output
+    if not for_backward:
+        return
+    ctx.save_for_backward(signal, keep, gn_weight, gn_bias, saved, *weights, *biases)
+    ctx.n_weights, ctx.n_biases, ctx.eps = len(weights), len(biases), eps
+    ctx.mark_non_differentiable(saved)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_tokens: Tensor | None, _: Any) -> tuple:
+    none = (None, None, [None] * ctx.n_weights, None, None, [None] * ctx.n_biases, None, None)
+    if grad_tokens is None:
+        return none
+    signal, keep, gn_weight, gn_bias, saved, *rest = ctx.saved_tensors
+    weights, biases = rest[: ctx.n_weights], rest[ctx.n_weights :]
+    for_signal = ctx.needs_input_grad[0]
+    grads = torch.ops.ecgfast.patch_embed_backward(
+        grad_tokens, signal, keep, weights, gn_weight, gn_bias, biases, ctx.eps, saved, for_signal
+    )
+    grad_signal = grads.pop(0) if for_signal else None
+    n = ctx.n_weights
+    return grad_signal, None, grads[:n], grads[n], grads[n + 1], grads[n + 2 :], None, None
+
+
+torch.library.register_autograd("ecgfast::patch_embed", _backward, setup_context=_setup)

@@ -1,0 +1,234 @@
+// Matrix products against packed operands, for the kernels whose weights are used many times over: in fp32 or
+// fp64 by fused multiply-adds, in bf16 by the dot-product instructions or the matrix tiles of the ISA.
+//
+// An engine's B operand is packed in panels of kColumns columns, padded with zeros. Its A operand is
+// row-major; rows and k are padded as kRowAlign and kDepthAlign say, and C has the padded rows too. Sums are
+// fp32 (fp64 for fp64).
+#pragma once
+#include "gemm.h"
+
+namespace ecgfast {
+namespace {
+
+template <class T>
+struct Fma {
+  using El = T;
+  using Sum = T;
+  static constexpr int64_t kColumns = kGemmColumns<T>;
+  static constexpr int64_t kRowAlign = 1, kDepthAlign = 1;
+  static constexpr bool kPairs = false;
+
+  static int64_t panel_elements(int64_t k, int64_t n) { return k * round_up(n, kColumns); }
+  static T& at(T* panels, int64_t k, int64_t p, int64_t j) {
+    return panels[j / kColumns * k * kColumns + p * kColumns + j % kColumns];
+  }
+
+  template <bool Add = false>
+  static void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* panels, T* c,
+                   int64_t ldc) {
+    strided<Add>(m, n, k, a, lda, 1, panels, c, ldc);
+  }
+
+  // C[m, n] += A^T B, A being [k, m] in rows of lda.
+  static void gemm_transposed(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, T*, const T* panels,
+                              T* c, int64_t ldc) {
+    strided<true>(m, n, k, a, 1, lda, panels, c, ldc);
+  }
+  static int64_t transposed_elements(int64_t, int64_t) { return 0; }
+
+  static void begin() {}
+  static void end() {}
+
+ private:
+  template <bool Add>
+  static void strided(int64_t m, int64_t n, int64_t k, const T* a, int64_t row, int64_t col, const T* panels,
+                      T* c, int64_t ldc) {
+    // Rows outside: a block of A stays in the first cache while the panels stream from the second.
+    for (int64_t i = 0; i < m; i += kGemmRows) {
+      const int64_t rows = m - i < kGemmRows ? m - i : kGemmRows;
+      for (int64_t j = 0; j < n; j += kColumns)
+        ecgfast::gemm<Add>(rows, kColumns, k, a + i * row, row, col, panels + j * k, kColumns,
+                           c + i * ldc + j, ldc);
+    }
+  }
+};
+
+#if defined(__AVX512BF16__)
+
+// 16 x 16 transposition of 32-bit words in registers: four rounds of exchanging ever larger halves.
+static inline void transpose16(VU (&r)[16]) {
+#pragma GCC unroll 4
+  for (int step = 1; step < 16; step *= 2) {
+    VU keep, take;
+    for (int l = 0; l < 16; ++l) {
+      keep[l] = static_cast<uint32_t>(l & step ? 16 + (l - step) : l);
+      take[l] = static_cast<uint32_t>(l & step ? 16 + l : l + step);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      if (i & step) continue;
+      const VU x = r[i], y = r[i + step];
+      r[i] = __builtin_shuffle(x, y, keep);
+      r[i + step] = __builtin_shuffle(x, y, take);
+    }
+  }
+}
+
+// bf16 with fp32 sums. Panels hold pairs of consecutive k side by side: [n / 32][k / 2][32][2].
+struct Bf16Dot {
+  using El = BFloat16;
+  using Sum = float;
+  static constexpr int64_t kColumns = 32;
+  static constexpr int64_t kRowAlign = 32, kDepthAlign = 32;
+  static constexpr bool kPairs = true;
+
+  static int64_t panel_elements(int64_t k, int64_t n) {
+    return round_up(k, kDepthAlign) * round_up(n, kColumns);
+  }
+  static BFloat16& at(BFloat16* panels, int64_t k, int64_t p, int64_t j) {
+    return panels[j / kColumns * round_up(k, kDepthAlign) * kColumns + p / 2 * 2 * kColumns +
+                  j % kColumns * 2 + p % 2];
+  }
+
+  template <bool Add = false>
+  static void gemm(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t lda, const BFloat16* panels,
+                   float* c, int64_t ldc) {
+    k = round_up(k, kDepthAlign);
+    for (int64_t i = 0; i < m; i += 32)
+      for (int64_t j = 0; j < n; j += kColumns)
+        block<Add>(k, a + i * lda, lda, panels + j * k, c + i * ldc + j, ldc);
+  }
+
+  // C[m, n] += A^T B, A being [k, m] in rows of lda; `scratch` holds A^T, m and lda multiples of 16.
+  static void gemm_transposed(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t lda,
+                              BFloat16* scratch, const BFloat16* panels, float* c, int64_t ldc) {
+    const int64_t depth = round_up(k, kDepthAlign);
+    transpose(m, k, depth, a, lda, scratch);
+    gemm<true>(m, n, k, scratch, depth, panels, c, ldc);
+  }
+  static int64_t transposed_elements(int64_t m, int64_t k) { return m * round_up(k, kDepthAlign); }
+
+ private:
+  static void transpose(int64_t m, int64_t k, int64_t depth, const BFloat16* a, int64_t lda, BFloat16* out) {
+    for (int64_t p = 0; p < depth; p += 32)
+      for (int64_t i = 0; i < m; i += 16) {
+        VU r[16];
+        for (int q = 0; q < 16; ++q) {
+          const int64_t even = p + 2 * q;
+          const VHalf zero = {};
+          VHalf lo = zero, hi = zero;
+          if (even < k) memcpy(&lo, a + even * lda + i, sizeof lo);
+          if (even + 1 < k) memcpy(&hi, a + (even + 1) * lda + i, sizeof hi);
+          r[q] = __builtin_convertvector(lo, VU) | (__builtin_convertvector(hi, VU) << 16);
+        }
+        transpose16(r);
+        for (int q = 0; q < 16; ++q) memcpy(out + (i + q) * depth + p, &r[q], sizeof r[q]);
+      }
+  }
+
+#if defined(__AMX_BF16__)
+
+ public:
+  static void begin() {
+    struct {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes_per_row[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int t = 0; t < 8; ++t) {
+      config.bytes_per_row[t] = 64;
+      config.rows[t] = 16;
+    }
+    _tile_loadconfig(&config);
+  }
+  static void end() { _tile_release(); }
+
+ private:
+  // 32 x 32 of C in four tiles; a tile step covers 32 of k.
+  template <bool Add>
+  static void block(int64_t k, const BFloat16* a, int64_t lda, const BFloat16* b, float* c, int64_t ldc) {
+    const int64_t c_bytes = ldc * 4, a_bytes = lda * 2;
+    if constexpr (Add) {
+      _tile_loadd(0, c, c_bytes);
+      _tile_loadd(1, c + 16, c_bytes);
+      _tile_loadd(2, c + 16 * ldc, c_bytes);
+      _tile_loadd(3, c + 16 * ldc + 16, c_bytes);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    for (int64_t p = 0; p < k; p += 32) {
+      _tile_loadd(4, a + p, a_bytes);
+      _tile_loadd(5, a + 16 * lda + p, a_bytes);
+      _tile_loadd(6, b + p * 32, 128);
+      _tile_loadd(7, b + p * 32 + 32, 128);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, c_bytes);
+    _tile_stored(1, c + 16, c_bytes);
+    _tile_stored(2, c + 16 * ldc, c_bytes);
+    _tile_stored(3, c + 16 * ldc + 16, c_bytes);
+  }
+
+#else
+
+ public:
+  static void begin() {}
+  static void end() {}
+
+ private:
+  template <bool Add>
+  static void block(int64_t k, const BFloat16* a, int64_t lda, const BFloat16* b, float* c, int64_t ldc) {
+    for (int i = 0; i < 32; i += 8) rows8<Add>(k, a + i * lda, lda, b, c + i * ldc, ldc);
+  }
+
+  template <bool Add>
+  static inline __attribute__((always_inline)) void rows8(int64_t k, const BFloat16* a, int64_t lda,
+                                                          const BFloat16* b, float* c, int64_t ldc) {
+    __m512 acc[8][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      acc[i][0] = Add ? _mm512_loadu_ps(c + i * ldc) : _mm512_setzero_ps();
+      acc[i][1] = Add ? _mm512_loadu_ps(c + i * ldc + 16) : _mm512_setzero_ps();
+    }
+    for (int64_t p = 0; p < k; p += 2) {
+      const __m512bh b0 = (__m512bh)_mm512_loadu_si512(b + p * 32);
+      const __m512bh b1 = (__m512bh)_mm512_loadu_si512(b + p * 32 + 32);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        int32_t pair;
+        memcpy(&pair, a + i * lda + p, sizeof pair);
+        const __m512bh s = (__m512bh)_mm512_set1_epi32(pair);
+        acc[i][0] = _mm512_dpbf16_ps(acc[i][0], s, b0);
+        acc[i][1] = _mm512_dpbf16_ps(acc[i][1], s, b1);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      _mm512_storeu_ps(c + i * ldc, acc[i][0]);
+      _mm512_storeu_ps(c + i * ldc + 16, acc[i][1]);
+    }
+  }
+#endif
+};
+#endif
+
+// The engine for inputs of one dtype.
+template <class In>
+struct EngineOf {
+  using type = Fma<Acc<In>>;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct EngineOf<BFloat16> {
+  using type = Bf16Dot;
+};
+#endif
+
+}  // namespace
+}  // namespace ecgfast

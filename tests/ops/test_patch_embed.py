@@ -1,0 +1,223 @@
+"""The stem: kernel against reference, over dtypes, shapes, ISAs and thread counts."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ecgfast
+from ecgfast.ops import patch_embed, patch_embed_reference
+from tests.ops.helpers import DTYPES, assert_close, generator, strided
+
+# Activations of the half precisions are rounded after every layer, in the kernel as in PyTorch.
+STEM_TOLERANCE = {
+    torch.float64: (1e-11, 1e-10),
+    torch.float32: (4e-6, 2e-5),
+    torch.float16: (4e-3, 1e-2),
+    torch.bfloat16: (3e-2, 6e-2),
+}
+
+
+def make_inputs(b, n_leads, t, c, dtype, seed, layers=4, bias=False):
+    g = generator(seed)
+
+    def randn(*shape, scale=1.0):
+        return (torch.randn(*shape, generator=g, dtype=torch.float64) * scale).to(dtype)
+
+    signal = randn(b, n_leads, t) + 0.5
+    keep = torch.rand(b, n_leads, generator=g) > 0.4
+    sizes = [n_leads, *[c] * (layers - 1)]
+    weights = [randn(c, s, 2, scale=(2.0 / s) ** 0.5) for s in sizes]
+    gn_weight, gn_bias = randn(c, scale=0.3) + 1.0, randn(c, scale=0.1)
+    biases = [randn(c, scale=0.1) for _ in sizes] if bias else None
+    return signal, keep, weights, gn_weight, gn_bias, biases
+
+
+def run(function, inputs, upstream, for_signal=True):
+    signal, keep, weights, gn_weight, gn_bias, biases = inputs
+    signal = signal.clone().requires_grad_(for_signal)
+    leaves = [t.detach().clone().requires_grad_() for t in (*weights, gn_weight, gn_bias, *(biases or ()))]
+    n = len(weights)
+    tokens = function(
+        signal, keep, leaves[:n], leaves[n], leaves[n + 1], biases=leaves[n + 2 :] if biases else None
+    )
+    tokens.backward(upstream.to(tokens.dtype))
+    return tokens.detach(), [t.grad for t in leaves], signal.grad
+
+
+def double(inputs):
+    signal, keep, weights, gn_weight, gn_bias, biases = inputs
+    if signal.dtype == torch.int16:
+        signal = signal.double() * 1e-3
+    wide = [w.double() for w in weights]
+    wide_biases = [b.double() for b in biases] if biases else None
+    return signal.double(), keep, wide, gn_weight.double(), gn_bias.double(), wide_biases
+
+
+def compare(inputs, for_signal=True):
+    dtype = inputs[3].dtype
+    signal, weights = inputs[0], inputs[2]
+    shape = signal.shape[0], signal.shape[2] >> len(weights), inputs[3].shape[0]
+    upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    got = run(patch_embed, inputs, upstream, for_signal)
+    want = run(patch_embed_reference, double(inputs), upstream, for_signal)
+    value_tolerance, grad_tolerance = STEM_TOLERANCE[dtype]
+    assert_close(got[0], want[0], value_tolerance, "tokens")
+    for i, (x, y) in enumerate(zip(got[1], want[1], strict=True)):
+        if inputs[5] is not None and i == len(weights) + 2:  # the norm cancels layer 0's bias
+            assert x.abs().max() == 0
+            continue
+        assert_close(x, y, grad_tolerance, f"gradient {i}")
+    if for_signal:
+        assert_close(got[2], want[2], grad_tolerance, "gradient of the signal")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("b", "n_leads", "t", "c"),
+    [(1, 1, 16, 1), (2, 2, 33, 7), (3, 12, 250, 32), (2, 15, 131, 50), (1, 12, 2500, 64)],
+)
+def test_kernel_equals_reference(dtype, b, n_leads, t, c):
+    compare(make_inputs(b, n_leads, t, c, dtype, seed=t + c))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_number_of_layers_with_bias(layers, dtype):
+    compare(make_inputs(2, 3, 700, 24, dtype, seed=layers, layers=layers, bias=True))
+
+
+@pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
+def test_every_isa(isa):
+    previous = ecgfast.cpu_isa()
+    try:
+        ecgfast.set_cpu_isa(isa)
+        for dtype in DTYPES:
+            compare(make_inputs(2, 12, 1000, 72, dtype, seed=5, bias=True))
+    finally:
+        ecgfast.set_cpu_isa(previous)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    b=st.integers(0, 4),
+    n_leads=st.integers(1, 15),
+    t=st.integers(0, 400),
+    c=st.integers(1, 70),
+    layers=st.integers(1, 4),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_any_shape(b, n_leads, t, c, layers, dtype):
+    inputs = make_inputs(b, n_leads, t, c, dtype, seed=b + t, layers=layers)
+    tokens = t >> layers
+    if b == 0 or tokens < 2:  # a norm over one patch divides rounding errors by themselves
+        signal, keep, weights, gn_weight, gn_bias, _ = inputs
+        assert patch_embed(signal, keep, weights, gn_weight, gn_bias).shape == (b, tokens, c)
+        return
+    compare(inputs)
+
+
+def test_int16_microvolts():
+    signal, *rest = make_inputs(2, 12, 320, 48, torch.float32, seed=7)
+    microvolts = (signal * 1000).round().to(torch.int16)
+    compare((microvolts, *rest), for_signal=False)
+
+
+def test_large_offsets_keep_their_precision():
+    signal, *rest = make_inputs(2, 12, 320, 48, torch.float32, seed=9)
+    compare((signal * 0.2 + 30.0, *rest), for_signal=False)
+
+
+def test_masked_leads_read_as_zero():
+    signal, keep, *rest, _ = make_inputs(3, 12, 160, 32, torch.float32, seed=3)
+    masked = patch_embed(signal, keep, *rest)
+    assert torch.equal(masked, patch_embed(torch.where(keep[..., None], signal, 0.0), None, *rest))
+    nothing = patch_embed(signal, torch.zeros_like(keep), *rest)
+    assert torch.isfinite(nothing).all()
+
+
+def test_same_bits_for_any_thread_count():
+    inputs = make_inputs(11, 12, 400, 64, torch.float32, seed=4)
+    upstream, results, threads = torch.ones(11, 25, 64), [], torch.get_num_threads()
+    try:
+        for n in (1, 2, 3, 8):
+            torch.set_num_threads(n)
+            results.append(run(patch_embed, inputs, upstream))
+    finally:
+        torch.set_num_threads(threads)
+    for tokens, grads, signal_grad in results[1:]:
+        assert torch.equal(tokens, results[0][0])
+        assert all(torch.equal(x, y) for x, y in zip(grads, results[0][1], strict=True))
+        assert torch.equal(signal_grad, results[0][2])
+
+
+def test_strides_and_expanded_inputs():
+    signal, keep, weights, gn_weight, gn_bias, _ = make_inputs(2, 12, 160, 32, torch.float32, seed=6)
+    plain = patch_embed(signal, keep, weights, gn_weight, gn_bias)
+    other = patch_embed(strided(signal), strided(keep), [strided(w) for w in weights], gn_weight, gn_bias)
+    assert torch.equal(plain, other)
+    wide = patch_embed(signal[:1].expand(4, -1, -1), None, weights, gn_weight, gn_bias)
+    assert torch.equal(wide[0], wide[3])
+
+
+def test_saves_nothing_without_a_backward_pass():
+    signal, keep, weights, gn_weight, gn_bias, _ = make_inputs(2, 12, 160, 32, torch.float32, seed=6)
+    _, saved = torch.ops.ecgfast.patch_embed(signal, keep, weights, gn_weight, gn_bias, [], 1e-5, False)
+    assert saved.numel() == 0
+
+
+def test_gradcheck():
+    signal, keep, weights, gn_weight, gn_bias, biases = make_inputs(
+        2, 3, 34, 4, torch.float64, seed=2, layers=3, bias=True
+    )
+    leaves = [t.requires_grad_() for t in (signal, *weights, gn_weight, gn_bias, *biases)]
+
+    def function(signal, *p):
+        return patch_embed(signal, keep, p[:3], p[3], p[4], biases=p[5:])
+
+    torch.autograd.gradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(dtype):
+    signal, keep, weights, gn_weight, gn_bias, biases = make_inputs(2, 3, 64, 20, dtype, seed=2, bias=True)
+    for t in (signal, *weights, gn_weight, gn_bias, *biases):
+        t.requires_grad_()
+    op = torch.ops.ecgfast.patch_embed.default
+    torch.library.opcheck(op, (signal, keep, weights, gn_weight, gn_bias, biases, 1e-5, True))
+    plain = [w.detach() for w in weights]
+    args = (signal.detach(), None, plain, gn_weight.detach(), gn_bias.detach(), [], 1e-5, False)
+    torch.library.opcheck(op, args)
+
+
+def test_autocast_runs_in_the_autocast_dtype():
+    signal, keep, weights, gn_weight, gn_bias, _ = make_inputs(2, 12, 160, 32, torch.float32, seed=6)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = patch_embed(signal, keep, weights, gn_weight, gn_bias)
+    assert tokens.dtype == torch.bfloat16
+    assert_close(tokens, patch_embed(signal, keep, weights, gn_weight, gn_bias), 3e-2, "tokens")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"signal": torch.zeros(2, 5, 64)}, r"signal must have shape \[B, 3, T\], got \[2, 5, 64\]"),
+        ({"signal": torch.zeros(2, 3, 64).double()}, "signal must be int16, float32, got .* float64"),
+        ({"weights": []}, "weights must hold at least one layer, got none"),
+        ({"keep": torch.ones(2, 4, dtype=torch.bool)}, r"keep must have shape \[2, 3\], got \[2, 4\]"),
+        ({"gn_weight": torch.ones(5)}, r"gn_weight must have shape \[4\], got \[5\]"),
+        ({"biases": [torch.zeros(4)]}, "biases must be 2, got 1"),
+        ({"weights": [torch.zeros(4, 3, 3)]}, r"weights\[0\] must have shape \[C, L, 2\]"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    args = {
+        "signal": torch.zeros(2, 3, 64),
+        "keep": None,
+        "weights": [torch.zeros(4, 3, 2), torch.zeros(4, 4, 2)],
+        "gn_weight": torch.ones(4),
+        "gn_bias": torch.zeros(4),
+    } | kwargs
+    for function in (patch_embed, patch_embed_reference):
+        with pytest.raises((ValueError, TypeError), match=f"patch_embed: {message}"):
+            function(**args)
