@@ -23,6 +23,9 @@ struct Fma {
     return panels[j / kColumns * k * kColumns + p * kColumns + j % kColumns];
   }
 
+  // From the element of row 0 of a panel to that of row p.
+  static int64_t depth_offset(int64_t p) { return p * kColumns; }
+
   template <bool Add = false>
   static void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* panels, T* c,
                    int64_t ldc) {
@@ -89,6 +92,8 @@ struct Bf16Dot {
     return panels[j / kColumns * round_up(k, kDepthAlign) * kColumns + p / 2 * 2 * kColumns +
                   j % kColumns * 2 + p % 2];
   }
+
+  static int64_t depth_offset(int64_t p) { return p / 2 * 2 * kColumns + p % 2; }
 
   template <bool Add = false>
   static void gemm(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t lda, const BFloat16* panels,

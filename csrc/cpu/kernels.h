@@ -20,12 +20,13 @@ namespace ecgfast {
   X(void, local_contrastive, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch))          \
   X(void, local_contrastive_backward, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch)) \
   X(StemSizes, patch_embed_sizes, (const StemArgs& args))                                                 \
-  X(void, patch_embed_pack, (const StemArgs& args, void* packed))                                         \
+  X(void, patch_embed_pack, (const StemArgs& args, bool backward, int64_t layer, void* packed))           \
   X(void, patch_embed, (const StemArgs& args, int64_t begin, int64_t end, void* scratch))                 \
   X(void, patch_embed_backward,                                                                           \
     (const StemArgs& args, int64_t begin, int64_t end, void* partials, void* scratch))                    \
   X(void, patch_embed_finish,                                                                             \
-    (const StemArgs& args, const void* partials, int64_t n_chunks, int64_t begin, int64_t end))
+    (const StemArgs& args, const void* partials, int64_t n_chunks, int64_t begin, int64_t end,            \
+     void* scratch))
 
 struct Kernels {
   const char* isa;

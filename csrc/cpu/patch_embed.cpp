@@ -86,10 +86,9 @@ struct Stem {
     const int64_t before = a.N * ((int64_t{1} << (a.n_layers - 1)) - (int64_t{1} << (a.n_layers - layer)));
     return static_cast<In*>(a.saved) + (b * saved_rows() + before + r) * cp;
   }
-  const El* forward_panels(int64_t layer) const {
-    return static_cast<const El*>(a.packed) + (layer - 1) * 2 * layer_panels();
+  const El* panels(int64_t layer) const {
+    return static_cast<const El*>(a.packed) + (layer - 1) * layer_panels();
   }
-  const El* backward_panels(int64_t layer) const { return forward_panels(layer) + layer_panels(); }
   int64_t layer_panels() const { return E::panel_elements(2 * cp, cp); }
   T bias(int64_t layer, int64_t c) const {
     return a.has_bias ? T(to_acc(static_cast<const In*>(a.biases[layer])[c])) : T(0);
@@ -247,7 +246,7 @@ struct Stem {
       layer_bias(layer, biases);
       for (int64_t r = 0; r < rows; r += kBlock) {
         const int64_t n = rows - r < kBlock ? rows - r : kBlock;
-        E::gemm(n, cp, 2 * cp, in + r * 2 * cp, 2 * cp, forward_panels(layer), products, cp);
+        E::gemm(n, cp, 2 * cp, in + r * 2 * cp, 2 * cp, panels(layer), products, cp);
         activate(n, products, biases, a.saved ? saved(b, layer, at + r) : nullptr, h[layer % 2] + r * cp);
       }
     }
@@ -308,35 +307,64 @@ struct Stem {
   // Through layer `layer` down to the pre-activations below it: rows [r, r + n) of the layer, 2n rows below.
   // Leaves the layer's inputs in x_panels and the gradients below in dz.
   void descend(int64_t b, int64_t layer, int64_t first, int64_t rows, int64_t r, int64_t n) const {
-    const int64_t below = layer - 1;
-    T* grad = grad_h[below % 2];
-    E::gemm(n, 2 * cp, cp, dz[layer % 2] + r * cp, cp, backward_panels(layer), grad, 2 * cp);
-    if (below == 0) E::gemm(2 * n, cp, k0, values + 2 * r * ld0, ld0, weight0_panels, products, cp);
-    for (int64_t q = 0; q < n; q += E::kPairs ? 2 : 1)
-      for (int64_t tap = 0; tap < 2; ++tap)
-        for (int64_t c = 0; c < cp; c += kLanes<T>) {
-          const Vec<T> x = below_row(b, below, first, r, q, tap, c, grad);
-          const Vec<T> next =
-              E::kPairs && q + 1 < n ? below_row(b, below, first, r, q + 1, tap, c, grad) : Vec<T>{};
-          put(rows, r + q, tap * cp + c, x, next);
-        }
+    T* grad = grad_h[(layer - 1) % 2];
+    E::gemm(n, 2 * cp, cp, dz[layer % 2] + r * cp, cp, panels(layer), grad, 2 * cp);
+    if (layer == 1) {
+      E::gemm(2 * n, cp, k0, values + 2 * r * ld0, ld0, weight0_panels, products, cp);
+      differentiate<true>(0, rows, r, n, nullptr);
+    } else {
+      differentiate<false>((layer - 1) % 2, rows, r, n, saved(b, layer - 1, rows_of(layer - 1, first)));
+    }
   }
 
-  // The activation of row 2 (r + q) + tap below, and on the way its gradient.
-  Vec<T> below_row(int64_t b, int64_t below, int64_t first, int64_t r, int64_t q, int64_t tap, int64_t c,
-                   const T* grad) const {
-    const int64_t local = 2 * q + tap, row = 2 * r + local;
-    const Vec<T> z = below == 0 ? load(products + local * cp + c) + load(shift + c)
-                                : load_acc(saved(b, below, rows_of(below, first) + row) + c);
+  // One row below a layer: its pre-activations, the gradient of its activations, and where that of the former
+  // goes.
+  struct Below {
+    const In* saved;
+    const T* product;
+    const T* grad;
+    El* dz;
+  };
+
+  template <bool FromLayer0>
+  inline __attribute__((always_inline)) Vec<T> activation(const Below& row, int64_t c) const {
+    Vec<T> z;
+    if constexpr (FromLayer0)
+      z = load(row.product + c) + load(shift + c);
+    else
+      z = load_acc(row.saved + c);
     Vec<T> slope;
     const Vec<T> x = act.value(z, slope);
-    store_acc(dz[below % 2] + row * cp + c, load(grad + local * cp + c) * slope);
+    store_acc(row.dz + c, load(row.grad + c) * slope);
     return x;
   }
 
-  // Columns [j, j + lanes) of row p of the panels of depth k; `next` is row p + 1 where the engine takes
-  // pairs.
-  void put(int64_t k, int64_t p, int64_t j, Vec<T> x, Vec<T> next) const {
+  template <bool FromLayer0>
+  void differentiate(int64_t which, int64_t k, int64_t r, int64_t n, const In* kept) const {
+    const auto row = [&](int64_t q, int64_t tap) {
+      const int64_t local = 2 * q + tap, at = (2 * r + local) * cp;
+      return Below{FromLayer0 ? nullptr : kept + at, products + local * cp, grad_h[which] + local * cp,
+                   dz[which] + at};
+    };
+    const int64_t panel_stride = E::panel_elements(k, E::kColumns);
+    for (int64_t q = 0; q < n; q += E::kPairs ? 2 : 1)
+      for (int64_t tap = 0; tap < 2; ++tap) {
+        const Below lo = row(q, tap), hi = row(q + 1 < n ? q + 1 : q, tap);
+        const bool pair = q + 1 < n;
+        El* panel = &E::at(x_panels, k, r + q, tap * cp);
+        for (int64_t c = 0; c < cp; c += E::kColumns, panel += panel_stride)
+          for (int64_t i = 0; i < E::kColumns; i += kLanes<T>) {
+            const Vec<T> x = activation<FromLayer0>(lo, c + i);
+            if constexpr (E::kPairs)
+              put_pair(panel + 2 * i, x, pair ? activation<FromLayer0>(hi, c + i) : Vec<T>{});
+            else
+              store(panel + i, x);
+          }
+      }
+  }
+
+  // Two rows of the panels side by side, rounded to bf16.
+  static void put_pair(El* panel, Vec<T> x, Vec<T> next) {
     if constexpr (E::kPairs) {
       VU lo, hi;
       memcpy(&lo, &x, sizeof lo);
@@ -344,9 +372,7 @@ struct Stem {
       lo = (lo + 0x7FFFu + ((lo >> 16) & 1u)) >> 16;
       hi = (hi + 0x7FFFu + ((hi >> 16) & 1u)) & 0xFFFF0000u;
       const VU pairs = lo | hi;
-      memcpy(&E::at(x_panels, k, p, j), &pairs, sizeof pairs);
-    } else {
-      store(&E::at(x_panels, k, p, j), x);
+      memcpy(panel, &pairs, sizeof pairs);
     }
   }
 
@@ -457,43 +483,51 @@ struct Stem {
 
   // ---- once per call
 
-  // The weights of layers 1 and up in panels: [2Cp (tap, channel), Cp] forward, [Cp, 2Cp] backward.
-  void pack(El* out) const {
-    memset(out, 0, sizeof(El) * (a.n_layers - 1) * 2 * layer_panels());
-    for (int64_t layer = 1; layer < a.n_layers; ++layer) {
-      El *fwd = out + (layer - 1) * 2 * layer_panels(), *bwd = fwd + layer_panels();
-      const In* w = static_cast<const In*>(a.weights[layer]);
-      for (int64_t c = 0; c < a.C; ++c)
-        for (int64_t i = 0; i < a.C; ++i)
-          for (int64_t tap = 0; tap < 2; ++tap) {
-            const T v = T(to_acc(w[(c * a.C + i) * 2 + tap]));
-            from_acc(v, &E::at(fwd, 2 * cp, tap * cp + i, c));
-            from_acc(v, &E::at(bwd, cp, c, tap * cp + i));
-          }
-    }
+  // The weights of a layer from 1 up in panels: [2Cp (tap, channel), Cp] for the forward pass, [Cp, 2Cp] for
+  // the backward pass, which uses the forward order of layer 0 alone.
+  void pack(int64_t layer, El* out) const {
+    out += (layer - 1) * layer_panels();
+    memset(out, 0, sizeof(El) * layer_panels());
+    const In* w = static_cast<const In*>(a.weights[layer]);
+    for (int64_t c = 0; c < a.C; ++c)
+      for (int64_t tap = 0; tap < 2; ++tap) {
+        const In* x = w + c * a.C * 2 + tap;
+        if (backward) {
+          for (int64_t i = 0; i < a.C; ++i) from_acc(T(to_acc(x[2 * i])), &E::at(out, cp, c, tap * cp + i));
+        } else {
+          El* column = &E::at(out, 2 * cp, 0, c);
+          for (int64_t i = 0; i < a.C; ++i)
+            from_acc(T(to_acc(x[2 * i])), column + E::depth_offset(tap * cp + i));
+        }
+      }
   }
 
-  // Adds up the partial sums of all chunks for channels [begin, end) and writes the gradients.
-  void finish(const T* partials, int64_t n_chunks, int64_t begin, int64_t end) const {
+  // Adds up the partial sums of all chunks for channels [begin, end) and writes the gradients; `row` holds
+  // 2Cp or k0 values, whichever is more.
+  void finish(const T* partials, int64_t n_chunks, int64_t begin, int64_t end, T* row) const {
     const int64_t stride = Partials::elements(cp, k0, a.n_layers);
     const Partials p(const_cast<T*>(partials), cp, k0);
-    const auto total = [&](const T* first) {
-      T sum = 0;
-      for (int64_t i = 0; i < n_chunks; ++i) sum += first[i * stride];
-      return sum;
+    const auto total = [&](const T* first, int64_t n) {
+      memcpy(row, first, sizeof(T) * n);
+      for (int64_t i = 1; i < n_chunks; ++i)
+        for (int64_t j = 0; j < n; ++j) row[j] += first[i * stride + j];
+      return row;
     };
     for (int64_t c = begin; c < end; ++c) {
-      from_acc(total(p.gn_weight + c), static_cast<In*>(a.grad_gn_weight) + c);
-      from_acc(total(p.gn_bias + c), static_cast<In*>(a.grad_gn_bias) + c);
-      for (int64_t k = 0; k < k0; ++k)
-        from_acc(total(p.weight(0) + c * k0 + k), static_cast<In*>(a.grad_weights[0]) + c * k0 + k);
+      from_acc(total(p.gn_weight + c, 1)[0], static_cast<In*>(a.grad_gn_weight) + c);
+      from_acc(total(p.gn_bias + c, 1)[0], static_cast<In*>(a.grad_gn_bias) + c);
+      total(p.weight(0) + c * k0, k0);
+      for (int64_t k = 0; k < k0; ++k) from_acc(row[k], static_cast<In*>(a.grad_weights[0]) + c * k0 + k);
       // The norm takes any bias of layer 0 out again.
       if (a.has_bias) from_acc(T(0), static_cast<In*>(a.grad_biases[0]) + c);
       for (int64_t layer = 1; layer < a.n_layers; ++layer) {
         In* w = static_cast<In*>(a.grad_weights[layer]) + c * a.C * 2;
-        for (int64_t i = 0; i < 2 * a.C; ++i)
-          from_acc(total(p.weight(layer) + c * 2 * cp + i % 2 * cp + i / 2), w + i);
-        if (a.has_bias) from_acc(total(p.bias(layer) + c), static_cast<In*>(a.grad_biases[layer]) + c);
+        total(p.weight(layer) + c * 2 * cp, 2 * cp);
+        for (int64_t i = 0; i < a.C; ++i) {
+          from_acc(row[i], w + 2 * i);
+          from_acc(row[cp + i], w + 2 * i + 1);
+        }
+        if (a.has_bias) from_acc(total(p.bias(layer) + c, 1)[0], static_cast<In*>(a.grad_biases[layer]) + c);
       }
     }
   }
@@ -528,7 +562,7 @@ StemSizes patch_embed_sizes(const StemArgs& args) {
     return StemSizes{
         forward.cp,
         forward.saved_rows(),
-        (args.n_layers - 1) * 2 * forward.layer_panels() * static_cast<int64_t>(sizeof(typename S::El)),
+        (args.n_layers - 1) * forward.layer_panels() * static_cast<int64_t>(sizeof(typename S::El)),
         S::Partials::elements(forward.cp, forward.k0, args.n_layers) *
             static_cast<int64_t>(sizeof(typename S::T)),
         forward.scratch_bytes,
@@ -536,10 +570,10 @@ StemSizes patch_embed_sizes(const StemArgs& args) {
   });
 }
 
-void patch_embed_pack(const StemArgs& args, void* packed) {
+void patch_embed_pack(const StemArgs& args, bool backward, int64_t layer, void* packed) {
   for_dtype(args.dtype, [&](auto in) {
     using S = Stem<decltype(in)>;
-    S(args, false, nullptr).pack(static_cast<typename S::El*>(packed));
+    S(args, backward, nullptr).pack(layer, static_cast<typename S::El*>(packed));
   });
 }
 
@@ -567,10 +601,12 @@ void patch_embed_backward(const StemArgs& args, int64_t begin, int64_t end, void
 }
 
 void patch_embed_finish(const StemArgs& args, const void* partials, int64_t n_chunks, int64_t begin,
-                        int64_t end) {
+                        int64_t end, void* scratch) {
   for_dtype(args.dtype, [&](auto in) {
     using S = Stem<decltype(in)>;
-    S(args, true, nullptr).finish(static_cast<const typename S::T*>(partials), n_chunks, begin, end);
+    S(args, true, nullptr)
+        .finish(static_cast<const typename S::T*>(partials), n_chunks, begin, end,
+                static_cast<typename S::T*>(scratch));
   });
 }
 

@@ -73,11 +73,14 @@ struct StemInputs {
   }
 };
 
-Tensor packed_weights(StemInputs& in, const StemSizes& sizes) {
+Tensor packed_weights(StemInputs& in, const StemSizes& sizes, bool backward) {
   Tensor packed = torch::stable::new_empty(in.signal, {sizes.packed_bytes + 64}, ScalarType::Byte);
   auto at = reinterpret_cast<uintptr_t>(packed.mutable_data_ptr());
   void* aligned = reinterpret_cast<void*>((at + 63) / 64 * 64);
-  kernels().patch_embed_pack(in.args, aligned);
+  torch::stable::parallel_for(1, in.args.n_layers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t layer = begin; layer < end; ++layer)
+      kernels().patch_embed_pack(in.args, backward, layer, aligned);
+  });
   in.args.packed = aligned;
   return packed;
 }
@@ -94,7 +97,7 @@ std::tuple<Tensor, Tensor> patch_embed_cpu(const Tensor& signal, const std::opti
   Tensor saved =
       torch::stable::new_empty(in.weights[0], {for_backward ? a.B : 0, sizes.saved_rows, sizes.channels});
   if (a.B == 0 || a.N == 0) return {tokens, saved};
-  const Tensor packed = packed_weights(in, sizes);
+  const Tensor packed = packed_weights(in, sizes, false);
   a.tokens = tokens.mutable_data_ptr();
   a.saved = for_backward ? saved.mutable_data_ptr() : nullptr;
   torch::stable::parallel_for(0, a.B, 1, [&](int64_t begin, int64_t end) {
@@ -145,7 +148,7 @@ std::vector<Tensor> patch_embed_backward_cpu(const Tensor& grad_tokens, const Te
   a.grad_biases = bias_grads.data();
   a.grad_tokens = grad.const_data_ptr();
   a.saved = const_cast<void*>(kept.const_data_ptr());
-  const Tensor packed = packed_weights(in, sizes);
+  const Tensor packed = packed_weights(in, sizes, true);
   sizes = k.patch_embed_sizes(a);
   const int64_t n_chunks = chunks_of(a.B);
   Tensor partials = torch::stable::new_empty(in.signal, {n_chunks * sizes.partials_bytes}, ScalarType::Byte);
@@ -156,8 +159,9 @@ std::vector<Tensor> patch_embed_backward_cpu(const Tensor& grad_tokens, const Te
       k.patch_embed_backward(a, a.B * c / n_chunks, a.B * (c + 1) / n_chunks, sums + c * sizes.partials_bytes,
                              scratch.get());
   });
-  torch::stable::parallel_for(
-      0, a.C, 16, [&](int64_t first, int64_t last) { k.patch_embed_finish(a, sums, n_chunks, first, last); });
+  torch::stable::parallel_for(0, a.C, 16, [&](int64_t first, int64_t last) {
+    k.patch_embed_finish(a, sums, n_chunks, first, last, Scratch(sizes.forward_scratch).get());
+  });
   return grads;
 }
 
