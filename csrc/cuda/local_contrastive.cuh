@@ -79,7 +79,7 @@ class ChunkRing {
     for (int c = 0; c < kStages<T>; ++c) load(c);
   }
 
-  // Calls use(x, y) for every chunk; all threads take part.
+  // Calls use(x, y) for every chunk, after a barrier each time; all threads take part.
   template <typename Use>
   __device__ void each(Use use) const {
 #pragma unroll 1
@@ -247,6 +247,22 @@ __device__ void store_scales(const TileMemory<T>& memory, float sum) {
   (threadIdx.x < 2 * kTile ? memory.own_scale : memory.other_scale)[row] = 1.0f / fmaxf(sqrtf(sum), kMinNorm);
 }
 
+// Puts the keys of a tile's targets into shared memory. With the own tile, also the keys of the own tokens,
+// and the norms into the result.
+template <typename T>
+__device__ void store_keys(const LocalContrastive& in, int64_t token0, Span other, bool is_own,
+                           const TileMemory<T>& memory, float* inv_norms) {
+  const int i = threadIdx.x;
+  if (i >= other.count) return;
+  const int64_t token = token0 + other.first + i;
+  const uint32_t key = in.codes ? code_key(in, token) : __float_as_uint(memory.other_scale[i]);
+  memory.other_key[i] = key;
+  if (!is_own) return;
+  memory.own_key[i] = key;
+  inv_norms[token] = memory.own_scale[i];
+  inv_norms[in.batch * in.tokens + token] = memory.other_scale[i];
+}
+
 // Adds one tile of others to the states of the thread's rows row() and row() + 8.
 template <typename T>
 __device__ void add_tile(RowState (&states)[2], const float (&sums)[kFragments][4], float inv_temperature,
@@ -307,7 +323,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Place at;
   const int tiles = n_tiles(in.tokens), own_tile = blockIdx.x % tiles;
   const int segment = blockIdx.x / tiles;
-  const int64_t token0 = static_cast<int64_t>(segment) * in.tokens, n_tokens = in.batch * in.tokens;
+  const int64_t token0 = static_cast<int64_t>(segment) * in.tokens;
   const Span own = tile_span(own_tile, in.tokens);
   const Rows<T> x = tile_rows<T>(in.predictions, in, segment, own, aligned);
   RowState states[2];
@@ -327,21 +343,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     });
     store_scales(memory, squares);
     __syncthreads();
-    const int i = threadIdx.x;
-    if (i < kTile) {
-      const bool real = i < other.count;
-      const uint32_t key = !real      ? 0
-                           : in.codes ? code_key(in, token0 + other.first + i)
-                                      : __float_as_uint(memory.other_scale[i]);
-      memory.other_key[i] = key;
-      if (t == 0) {
-        memory.own_key[i] = key;
-        if (real) {
-          out.inv_norms[token0 + own.first + i] = memory.own_scale[i];
-          out.inv_norms[n_tokens + token0 + own.first + i] = memory.other_scale[i];
-        }
-      }
-    }
+    store_keys(in, token0, other, t == 0, memory, out.inv_norms);
     __syncthreads();
     exclude_equal(in, token0, own, other, memory);
     __syncthreads();
@@ -387,7 +389,6 @@ struct BackwardTask {
                 kOwnIsAnchor ? 1 : kPitch<float>, nullptr);
     float sums[kFragments][4] = {};
     ring.each([&](const T* x_chunk, const T* y_chunk) { add_gram(sums, x_chunk, y_chunk, at); });
-    __syncthreads();
     exclude_equal(in, token0, own, other, memory);
     __syncthreads();
 #pragma unroll

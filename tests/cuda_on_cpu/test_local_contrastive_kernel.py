@@ -190,7 +190,17 @@ def test_philox_in_numpy_gives_random123s_known_answer():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape",
-    [(0, 5, 8), (2, 1, 16), (3, 2, 7), (2, 33, 32), (1, 62, 100), (1, 62, 256), (1, 130, 40), (1, 20, 301)],
+    [
+        (0, 5, 8),
+        (2, 1, 16),
+        (3, 2, 7),
+        (2, 33, 32),
+        (1, 62, 100),
+        (1, 62, 256),
+        (1, 130, 40),
+        (1, 20, 301),
+        (1, 18, 320),
+    ],
     ids=str,
 )
 def test_shapes(kernels, shape, dtype):

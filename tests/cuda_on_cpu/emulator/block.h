@@ -25,7 +25,9 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The order in which threads that can run are run: "fwd", "rev" or "rand:<seed>".
+// Which of the threads that can run goes first: "fwd", the lowest; "rev", the highest; "rand:<seed>", a
+// random order of warps and of lanes in them, drawn anew at each barrier. The first in order runs as far as
+// it can, so that one warp is at the next barrier when another has not begun.
 class Schedule {
  public:
   explicit Schedule(const std::string& text = "fwd") : text_(text) {
@@ -34,12 +36,16 @@ class Schedule {
     else if (text != "fwd" && text != "rev")
       throw Error("schedule: got '" + text + "', takes fwd, rev or rand:<seed>");
   }
+
   void arrange(std::vector<int>& order) {
     std::iota(order.begin(), order.end(), 0);
     if (text_ == "rev") std::reverse(order.begin(), order.end());
-    if (text_[1] == 'a') std::shuffle(order.begin(), order.end(), random_);
+    if (text_[1] != 'a') return;
+    std::vector<unsigned> rank((order.size() + 31) / 32);
+    for (unsigned& r : rank) r = random_();
+    std::shuffle(order.begin(), order.end(), random_);
+    std::stable_sort(order.begin(), order.end(), [&](int x, int y) { return rank[x / 32] < rank[y / 32]; });
   }
-  bool shuffles() const { return text_[1] == 'a'; }
 
  private:
   std::string text_;
@@ -77,21 +83,15 @@ class Block {
  public:
   // Runs `body` once per thread; throws what a thread throws, or an Error for a deadlock.
   void run(const std::function<void()>& body, dim3 size, Schedule& schedule) {
+    schedule_ = &schedule;
     start(body, size);
     const std::unique_ptr<Fibre*, void (*)(Fibre**)> leave(&current_, [](Fibre** c) { *c = nullptr; });
-    std::vector<int> order(fibres_.size());
-    schedule.arrange(order);
     while (n_done_ < n_threads()) {
-      bool any = false;
-      for (int n : order) {
-        if (fibres_[n].state != State::runnable) continue;
-        any = true;
-        current_ = &fibres_[n];
-        switch_context(scheduler_, current_->context);
-        if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
-      }
-      if (!any) throw Error("deadlock: " + waiting_threads());
-      if (schedule.shuffles()) schedule.arrange(order);
+      while (next_ < n_threads() && fibres_[order_[next_]].state != State::runnable) ++next_;
+      if (next_ == n_threads()) throw Error("deadlock: " + waiting_threads());
+      current_ = &fibres_[order_[next_]];
+      switch_context(scheduler_, current_->context);
+      if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
     }
   }
 
@@ -117,6 +117,7 @@ class Block {
       n_waiting_ = 0;
       result_ = votes_;
       for (Fibre& f : fibres_) f.state = State::runnable;
+      arrange();
     }
     return result_;
   }
@@ -143,7 +144,7 @@ class Block {
     finish(mask, w.argument);
     w.arrived &= ~mask;
     for (int l = 0; l < 32; ++l)
-      if (mask >> l & 1) fibres_[current_->linear / 32 * 32 + l].state = State::runnable;
+      if (mask >> l & 1) release(current_->linear / 32 * 32 + l);
   }
 
   // Whether a kernel is running, as opposed to the host code that launches it.
@@ -172,6 +173,19 @@ class Block {
 
   void fail(const std::string& message) { error_ = std::make_exception_ptr(Error(message)); }
 
+  void arrange() {
+    order_.resize(fibres_.size());
+    place_.resize(fibres_.size());
+    schedule_->arrange(order_);
+    for (int n = 0; n < n_threads(); ++n) place_[order_[n]] = n;
+    next_ = 0;
+  }
+
+  void release(int thread) {
+    fibres_[thread].state = State::runnable;
+    next_ = std::min(next_, place_[thread]);
+  }
+
   void wait(State state) {
     current_->state = state;
     switch_context(current_->context, scheduler_);
@@ -192,6 +206,9 @@ class Block {
            " have exited";
   }
 
+  Schedule* schedule_ = nullptr;
+  std::vector<int> order_, place_;  // threads in order of precedence, and where each stands in it
+  int next_ = 0;                    // nobody before this place can run
   StackPool stacks_;
   Context scheduler_;
   std::vector<Fibre> fibres_;
@@ -231,6 +248,7 @@ inline void Block::start(const std::function<void()>& body, dim3 size) {
                   State::runnable,
                   {i % size.x, i / size.x % size.y, i / (size.x * size.y)},
                   static_cast<int>(i)};
+  arrange();
 }
 
 }  // namespace emu
