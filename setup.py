@@ -65,14 +65,19 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "ECGFAST_TORCH_ROOT": torch_root(),
         }
-        if "ECGFAST_CUDA_ARCHS" in os.environ:
-            options["ECGFAST_CUDA_ARCHS"] = os.environ["ECGFAST_CUDA_ARCHS"].replace(",", ";") or "none"
         if importlib.util.find_spec("ninja"):
             import ninja
 
             options["CMAKE_MAKE_PROGRAM"] = Path(ninja.BIN_DIR) / "ninja"
         cmake = cmake_command()
         flags = [f"-D{key}={value}" for key, value in options.items()]
+        # Unset means CMakeLists.txt's default, not what an earlier build in this folder was told.
+        archs = os.environ.get("ECGFAST_CUDA_ARCHS")
+        flags.append(
+            "-UECGFAST_CUDA_ARCHS"
+            if archs is None
+            else f"-DECGFAST_CUDA_ARCHS={archs.replace(',', ';') or 'none'}"
+        )
         flags += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         subprocess.run([*cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *flags], check=True)
         subprocess.run([*cmake, "--build", build], check=True)

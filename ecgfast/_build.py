@@ -1,5 +1,6 @@
 """Loads the compiled op libraries and says what they are."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def has_kernel(op: str, device_type: str) -> bool:
 
 
 def cpu_isa() -> str:
-    """The instruction set whose CPU kernels run: "avx512", "avx2" or "baseline"."""
+    """The instruction set whose CPU kernels run: "amx", "avx512_bf16", "avx512", "avx2" or "baseline"."""
     return torch.ops.ecgfast.cpu_isa()
 
 
@@ -53,6 +54,16 @@ def set_cpu_isa(name: str) -> None:
         taken = ", ".join(usable_cpu_isas())
         raise ValueError(f"set_cpu_isa: name must be one of {taken}, got {name!r}")
     torch.ops.ecgfast.set_cpu_isa(name)
+
+
+def _check_environment() -> None:
+    wanted = os.environ.get("ECGFAST_CPU_ISA")
+    if wanted is not None and wanted not in usable_cpu_isas():
+        taken = ", ".join(usable_cpu_isas())
+        raise ImportError(f"ECGFAST_CPU_ISA must be one of {taken} on this machine, got {wanted!r}")
+
+
+_check_environment()
 
 
 def config() -> dict[str, str]:

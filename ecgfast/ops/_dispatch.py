@@ -37,8 +37,10 @@ def use_reference(enabled: bool = True) -> Iterator[None]:
 
 
 def fused(op: str, tensor: Tensor) -> bool:
-    """Whether ``op`` runs its kernel on this tensor's device."""
-    return not _reference and _build.has_kernel(op, tensor.device.type)
+    """Whether ``op`` runs its kernel on this tensor's device; fp64 has kernels on the CPU alone."""
+    if _reference or (tensor.is_cuda and tensor.dtype == torch.float64):
+        return False
+    return _build.has_kernel(op, tensor.device.type)
 
 
 def check(condition: bool, op: str, message: str) -> None:
