@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#ifdef ECGFAST_X86_ISAS
+#ifdef __x86_64__
 #include <cpuid.h>
 #endif
 #ifdef __linux__
@@ -22,16 +22,22 @@ namespace ecgfast {
   }
 
 ECGFAST_TABLE(baseline)
-#ifdef ECGFAST_X86_ISAS
+#ifdef ECGFAST_HAS_avx2
 ECGFAST_TABLE(avx2)
+#endif
+#ifdef ECGFAST_HAS_avx512
 ECGFAST_TABLE(avx512)
+#endif
+#ifdef ECGFAST_HAS_avx512_bf16
 ECGFAST_TABLE(avx512_bf16)
+#endif
+#ifdef ECGFAST_HAS_amx
 ECGFAST_TABLE(amx)
 #endif
 
 namespace {
 
-#ifdef ECGFAST_X86_ISAS
+#ifdef __x86_64__
 // The tiles need the machine's support and, once per process, the system's leave to grow its register state.
 bool amx_usable() {
   static const bool usable = [] {
@@ -52,17 +58,25 @@ bool amx_usable() {
 
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> found;
-#ifdef ECGFAST_X86_ISAS
+#ifdef __x86_64__
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512cd");
-  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  [[maybe_unused]] const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+#ifdef ECGFAST_HAS_amx
   if (bf16 && amx_usable()) found.push_back(&amx::table);
+#endif
+#ifdef ECGFAST_HAS_avx512_bf16
   if (bf16) found.push_back(&avx512_bf16::table);
+#endif
+#ifdef ECGFAST_HAS_avx512
   if (avx512) found.push_back(&avx512::table);
+#endif
+#ifdef ECGFAST_HAS_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
     found.push_back(&avx2::table);
+#endif
 #endif
   found.push_back(&baseline::table);
   return found;
