@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "../common/philox.h"
+#include "activation_args.h"
 #include "local_contrastive.h"
 #include "patch_embed.h"
 #include "types.h"
@@ -15,6 +16,7 @@ namespace ecgfast {
 // are done. patch_embed_backward: the gradients of its segments are summed into `partials`;
 // patch_embed_finish adds the sums of n_chunks such calls for the channels [begin, end).
 #define ECGFAST_KERNELS(X)                                                                                \
+  X(void, activation, (const ActivationArgs& args, int64_t begin, int64_t end))                           \
   X(void, philox_fill, (const Stream& stream, uint32_t first_block, int64_t n_blocks, uint32_t* words))   \
   X(int64_t, local_contrastive_scratch, (const LocalArgs& args, bool backward))                           \
   X(void, local_contrastive, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch))          \

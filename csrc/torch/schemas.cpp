@@ -48,6 +48,7 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
       "gn_weight, "
       "Tensor gn_bias, Tensor[] biases, float eps, Tensor saved, bool for_signal) -> Tensor[]");
   m.def("patch_embed_columns(bool is_double) -> int");
+  m.def("cpu_activation(Tensor x, str name) -> Tensor");
   m.def("cpu_isa() -> str");
   m.def("usable_cpu_isas() -> str");
   m.def("set_cpu_isa(str name) -> ()");

@@ -1,0 +1,15 @@
+#pragma once
+#include "types.h"
+
+namespace ecgfast {
+
+enum class Activation : int32_t { erf, exp, gelu, gelu_grad };
+
+struct ActivationArgs {
+  Activation function;
+  bool is_f64;
+  const void* x;
+  void* y;
+};
+
+}  // namespace ecgfast
