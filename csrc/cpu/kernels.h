@@ -7,6 +7,7 @@
 #include "activation_args.h"
 #include "local_contrastive.h"
 #include "patch_embed.h"
+#include "positional_conv.h"
 #include "types.h"
 
 namespace ecgfast {
@@ -28,7 +29,11 @@ namespace ecgfast {
     (const StemArgs& args, int64_t begin, int64_t end, void* partials, void* scratch))                    \
   X(void, patch_embed_finish,                                                                             \
     (const StemArgs& args, const void* partials, int64_t n_chunks, int64_t begin, int64_t end,            \
-     void* scratch))
+     void* scratch))                                                                                      \
+  X(int64_t, positional_conv_units, (const ConvArgs& args))                                               \
+  X(int64_t, positional_conv_scratch, (const ConvArgs& args))                                             \
+  X(void, positional_conv, (const ConvArgs& args, int64_t begin, int64_t end, void* scratch))             \
+  X(void, positional_conv_backward, (const ConvArgs& args, int64_t begin, int64_t end, void* scratch))
 
 struct Kernels {
   const char* isa;

@@ -48,6 +48,13 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
       "gn_weight, "
       "Tensor gn_bias, Tensor[] biases, float eps, Tensor saved, bool for_signal) -> Tensor[]");
   m.def("patch_embed_columns(bool is_double) -> int");
+  m.def(
+      "positional_conv(Tensor x, Tensor weight, Tensor bias, int groups, bool save) -> (Tensor out, Tensor "
+      "conv)");
+  m.def(
+      "positional_conv_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor conv, int groups, bool "
+      "need_x, bool need_parameters) -> "
+      "(Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   m.def("cpu_activation(Tensor x, str name) -> Tensor");
   m.def("cpu_isa() -> str");
   m.def("usable_cpu_isas() -> str");

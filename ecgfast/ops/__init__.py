@@ -10,6 +10,7 @@ from ecgfast.ops.local_contrastive import (
     local_contrastive_reference,
 )
 from ecgfast.ops.patch_embed import patch_embed, patch_embed_reference
+from ecgfast.ops.positional_conv import positional_conv, positional_conv_reference
 from ecgfast.ops.random import Purpose, make_rng, philox4x32
 from ecgfast.ops.span_mask import span_mask, span_mask_reference
 
@@ -29,6 +30,8 @@ __all__ = [
     "patch_embed",
     "patch_embed_reference",
     "philox4x32",
+    "positional_conv",
+    "positional_conv_reference",
     "span_mask",
     "span_mask_reference",
     "use_reference",

@@ -1,0 +1,112 @@
+"""The convolutional position embedding of wav2vec 2.0, with its activation and residual."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecgfast.ops._dispatch import FLOATS, autocast, check, check_tensor, fused, wide
+
+_OP = "positional_conv"
+
+
+def _validate(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> None:
+    check_tensor(_OP, "x", x, (None, None, None), FLOATS, None, "B, N, E")
+    width = x.shape[2]
+    check(groups >= 1, _OP, f"groups must be at least 1, got {groups}")
+    check(width % groups == 0, _OP, f"groups must divide E = {width}, got {groups}")
+    letters = f"E = {width}, E / groups = {width // groups}, K"
+    check_tensor(_OP, "weight", weight, (width, width // groups, None), (x.dtype,), x, letters)
+    check(weight.shape[2] >= 1, _OP, "weight must have at least one tap, got K = 0")
+    check_tensor(_OP, "bias", bias, (width,), (x.dtype,), x)
+
+
+def positional_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """Plain PyTorch form of :func:`positional_conv`: a direct convolution of the transposed tokens."""
+    _validate(x, weight, bias, groups)
+    dtype = wide(x.dtype)
+    taps = weight.shape[2]
+    tokens = x.to(dtype)
+    if x.numel() == 0:
+        return x + 0 * (weight.sum() + bias.sum())
+    y = F.conv1d(
+        tokens.transpose(1, 2), weight.to(dtype), bias.to(dtype), padding=taps // 2, groups=groups
+    )
+    return (tokens + F.gelu(y[..., : x.shape[1]].transpose(1, 2))).to(x.dtype)
+
+
+def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """``x + GELU(conv(x))`` over the tokens: a grouped convolution of the same length, erf GELU, residual.
+
+    The CPU kernel works in the frequency domain: its error is relative to the largest values of a
+    segment, not to each output, and a NaN spreads over its segment and group. Where a gradient is
+    wanted it keeps the convolution's output, ``[B, N, E]``, beside the inputs.
+
+    Args:
+        x: ``[B, N, E]`` of fp32, bf16, fp16 or fp64.
+        weight: ``[E, E / groups, K]`` of the same dtype; K // 2 zeros are put at each end of the tokens,
+            and for an even K the last output is cut.
+        bias: ``[E]`` of the same dtype.
+        groups: groups of the convolution.
+
+    Returns:
+        ``[B, N, E]`` of the same dtype; gradients flow into x, weight and bias.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is taken.
+
+    Source: Baevski et al., wav2vec 2.0, section 2; Oh et al., CHIL 2022, section 3.1.
+    """
+    x, weight, bias = autocast(x, weight, bias)
+    if not fused(_OP, x):
+        return positional_conv_reference(x, weight, bias, groups)
+    _validate(x, weight, bias, groups)
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
+    return torch.ops.ecgfast.positional_conv(x, weight, bias, groups, save)[0]
+
+
+@torch.library.register_fake("ecgfast::positional_conv")
+def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, save: bool) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return out, torch.empty_like(out) if save else x.new_empty(0)
+
+
+@torch.library.register_fake("ecgfast::positional_conv_backward")
+def _(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    conv: Tensor,
+    groups: int,
+    need_x: bool,
+    need_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dense = torch.contiguous_format
+    return (
+        torch.empty_like(x, memory_format=dense) if need_x else x.new_empty(0),
+        torch.empty_like(weight, memory_format=dense) if need_parameters else x.new_empty(0),
+        x.new_empty(x.shape[2] if need_parameters else 0),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, weight, _bias, ctx.groups, _save = inputs
+    _, conv = output
+    ctx.save_for_backward(x, weight, conv)
+    ctx.mark_non_differentiable(conv)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 5
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    grads = torch.ops.ecgfast.positional_conv_backward(
+        grad_out, *ctx.saved_tensors, ctx.groups, need_x, need_weight or need_bias
+    )
+    needed = (need_x, need_weight, need_bias)
+    return (*(g if n else None for g, n in zip(grads, needed, strict=True)), None, None)
+
+
+torch.library.register_autograd("ecgfast::positional_conv", _backward, setup_context=_setup)
