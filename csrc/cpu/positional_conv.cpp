@@ -152,6 +152,24 @@ struct Worker {
     return {r.b, begin, begin + a.segment + a.taps - 1};
   }
 
+  // A row's elements lie a page apart or nearly so, where no prefetcher of the machine's follows: while
+  // element t of one row is worked on, the one as far into the next row (or the next channels of the row) is
+  // fetched.
+  struct Ahead {
+    Unit u;
+    int64_t b, shift, end;
+  };
+  Ahead ahead(const Row& now, Unit u, int64_t next) const {
+    const Row r = row(next < n_rows ? next : 0);
+    return {u, r.b, r.begin - now.begin, r.end};
+  }
+  void fetch(const void* p, const Ahead& next, int64_t t) const {
+    if (t + next.shift < next.end) __builtin_prefetch(in(p, at(next.u, next.b, t + next.shift)));
+  }
+  void fetch_to_write(const void* p, const Ahead& next, int64_t t) const {
+    if (t + next.shift < next.end) __builtin_prefetch(in(p, at(next.u, next.b, t + next.shift)), 1);
+  }
+
   // w.time = value(t) at the elements t of a window that lie in the sequence, 0 elsewhere.
   template <class F>
   void fill(const Row& window, F value) const {
@@ -162,7 +180,7 @@ struct Worker {
   }
 
   // Spectra of all channels of a group, for a chunk of rows, unless they are held already. fill_row(unit,
-  // row) sets w.time.
+  // row, what comes next) sets w.time.
   template <class F>
   void group_spectra(int64_t group, int64_t chunk, F fill_row) {
     if (held_group == group && held_chunk == chunk) return;
@@ -170,7 +188,9 @@ struct Worker {
     held_chunk = chunk;
     for (int64_t i = 0; i < rows_in(chunk); ++i)
       for (int64_t block = 0; block < blocks; ++block) {
-        fill_row(Unit{group, block}, row(chunk * a.row_chunk + i));
+        const int64_t at = chunk * a.row_chunk + i, following = (block + 1) % blocks;
+        const Row r = row(at);
+        fill_row(Unit{group, block}, r, ahead(r, Unit{group, following}, following ? at : at + 1));
         real_fft(a.plan, w.time, w.group + i * 2 * w.padded + block * V, w.group_stride, w.padded);
       }
   }
@@ -186,8 +206,11 @@ struct Worker {
       for (int64_t k = 0; k < a.taps; k += V) {
         const int64_t count = a.taps - k < V ? a.taps - k : V;
         Vec<T> tile[V] = {};
-        for (int64_t l = 0; l < lanes(u.block); ++l)
-          tile[l] = load_some(base + c * other_step + l * lane_step + k, count);
+        for (int64_t l = 0; l < lanes(u.block); ++l) {
+          const In* from = base + c * other_step + l * lane_step + k;
+          if (c + 1 < a.C) __builtin_prefetch(from + other_step);
+          tile[l] = load_some(from, count);
+        }
         transpose<T>(tile);
         for (int64_t i = 0; i < count; ++i)
           store(w.time + (backward ? k + i : a.taps - 1 - k - i) * V, tile[i]);
@@ -204,36 +227,52 @@ struct Worker {
   }
 
   // consume(offset of an element in [B, N, E], the vector there) for all elements of a chunk's rows.
-  template <class F>
-  void rows_out(Unit u, int64_t chunk, bool backward, F consume) const {
+  template <class F, class G>
+  void rows_out(Unit u, int64_t chunk, bool backward, F consume, G prefetch) const {
     for (int64_t i = 0; i < rows_in(chunk); ++i) {
       const Row r = row(chunk * a.row_chunk + i);
       real_ifft(a.plan, w.rows + i * 2 * V, w.row_stride, V, w.time);
       const T* from = w.time + (origin(backward) - r.begin) * V;
-      for (int64_t t = r.begin; t < r.end; ++t) consume(at(u, r.b, t), load(from + t * V) * scale);
+      const Ahead next = ahead(r, u, chunk * a.row_chunk + i + 1);
+      for (int64_t t = r.begin; t < r.end; ++t) {
+        prefetch(next, t);
+        consume(at(u, r.b, t), load(from + t * V) * scale);
+      }
     }
   }
 
   void forward(Unit u, int64_t chunk) {
-    group_spectra(u.group, chunk, [this](Unit v, const Row& r) {
-      fill(window(r, false), [&](int64_t t) { return load_some(in(a.x, at(v, r.b, t)), lanes(v.block)); });
+    group_spectra(u.group, chunk, [this](Unit v, const Row& r, const Ahead& next) {
+      fill(window(r, false), [&](int64_t t) {
+        fetch(a.x, next, t);
+        return load_some(in(a.x, at(v, r.b, t)), lanes(v.block));
+      });
     });
     tap_spectra(u, false);
     multiply_rows(chunk);
     const int64_t count = lanes(u.block);
     const Vec<T> bias = load_some(in(a.bias, u.group * a.C + u.block * V), count);
-    rows_out(u, chunk, false, [&](int64_t i, Vec<T> v) {
-      v += bias;
-      if (a.conv) store_some(static_cast<In*>(a.conv) + i, v, count);
-      store_some(static_cast<In*>(a.out) + i, load_some(in(a.x, i), count) + gelu(v), count);
-    });
+    rows_out(
+        u, chunk, false,
+        [&](int64_t i, Vec<T> v) {
+          v += bias;
+          if (a.conv) store_some(static_cast<In*>(a.conv) + i, v, count);
+          store_some(static_cast<In*>(a.out) + i, load_some(in(a.x, i), count) + gelu(v), count);
+        },
+        [&](const Ahead& next, int64_t t) {
+          fetch(a.x, next, t);
+          fetch_to_write(a.out, next, t);
+          if (a.conv) fetch_to_write(a.conv, next, t);
+        });
   }
 
   // Spectra of the gradients at the convolution's outputs; on the way their sums, the gradients of the bias.
   void grad_spectra(Unit u, int64_t chunk, bool sums) {
-    group_spectra(u.group, chunk, [&](Unit v, const Row& r) {
+    group_spectra(u.group, chunk, [&](Unit v, const Row& r, const Ahead& next) {
       const Row from = window(r, true);
       fill(from, [&](int64_t t) {
+        fetch(a.grad_out, next, t);
+        fetch(a.conv, next, t);
         const int64_t i = at(v, r.b, t), count = lanes(v.block);
         const Vec<T> grad = load_some(in(a.grad_out, i), count);
         return grad * gelu_grad(load_some(in(a.conv, i), count));
@@ -252,9 +291,15 @@ struct Worker {
     for (int64_t chunk = 0; chunk * a.row_chunk < n_rows; ++chunk) {
       grad_spectra(u, chunk, sums);
       multiply_rows(chunk);
-      rows_out(u, chunk, true, [&](int64_t i, Vec<T> v) {
-        store_some(static_cast<In*>(a.grad_x) + i, load_some(in(a.grad_out, i), count) + v, count);
-      });
+      rows_out(
+          u, chunk, true,
+          [&](int64_t i, Vec<T> v) {
+            store_some(static_cast<In*>(a.grad_x) + i, load_some(in(a.grad_out, i), count) + v, count);
+          },
+          [&](const Ahead& next, int64_t t) {
+            fetch(a.grad_out, next, t);
+            fetch_to_write(a.grad_x, next, t);
+          });
     }
   }
 
@@ -267,7 +312,11 @@ struct Worker {
       const int64_t n_chunk = rows_in(chunk);
       for (int64_t i = 0; i < n_chunk; ++i) {
         const Row r = row(chunk * a.row_chunk + i);
-        fill(r, [&](int64_t t) { return load_some(in(a.x, at(u, r.b, t)), count); });
+        const Ahead next = ahead(r, u, chunk * a.row_chunk + i + 1);
+        fill(r, [&](int64_t t) {
+          fetch(a.x, next, t);
+          return load_some(in(a.x, at(u, r.b, t)), count);
+        });
         real_fft(a.plan, w.time, w.rows + i * 2 * V, w.row_stride, V);
       }
       for (int64_t f = 0; f <= n / 2; ++f) {

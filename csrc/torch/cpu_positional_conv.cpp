@@ -25,15 +25,15 @@ int64_t smooth_length(int64_t at_least) {
   return 2 * m;
 }
 
-// One row's length of transform and outputs, and what a step over all rows costs, in multiplications of
-// vectors.
+// One row's length of transform and outputs, and roughly what a step over 16 sequences costs: for any number
+// of them, so that a sequence's results do not depend on how many others there are.
 struct Cut {
   int64_t n, segment, segments;
   double cost;
 
   Cut(const ConvArgs& a, int64_t n_, int64_t segment_)
       : n(n_), segment(segment_), segments((a.N + segment_ - 1) / segment_) {
-    const double rows = double(a.B) * segments, c = a.C, length = n;
+    const double rows = 16.0 * double(segments), c = double(a.C), length = double(n);
     const double transforms = (5 * rows + 3 * c) * c * length * (1.5 * std::log2(length) + 4);
     cost = transforms + 3 * rows * c * c * 2 * length;
   }
@@ -128,7 +128,7 @@ struct ConvCall {
     a.segment = cut.segment;
     a.segments = cut.segments;
     const int64_t rows = a.B * a.segments;
-    const int64_t row_bytes = (cut.n + 2) * a.C * (a.dtype == DType::f64 ? 8 : 4);
+    const int64_t row_bytes = (cut.n + 2) * ((a.C + 15) / 16 * 16) * (a.dtype == DType::f64 ? 8 : 4);
     const int64_t chunks = (rows * row_bytes + kHeldBytes - 1) / kHeldBytes;
     a.row_chunk = std::min(rows, ((rows + chunks - 1) / chunks + 7) / 8 * 8);
     a.dtype == DType::f64 ? run_with<double>(cut.n, kernel) : run_with<float>(cut.n, kernel);

@@ -30,9 +30,7 @@ def positional_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, groups: i
     tokens = x.to(dtype)
     if x.numel() == 0:
         return x + 0 * (weight.sum() + bias.sum())
-    y = F.conv1d(
-        tokens.transpose(1, 2), weight.to(dtype), bias.to(dtype), padding=taps // 2, groups=groups
-    )
+    y = F.conv1d(tokens.transpose(1, 2), weight.to(dtype), bias.to(dtype), padding=taps // 2, groups=groups)
     return (tokens + F.gelu(y[..., : x.shape[1]].transpose(1, 2))).to(x.dtype)
 
 
