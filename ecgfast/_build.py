@@ -24,7 +24,9 @@ if cuda_loaded:
     torch.ops.load_library(str(_CUDA_LIBRARY))
 
 _KERNELS = {
-    "cpu": frozenset({"lead_mask", "span_mask", "local_contrastive", "patch_embed", "positional_conv"}),
+    "cpu": frozenset(
+        {"lead_mask", "span_mask", "local_contrastive", "patch_embed", "positional_conv", "gather_segments"}
+    ),
     "cuda": frozenset({"local_contrastive", "patch_embed"}) if cuda_loaded else frozenset(),
 }
 

@@ -5,6 +5,7 @@
 
 #include "../common/philox.h"
 #include "activation_args.h"
+#include "gather_segments.h"
 #include "local_contrastive.h"
 #include "patch_embed.h"
 #include "positional_conv.h"
@@ -19,6 +20,7 @@ namespace ecgfast {
 #define ECGFAST_KERNELS(X)                                                                                \
   X(void, activation, (const ActivationArgs& args, int64_t begin, int64_t end))                           \
   X(void, philox_fill, (const Stream& stream, uint32_t first_block, int64_t n_blocks, uint32_t* words))   \
+  X(void, gather_segments, (const GatherArgs& args, int64_t begin, int64_t end))                          \
   X(int64_t, local_contrastive_scratch, (const LocalArgs& args, bool backward))                           \
   X(void, local_contrastive, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch))          \
   X(void, local_contrastive_backward, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch)) \

@@ -55,6 +55,9 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
       "positional_conv_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor conv, int groups, bool "
       "need_x, bool need_parameters) -> "
       "(Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "gather_segments(Tensor store, Tensor offset, Tensor start, Tensor n_samples, int length, Tensor? "
+      "lead_index, ScalarType dtype) -> Tensor");
   m.def("cpu_activation(Tensor x, str name) -> Tensor");
   m.def("cpu_isa() -> str");
   m.def("usable_cpu_isas() -> str");

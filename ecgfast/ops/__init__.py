@@ -1,6 +1,7 @@
 """The fused ops, each with its plain PyTorch reference beside it (``<name>_reference``)."""
 
 from ecgfast.ops._dispatch import use_reference
+from ecgfast.ops.gather_segments import gather_segments, gather_segments_reference
 from ecgfast.ops.global_contrastive import global_contrastive, global_contrastive_reference
 from ecgfast.ops.gumbel_quantize import draw_gumbel, gumbel_quantize, gumbel_quantize_reference
 from ecgfast.ops.lead_mask import lead_mask, lead_mask_reference
@@ -18,6 +19,8 @@ __all__ = [
     "Purpose",
     "draw_gumbel",
     "draw_negatives",
+    "gather_segments",
+    "gather_segments_reference",
     "global_contrastive",
     "global_contrastive_reference",
     "gumbel_quantize",

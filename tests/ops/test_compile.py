@@ -58,6 +58,26 @@ def case_global_contrastive(b):
     return function, (a, z, torch.arange(b))
 
 
+def case_positional_conv(b):
+    x = torch.randn(b, 9, 16, requires_grad=True)
+    weight, bias = torch.randn(16, 8, 4, requires_grad=True), torch.randn(16, requires_grad=True)
+
+    def function(x, weight, bias):
+        return ops.positional_conv(x.sin(), weight, bias, 2) * 2
+
+    return function, (x, weight, bias)
+
+
+def case_gather_segments(b):
+    store = torch.arange(12 * 50 * b, dtype=torch.int16)
+
+    def function(store, offset, start, n_samples, lead_index):
+        return ops.gather_segments(store, offset, start, n_samples, 20, lead_index=lead_index) * 2
+
+    start, n_samples = torch.arange(b), torch.full((b,), 50)
+    return function, (store, start * 600, start, n_samples, torch.tensor([1, -1, 7]))
+
+
 CASES = [v for k, v in sorted(globals().items()) if k.startswith("case_")]
 
 

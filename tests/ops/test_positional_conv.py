@@ -96,7 +96,8 @@ def test_same_bits_for_any_thread_count():
 
 
 def test_more_rows_than_are_held_at_a_time():
-    compare(make_inputs(70, 2000, 16, 1, 2, torch.float32, seed=5), 1)
+    inputs = make_inputs(70, 2000, 16, 1, 2, torch.float32, seed=5)
+    compare(inputs, 1, slack=4)  # a tap's gradient sums 140,000 products
 
 
 def test_a_row_does_not_depend_on_the_others():
