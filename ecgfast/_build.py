@@ -27,7 +27,7 @@ _KERNELS = {
     "cpu": frozenset(
         {"lead_mask", "span_mask", "local_contrastive", "patch_embed", "positional_conv", "gather_segments"}
     ),
-    "cuda": frozenset({"local_contrastive", "patch_embed"}) if cuda_loaded else frozenset(),
+    "cuda": frozenset({"local_contrastive"}) if cuda_loaded else frozenset(),
 }
 
 
