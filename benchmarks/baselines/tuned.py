@@ -1,0 +1,279 @@
+"""The best PyTorch forms that we could write, without a kernel of our own.
+
+They use the same shortcuts as the kernels (DESIGN: all are exact) and are the peers that count. Each is
+run eagerly and under ``torch.compile``; where the two want different forms, there are two functions.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EPS = 1e-8
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """``x @ weight^T`` on oneDNN's fp32 product, which on some CPUs is faster than MKL's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        return _onednn(grad, weight.T), _onednn(rows.T, x.flatten(0, -2).T)
+
+
+def _onednn(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN's fp32 product beats the BLAS that torch calls, measured once."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, w = torch.randn(2048, 512), torch.randn(512, 512)
+
+    def seconds(f: Callable[[Tensor, Tensor], Tensor]) -> float:
+        f(x, w)
+        from torch.utils.benchmark import Timer
+
+        return Timer("f(x, w)", globals={"f": f, "x": x, "w": w}).timeit(5).mean
+
+    return seconds(_onednn) < 0.95 * seconds(F.linear)
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    fp32_on_cpu = x.dtype == torch.float32 and x.device.type == "cpu"
+    if fp32_on_cpu and not torch.compiler.is_compiling() and onednn_is_faster():
+        return _OneDnnLinear.apply(x, weight)
+    return F.linear(x, weight)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Neighbouring tokens side by side: ``[B, N, C] -> [B, N // 2, 2C]``; an odd last token is left out."""
+    b, n, c = x.shape
+    return x[:, : n // 2 * 2].reshape(b, n // 2, 2 * c)
+
+
+def _as_product(weight: Tensor) -> Tensor:
+    return weight.transpose(1, 2).flatten(1)
+
+
+def patch_embed(
+    signal: Tensor, keep: Tensor, weights: Sequence[Tensor], gn_weight: Tensor, gn_bias: Tensor
+) -> Tensor:
+    """Channels last: layers are products; GroupNorm is folded into a weight per segment.
+
+    The statistics of conv 0's output follow from the second moment of each segment's patches.
+    """
+    x = _pairs((signal * keep[:, :, None]).transpose(1, 2))
+    mean = x.mean(dim=1, keepdim=True, dtype=torch.float32)
+    x = x - mean.to(x.dtype)
+    w = _as_product(weights[0])
+    moment = (x.transpose(1, 2) @ x).float() / x.shape[1]
+    variance = ((w.float() @ moment) * w.float()).sum(-1)
+    scale = gn_weight * torch.rsqrt(variance + 1e-5)
+    per_segment = (scale[:, :, None] * w).to(x.dtype)
+    h = F.gelu(torch.baddbmm(gn_bias[None, None], x, per_segment.transpose(1, 2)))
+    for weight in weights[1:]:
+        h = F.gelu(_linear(_pairs(h), _as_product(weight)))
+    return h
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Codebook rows forward; backward the softmax's Jacobian applied to ``grad @ codebook^T``."""
+
+    @staticmethod
+    def forward(ctx: Any, noisy: Tensor, codebook: Tensor, codes: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(noisy, codebook, codes)
+        ctx.temperature = temperature
+        groups = torch.arange(codebook.shape[0], device=codes.device)
+        return codebook[groups, codes].flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        noisy, codebook, codes = ctx.saved_tensors
+        g, v, width = codebook.shape
+        grad = grad.unflatten(1, (g, width))
+        probs = torch.softmax(noisy / ctx.temperature, dim=-1)
+        towards = torch.bmm(grad.transpose(0, 1), codebook.transpose(1, 2)).transpose(0, 1)
+        dot = (probs * towards).sum(-1, keepdim=True)
+        grad_noisy = probs * (towards - dot) / ctx.temperature
+        entry = codes + torch.arange(g, device=codes.device) * v
+        grad_codebook = grad.new_zeros(g * v, width, dtype=torch.float32)
+        grad_codebook.index_add_(0, entry.flatten(), grad.flatten(0, 1).float())
+        return grad_noisy, grad_codebook.view_as(codebook).to(codebook.dtype), None, None
+
+
+def gumbel_quantize(
+    logits: Tensor, codebook: Tensor, temperature: float, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise from uniform numbers in one pass, argmax, codebook rows, straight-through gradient."""
+    g, v, _ = codebook.shape
+    x = logits.unflatten(1, (g, v)).float()
+    if noise is None:
+        # torch.rand is faster than exponential_, which draws serially; the clamp keeps log finite.
+        noise = -torch.log(-torch.log(torch.rand_like(x).clamp_(2**-24, 1 - 2**-24)))
+    noisy = x + noise.view_as(x)
+    codes = noisy.detach().argmax(-1)
+    quantized = _StraightThrough.apply(noisy, codebook, codes, temperature)
+    return quantized, codes.to(torch.int32), torch.softmax(x, dim=-1).mean(0)
+
+
+def local_contrastive(
+    predictions: Tensor,
+    targets: Tensor,
+    codes: Tensor,
+    n_negatives: int,
+    temperature: float,
+    negative_index: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Each segment's Gram matrix, plus the logarithm of how often a token was drawn; logsumexp."""
+    b, m, _ = predictions.shape
+    device = predictions.device
+    if negative_index is None:
+        index = torch.randint(0, m - 1, (b, m, n_negatives), device=device)
+        negative_index = index + (index >= torch.arange(m, device=device)[:, None])
+    p = F.normalize(predictions.float(), dim=-1, eps=_EPS)
+    t = F.normalize(targets.float(), dim=-1, eps=_EPS)
+    half = (p.to(predictions.dtype), t.to(predictions.dtype))
+    scores = torch.bmm(half[0], half[1].transpose(1, 2)).float() / temperature
+    count = torch.zeros_like(scores).scatter_add_(
+        2, negative_index, scores.new_ones(1).expand_as(negative_index)
+    )
+    same = (codes[:, :, None] == codes[:, None, :]).all(-1)
+    positive = scores.diagonal(dim1=1, dim2=2)
+    drawn = (count > 0) & ~same
+    own = torch.eye(m, dtype=torch.bool, device=device)
+    weight = torch.where(own, 0.0, torch.where(drawn, count.log(), -torch.inf))
+    loss = torch.logsumexp(scores + weight, dim=-1) - positive
+    with torch.no_grad():
+        others = scores.masked_fill(~drawn, -torch.inf)
+        lowest = torch.where(drawn, scores, torch.inf).amin(-1)
+        excluded = ((count > 0) & same).any(-1)
+        correct = (positive >= others.amax(-1)) & ((positive > lowest) | excluded)
+    return loss, correct
+
+
+def _unit(z: Tensor) -> Tensor:
+    return z.float() / z.detach().float().norm(dim=1, keepdim=True).clamp(min=_EPS)
+
+
+def global_contrastive_compiled(
+    a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperature: float
+) -> Tensor:
+    """The algebra with one matrix; the compiler fuses the passes over it."""
+    scores = (_unit(a).to(a.dtype) @ _unit(b).to(b.dtype).T).float() / temperature
+    positive = group_a[:, None] == group_b[None, :]
+    lse = torch.logsumexp(scores, 1, keepdim=True) + torch.logsumexp(scores, 0, keepdim=True)
+    return torch.where(positive, lse - 2 * scores, 0.0).sum() / (2 * positive.sum())
+
+
+class _GlobalContrastive(torch.autograd.Function):
+    """Two streaming logsumexps over blocks of rows; the backward pass recomputes each block."""
+
+    ROWS = 512
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperature: float
+    ) -> Tensor:
+        row_lse = a.new_empty(len(a), dtype=torch.float32)
+        column_lse = torch.full((len(b),), -torch.inf, device=a.device)
+        row_hits = torch.empty_like(row_lse)
+        column_hits = torch.zeros_like(column_lse)
+        matched = torch.zeros((), device=a.device)
+        for rows in torch.arange(len(a), device=a.device).split(_GlobalContrastive.ROWS):
+            scores = (a[rows] @ b.T).float().div_(temperature)
+            positive = group_a[rows, None] == group_b
+            row_lse[rows] = torch.logsumexp(scores, 1)
+            column_lse = torch.logaddexp(column_lse, torch.logsumexp(scores, 0))
+            matched += scores[positive].sum()
+            row_hits[rows] = positive.sum(1, dtype=torch.float32)
+            column_hits += positive.sum(0)
+        total = row_hits.sum().clamp(min=1)
+        ctx.save_for_backward(a, b, group_a, group_b, row_lse, column_lse, row_hits, column_hits)
+        ctx.temperature = temperature
+        return (row_lse @ row_hits + column_lse @ column_hits - 2 * matched) / (2 * total)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, group_a, group_b, row_lse, column_lse, row_hits, column_hits = ctx.saved_tensors
+        factor = grad / (2 * row_hits.sum().clamp(min=1) * ctx.temperature)
+        grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b, dtype=torch.float32)
+        for rows in torch.arange(len(a), device=a.device).split(_GlobalContrastive.ROWS):
+            scores = (a[rows] @ b.T).float().div_(ctx.temperature)
+            by_row = (scores - row_lse[rows, None]).exp_().mul_(row_hits[rows, None])
+            by_row += scores.sub_(column_lse).exp_().mul_(column_hits)
+            by_row[group_a[rows, None] == group_b] -= 2
+            slope = by_row.mul_(factor).to(a.dtype)
+            grad_a[rows] = slope @ b
+            grad_b += slope.T @ a[rows]
+        return grad_a, grad_b.to(b.dtype), None, None, None
+
+
+def global_contrastive(a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperature: float) -> Tensor:
+    """In blocks of 512 rows: no N x N matrix, one more product."""
+    units = _unit(a).to(a.dtype), _unit(b).to(b.dtype)
+    return _GlobalContrastive.apply(*units, group_a, group_b, temperature)
+
+
+def _good_length(n: int) -> int:
+    """The smallest product of 2, 3, 5 and 7 that is at least n and even."""
+    while True:
+        rest = n
+        for factor in (2, 3, 5, 7):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1 and n % 2 == 0:
+            return n
+        n += 1
+
+
+def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """The convolution as a product of spectra, of the shortest good circular length."""
+    b, n, e = x.shape
+    kernel = weight.shape[-1]
+    left, width = kernel // 2, e // groups
+    length = _good_length(n + max(left, kernel - 1 - left))
+    # Circularly, the tap at offset -j lies at length - j.
+    taps = F.pad(weight.float(), (0, length - kernel)).roll(-left, dims=-1)
+    taps_f = torch.fft.rfft(taps).conj().view(groups, width, width, -1)
+    x_f = torch.fft.rfft(x.float(), n=length, dim=1).view(b, -1, groups, width)
+    # [F, G, B, in] @ [F, G, in, out]
+    y_f = torch.matmul(x_f.permute(1, 2, 0, 3), taps_f.permute(3, 0, 2, 1))
+    y = torch.fft.irfft(y_f.permute(2, 0, 1, 3).reshape(b, -1, e), n=length, dim=1)[:, :n]
+    return x + F.gelu(y.to(x.dtype) + bias)
+
+
+def masks(
+    batch: int,
+    n_leads: int,
+    p: float,
+    n_tokens: int,
+    prob: float,
+    length: int,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """All rows at once: starts and cuts are the smallest of random keys."""
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, device=device)
+
+    keep = uniform(batch, n_leads) >= p
+    n_spans = (prob * n_tokens / length + uniform(batch, 1)).floor().clamp(min=2)
+    rank = uniform(batch, max(n_tokens - length, 3)).argsort(1).argsort(1)
+    starts = F.pad((rank < n_spans).float(), (length - 1, n_tokens - rank.shape[1]))
+    covered = F.max_pool1d(starts[:, None], length, stride=1)[:, 0, :n_tokens] > 0
+    common = int(covered.sum(1).min())
+    key = torch.where(covered, uniform(batch, n_tokens), 2.0)
+    index = key.topk(common, dim=1, largest=False, sorted=False).indices
+    return keep, torch.zeros_like(covered).scatter_(1, index, True)

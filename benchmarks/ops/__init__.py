@@ -1,0 +1,1 @@
+"""The cases of `ecgfast bench` under pytest-benchmark: `pytest benchmarks/ops --benchmark-only`."""

@@ -1,0 +1,5 @@
+"""`global_contrastive` against its other forms."""
+
+from benchmarks.ops.harness import benchmark_of
+
+test_global_contrastive = benchmark_of("global_contrastive")

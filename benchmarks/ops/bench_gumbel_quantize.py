@@ -1,0 +1,5 @@
+"""`gumbel_quantize` against its other forms."""
+
+from benchmarks.ops.harness import benchmark_of
+
+test_gumbel_quantize = benchmark_of("gumbel_quantize")

@@ -1,0 +1,5 @@
+"""`patch_embed` against its other forms."""
+
+from benchmarks.ops.harness import benchmark_of
+
+test_patch_embed = benchmark_of("patch_embed")

@@ -1,0 +1,5 @@
+"""`positional_conv` against its other forms."""
+
+from benchmarks.ops.harness import benchmark_of
+
+test_positional_conv = benchmark_of("positional_conv")

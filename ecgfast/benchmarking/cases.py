@@ -1,0 +1,267 @@
+"""What is measured: each op's sizes, inputs, forms and least work."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ecgfast
+from ecgfast import ops
+from ecgfast.errors import EcgfastError
+
+Sizes = dict[str, int]
+Form = Callable[..., Any]
+
+_ROOT = Path(ecgfast.__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op to measure.
+
+    Args:
+        sizes: the default sizes; a size not listed here does not exist.
+        quick: sizes that take milliseconds, for tests and warm-up.
+        inputs: makes the arguments that every form takes; tensors that require a gradient are leaves.
+        forms: the forms, given the modules of baselines (None where they are absent).
+        products: floating-point operations of the matrix products that no form can do without, forward
+            and forward + backward.
+        others: further sizes that ``ecgfast bench all`` measures, by suffix.
+    """
+
+    sizes: Sizes
+    quick: Sizes
+    inputs: Callable[[Sizes, torch.dtype, torch.Generator], tuple]
+    forms: Callable[[Any, Any], dict[str, Form]]
+    products: Callable[[Sizes], tuple[float, float]] = lambda sizes: (0.0, 0.0)
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    passes: tuple[str, ...] = ("forward", "forward_backward")
+    others: dict[str, Sizes] | None = None
+
+
+def baselines() -> tuple[Any, Any]:
+    """The modules of official and tuned forms, or (None, None) outside a checkout."""
+    if not (_ROOT / "benchmarks" / "baselines" / "official.py").exists():
+        return None, None
+    if str(_ROOT) not in sys.path:
+        sys.path.insert(0, str(_ROOT))
+    from benchmarks.baselines import official, tuned
+
+    return official, tuned
+
+
+def forms(op: str) -> dict[str, Form]:
+    """The forms of an op that can be measured here, by variant."""
+    return CASES[op].forms(*baselines())
+
+
+def flatten(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples and lists."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from flatten(item)
+
+
+def merge_sizes(op: str, given: Sizes | None, quick: bool) -> Sizes:
+    """The case's sizes with those given in their place."""
+    sizes = dict(CASES[op].quick if quick else CASES[op].sizes)
+    for name, value in (given or {}).items():
+        if name not in sizes:
+            raise EcgfastError(f"bench: sizes of {op} are {', '.join(sizes)}, got {name!r}")
+        if value < 1:
+            raise EcgfastError(f"bench: size {name} must be at least 1, got {value}")
+        sizes[name] = value
+    return sizes
+
+
+def _three(official: Any, tuned: Any, name: str, ours: Form, compiled: str = "") -> dict[str, Form]:
+    """The usual forms: all take the same arguments. The compiled one may have a form of its own."""
+    if official is None:
+        return {"ecgfast": ours}
+    return {
+        "official": getattr(official, name),
+        "tuned_eager": getattr(tuned, name),
+        "tuned_compiled": torch.compile(getattr(tuned, compiled or name), dynamic=False),
+        "ecgfast": ours,
+    }
+
+
+def _randn(g: torch.Generator, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
+    """A leaf of normal numbers."""
+    return (torch.randn(shape, generator=g) * scale).to(dtype).requires_grad_()
+
+
+def _patch_embed_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
+    signal = torch.randn(s["B"], s["L"], s["T"], generator=g).to(dtype)
+    keep = torch.rand(s["B"], s["L"], generator=g) >= 0.5
+    weights = [_randn(g, dtype, s["C"], s["L"], 2, scale=0.3)]
+    weights += [_randn(g, dtype, s["C"], s["C"], 2, scale=s["C"] ** -0.5) for _ in range(3)]
+    ones = torch.ones(s["C"], dtype=dtype).requires_grad_()
+    return signal, keep, weights, ones, torch.zeros_like(ones).requires_grad_()
+
+
+def _patch_embed_products(s: Sizes) -> tuple[float, float]:
+    first = 2.0 * s["B"] * (s["T"] // 2) * s["C"] * 2 * s["L"]
+    rest = sum(2.0 * s["B"] * (s["T"] >> i) * s["C"] * 2 * s["C"] for i in (2, 3, 4))
+    return first + rest, 2 * first + 3 * rest  # no gradient of the signal
+
+
+def _patch_embed(official: Any, tuned: Any) -> dict[str, Form]:
+    return _three(official, tuned, "patch_embed", ops.patch_embed)
+
+
+def _gumbel_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
+    logits = _randn(g, dtype, s["R"], s["G"] * s["V"])
+    return logits, _randn(g, dtype, s["G"], s["V"], s["D"] // s["G"]), 2.0
+
+
+def _gumbel(official: Any, tuned: Any) -> dict[str, Form]:
+    rng = _Rng()
+
+    def ours(logits: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, ...]:
+        return ops.gumbel_quantize(logits, codebook, temperature, rng=rng(logits))
+
+    return _three(official, tuned, "gumbel_quantize", ours)
+
+
+def _local_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
+    codes = torch.randint(0, 320, (s["B"], s["M"], 2), generator=g)
+    # Equal codes have equal targets, as the quantizer makes them.
+    halves = [torch.randn(320, s["D"], generator=g) for _ in range(2)]
+    targets = halves[0][codes[..., 0]] + halves[1][codes[..., 1]]
+    predictions = _randn(g, dtype, s["B"], s["M"], s["D"])
+    return predictions, targets.to(dtype).requires_grad_(), codes.to(torch.int32), s["K"], 0.1
+
+
+def _local(official: Any, tuned: Any) -> dict[str, Form]:
+    rng = _Rng()
+
+    def ours(p: Tensor, t: Tensor, codes: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+        ids = torch.arange(len(p), device=p.device)
+        return ops.local_contrastive(
+            p, t, codes=codes, n_negatives=k, temperature=temperature, rng=rng(p), sample_ids=ids
+        )
+
+    found = _three(official, tuned, "local_contrastive", ours)
+    if official is not None:
+        # It compares the target vectors.
+        found["official"] = lambda p, t, codes, *rest: official.local_contrastive(p, t, *rest)
+    return found
+
+
+def _global_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
+    groups = torch.arange(s["N"])
+    a, b = (_randn(g, dtype, s["N"], s["D"]) for _ in range(2))
+    return a, b, groups, groups.clone(), 0.1
+
+
+def _global(official: Any, tuned: Any) -> dict[str, Form]:
+    def ours(a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperature: float) -> Tensor:
+        return ops.global_contrastive(a, b, group_a, group_b, temperature=temperature)
+
+    return _three(official, tuned, "global_contrastive", ours, "global_contrastive_compiled")
+
+
+def _positional_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
+    shape = s["E"], s["E"] // s["G"], s["K"]
+    weight = _randn(g, dtype, *shape, scale=2 * (s["K"] * s["E"]) ** -0.5)
+    return _randn(g, dtype, s["B"], s["N"], s["E"]), weight, _randn(g, dtype, s["E"]), s["G"]
+
+
+def _positional(official: Any, tuned: Any) -> dict[str, Form]:
+    from ecgfast.nn.positional_conv import positional_conv
+
+    ours = getattr(ops, "positional_conv", positional_conv)
+    return _three(official, tuned, "positional_conv", ours)
+
+
+def _mask_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
+    return torch.arange(s["B"]), s["L"], 0.5, s["N"], 0.65, 10
+
+
+def _masks(official: Any, tuned: Any) -> dict[str, Form]:
+    rng = _Rng()
+
+    def ours(
+        ids: Tensor, n_leads: int, p: float, n_tokens: int, prob: float, length: int
+    ) -> tuple[Tensor, ...]:
+        state = rng(ids)
+        keep = ops.lead_mask(ids, n_leads, p, state)
+        return keep, *ops.span_mask(ids, n_tokens, prob, length, state, n_masked=None)
+
+    found: dict[str, Form] = {"ecgfast": ours}
+    if official is not None:
+        # The count of masked tokens depends on the draw, so there is no one graph to compile.
+        found["official"] = lambda ids, *rest: _to(ids, official.masks(len(ids), *rest))
+        found["tuned_eager"] = lambda ids, *rest: tuned.masks(len(ids), *rest, device=ids.device)
+    return found
+
+
+def _to(like: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(t.to(like.device) for t in drawn)
+
+
+class _Rng:
+    """A random state whose step advances at every call, as in training."""
+
+    def __init__(self) -> None:
+        self.state: Tensor | None = None
+
+    def __call__(self, like: Tensor) -> Tensor:
+        if self.state is None:
+            self.state = ops.make_rng(0, device=like.device)
+        self.state[1] += 1
+        return self.state
+
+
+CASES: dict[str, Case] = {
+    "patch_embed": Case(
+        sizes={"B": 32, "L": 12, "T": 2500, "C": 256},
+        quick={"B": 2, "L": 12, "T": 320, "C": 32},
+        inputs=_patch_embed_inputs,
+        forms=_patch_embed,
+        products=_patch_embed_products,
+    ),
+    "gumbel_quantize": Case(
+        sizes={"R": 992, "G": 2, "V": 320, "D": 256},
+        quick={"R": 31, "G": 2, "V": 40, "D": 16},
+        inputs=_gumbel_inputs,
+        forms=_gumbel,
+        products=lambda s: (0.0, 2.0 * s["R"] * s["V"] * s["D"]),
+    ),
+    "local_contrastive": Case(
+        sizes={"B": 128, "M": 62, "D": 256, "K": 100},
+        quick={"B": 2, "M": 13, "D": 32, "K": 10},
+        inputs=_local_inputs,
+        forms=_local,
+        products=lambda s: (2.0 * s["B"] * s["M"] ** 2 * s["D"], 6.0 * s["B"] * s["M"] ** 2 * s["D"]),
+        others={"b16": {"B": 16}},
+    ),
+    "global_contrastive": Case(
+        sizes={"N": 4096, "D": 768},
+        quick={"N": 48, "D": 32},
+        inputs=_global_inputs,
+        forms=_global,
+        products=lambda s: (2.0 * s["N"] ** 2 * s["D"], 6.0 * s["N"] ** 2 * s["D"]),
+    ),
+    "positional_conv": Case(
+        sizes={"B": 16, "N": 156, "E": 768, "K": 128, "G": 16},
+        quick={"B": 2, "N": 20, "E": 64, "K": 8, "G": 2},
+        inputs=_positional_inputs,
+        forms=_positional,
+    ),
+    "masks": Case(
+        sizes={"B": 128, "L": 12, "N": 156},
+        quick={"B": 4, "L": 12, "N": 40},
+        inputs=_mask_inputs,
+        forms=_masks,
+        dtypes=("bool",),
+        passes=("forward",),
+    ),
+}

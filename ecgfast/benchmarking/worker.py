@@ -1,0 +1,235 @@
+"""One measurement in a process of its own: a request as JSON on stdin, the answer on the last line of stdout.
+
+The process decides how the C allocator treats pages, so every pages mode is a process; so is every
+peak of memory, whose highest mark must not be another form's.
+"""
+
+import ctypes
+import gc
+import json
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecgfast.benchmarking import machine
+from ecgfast.benchmarking.cases import CASES, flatten, forms, merge_sizes
+
+_MIB = 2**20
+# A fast form may run several times per turn while it takes less than this share of the slowest form.
+_TURN_SHARE = 0.1
+_MOST_PER_TURN = 5
+
+
+class Subject:
+    """One op at one size, dtype and pass: its arguments, and a call of any of its forms."""
+
+    def __init__(self, op: str, sizes: dict[str, int], dtype: str, backward: bool, device: str) -> None:
+        generator = torch.Generator().manual_seed(0)
+        made = CASES[op].inputs(sizes, getattr(torch, dtype), generator)
+        self.arguments = _to_device(made, device)
+        self.leaves = [t for t in flatten(self.arguments) if t.requires_grad] if backward else []
+        self.cotangents: list[torch.Tensor] | None = None
+
+    def __call__(self, form: Callable[..., Any]) -> Any:
+        if not self.leaves:
+            with torch.no_grad():
+                return form(*self.arguments)
+        outputs = [t for t in flatten(form(*self.arguments)) if t.requires_grad]
+        if self.cotangents is None:
+            self.cotangents = [torch.randn_like(t) for t in outputs]
+        return torch.autograd.grad(outputs, self.leaves, self.cotangents)
+
+    def least_bytes(self, form: Callable[..., Any]) -> tuple[int, int]:
+        """Bytes that must be moved (arguments and results once each), and bytes of the results."""
+        with torch.no_grad():
+            outputs = list(flatten(form(*self.arguments)))
+        moved = [*flatten(self.arguments), *outputs]
+        kept = [*outputs, *self.leaves]  # a gradient is as large as its leaf
+        if self.leaves:
+            moved += [*self.leaves, *(t for t in outputs if t.is_floating_point())]
+        return sum(t.nbytes for t in moved), sum(t.nbytes for t in kept)
+
+
+def _to_device(tree: Any, device: str) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().to(device).requires_grad_(tree.requires_grad)
+    if isinstance(tree, list | tuple):
+        return type(tree)(_to_device(item, device) for item in tree)
+    return tree
+
+
+def _timed(subject: Subject, form: Callable[..., Any], device: str) -> float:
+    """Milliseconds of one call, its results' release included."""
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        subject(form)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+    begin = time.perf_counter()
+    subject(form)
+    return (time.perf_counter() - begin) * 1e3
+
+
+def _limit_memory() -> None:
+    """Make an allocation past the machine's free memory fail here, before it hurts anything else."""
+    available = Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + int(int(available) * 1024 * 0.9)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def time_forms(request: dict[str, Any], dtype: str, pass_: str) -> tuple[list[dict], list[dict]]:
+    """Medians of all forms, run in turn (A B C D A B C D ...) until the time is spent."""
+    op, device = request["op"], request["device"]
+    subject = Subject(op, request["sizes"], dtype, pass_ == "forward_backward", device)
+    found = forms(op)
+    kinds = {variant: found[variant] for variant in request["variants"] if variant in found}
+    failed, cost = [], {}
+    for variant, form in kinds.items():
+        try:
+            subject(form)
+            cost[variant] = min(_timed(subject, form, device) for _ in range(2))
+        except (RuntimeError, MemoryError) as error:
+            reason = str(error).split("\n")[0][:200]
+            failed.append({"variant": variant, "dtype": dtype, "pass": pass_, "error": reason})
+    samples: dict[str, list[float]] = {variant: [] for variant in cost}
+    faults: dict[str, list[float]] = {variant: [] for variant in cost}
+    share = _TURN_SHARE * max(cost.values(), default=0)
+    turns = {v: max(1, min(_MOST_PER_TURN, int(share / max(c, 1e-3)))) for v, c in cost.items()}
+    deadline = time.perf_counter() + request["budget_s"]
+    rounds = 0
+    while cost and rounds < request["most_rounds"]:
+        if time.perf_counter() > deadline and rounds >= request["least_rounds"]:
+            break
+        for variant, turn in turns.items():
+            for _ in range(turn):
+                before = _faults()
+                samples[variant].append(_timed(subject, kinds[variant], device))
+                faults[variant].append(_faults() - before)
+        rounds += 1
+    rows = [
+        {
+            "variant": variant,
+            "dtype": dtype,
+            "pass": pass_,
+            "median_ms": round(statistics.median(taken), 4),
+            "min_ms": round(min(taken), 4),
+            "repeats": len(taken),
+            "page_faults": statistics.median(faults[variant]),
+        }
+        for variant, taken in samples.items()
+    ]
+    return rows, failed
+
+
+def task_time(request: dict[str, Any]) -> dict[str, Any]:
+    """All dtypes and passes of one op under this process's allocator."""
+    if request["device"] == "cpu" and sys.platform == "linux":
+        _limit_memory()
+    answer: dict[str, Any] = {"rows": [], "failed": [], "floors": []}
+    if request["measure_rates"]:
+        answer["rates"] = machine.rates(request["device"], request["quick"])
+    ours = forms(request["op"])["ecgfast"]
+    for dtype in request["dtypes"]:
+        for pass_ in request["passes"]:
+            rows, failed = time_forms(request, dtype, pass_)
+            answer["rows"] += rows
+            answer["failed"] += failed
+            backward = pass_ == "forward_backward"
+            subject = Subject(request["op"], request["sizes"], dtype, backward, request["device"])
+            moved, results = subject.least_bytes(ours)
+            floor = {"dtype": dtype, "pass": pass_, "bytes": moved, "result_bytes": results}
+            floor["flop"] = CASES[request["op"]].products(request["sizes"])[backward]
+            answer["floors"].append(floor)
+    return answer
+
+
+def _status_kib(field: str) -> int:
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
+
+
+def _trim() -> None:
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        pass  # not glibc
+
+
+def _peak_on_cpu(subject: Subject, form: Callable[..., Any], compiled: bool) -> float | None:
+    """MiB of resident memory that a call adds at its highest.
+
+    Counted from before the first call, so that workspaces which a form keeps are its own; for a compiled
+    form from after it, since the first call holds the compiler too.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    _trim()
+    before = _status_kib("VmRSS")
+    subject(form)
+    _trim()
+    if compiled:
+        before = _status_kib("VmRSS")
+    else:
+        # Made by the first call and held by the op's caller: the gradients of its outputs.
+        before += sum(t.nbytes for t in subject.cotangents or []) // 1024
+    Path("/proc/self/clear_refs").write_text("5")  # the highest mark restarts from here
+    subject(form)
+    return (_status_kib("VmHWM") - before) / 1024
+
+
+def _peak_on_cuda(call: Callable[[], Any]) -> float:
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / _MIB
+
+
+def task_memory(request: dict[str, Any]) -> dict[str, Any]:
+    """The extra peak memory of one form, dtype and pass, over its inputs."""
+    op, device, variant, dtype = (request[k] for k in ("op", "device", "variant", "dtype"))
+    backward = request["pass"] == "forward_backward"
+    if device == "cpu" and sys.platform == "linux":
+        _limit_memory()
+    form = forms(op)[variant]
+    # Small sizes first: libraries load their code and make their threads, which is not the op's memory.
+    small = Subject(op, merge_sizes(op, None, quick=True), dtype, backward, device)
+    small(form)
+    subject = Subject(op, request["sizes"], dtype, backward, device)
+    try:
+        if device == "cuda":
+            peak = _peak_on_cuda(lambda: subject(form))
+        else:
+            peak = _peak_on_cpu(subject, form, variant == "tuned_compiled")
+    except (RuntimeError, MemoryError) as error:
+        return {"peak_mib": None, "error": str(error).split("\n")[0][:200]}
+    return {"peak_mib": None if peak is None else round(max(peak, 0.0), 2)}
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    warnings.filterwarnings("ignore", module=r"torch\..*")
+    request = json.load(sys.stdin)
+    torch.set_num_threads(request["threads"])
+    answer = {"time": task_time, "memory": task_memory}[request["task"]](request)
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
