@@ -146,9 +146,8 @@ def local_contrastive(
     t = F.normalize(targets.float(), dim=-1, eps=_EPS)
     half = (p.to(predictions.dtype), t.to(predictions.dtype))
     scores = torch.bmm(half[0], half[1].transpose(1, 2)).float() / temperature
-    count = torch.zeros_like(scores).scatter_add_(
-        2, negative_index, scores.new_ones(1).expand_as(negative_index)
-    )
+    ones = scores.new_ones(1).expand_as(negative_index)
+    count = torch.zeros_like(scores).scatter_add_(2, negative_index, ones)
     same = (codes[:, :, None] == codes[:, None, :]).all(-1)
     positive = scores.diagonal(dim1=1, dim2=2)
     drawn = (count > 0) & ~same
@@ -178,50 +177,54 @@ def global_contrastive_compiled(
 
 
 class _GlobalContrastive(torch.autograd.Function):
-    """Two streaming logsumexps over blocks of rows; the backward pass recomputes each block."""
+    """One matrix of scores, passed over in blocks of rows, and turned into its own gradient in place."""
 
-    ROWS = 512
+    ROWS = 256
 
     @staticmethod
     def forward(
         ctx: Any, a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperature: float
     ) -> Tensor:
-        row_lse = a.new_empty(len(a), dtype=torch.float32)
+        scores = ((a / temperature) @ b.T).float()
         column_lse = torch.full((len(b),), -torch.inf, device=a.device)
-        row_hits = torch.empty_like(row_lse)
         column_hits = torch.zeros_like(column_lse)
+        row_lse, row_hits = scores.new_empty(2, len(a))
         matched = torch.zeros((), device=a.device)
-        for rows in torch.arange(len(a), device=a.device).split(_GlobalContrastive.ROWS):
-            scores = (a[rows] @ b.T).float().div_(temperature)
+        for rows in _blocks(len(a)):
+            block = scores[rows]
             positive = group_a[rows, None] == group_b
-            row_lse[rows] = torch.logsumexp(scores, 1)
-            column_lse = torch.logaddexp(column_lse, torch.logsumexp(scores, 0))
-            matched += scores[positive].sum()
-            row_hits[rows] = positive.sum(1, dtype=torch.float32)
+            row_lse[rows] = torch.logsumexp(block, 1)
+            column_lse = torch.logaddexp(column_lse, torch.logsumexp(block, 0))
+            matched += block[positive].sum()
+            row_hits[rows] = positive.sum(1)
             column_hits += positive.sum(0)
         total = row_hits.sum().clamp(min=1)
         ctx.save_for_backward(a, b, group_a, group_b, row_lse, column_lse, row_hits, column_hits)
-        ctx.temperature = temperature
+        ctx.scores, ctx.temperature = scores, temperature
         return (row_lse @ row_hits + column_lse @ column_hits - 2 * matched) / (2 * total)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b, group_a, group_b, row_lse, column_lse, row_hits, column_hits = ctx.saved_tensors
         factor = grad / (2 * row_hits.sum().clamp(min=1) * ctx.temperature)
-        grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b, dtype=torch.float32)
-        for rows in torch.arange(len(a), device=a.device).split(_GlobalContrastive.ROWS):
-            scores = (a[rows] @ b.T).float().div_(ctx.temperature)
-            by_row = (scores - row_lse[rows, None]).exp_().mul_(row_hits[rows, None])
-            by_row += scores.sub_(column_lse).exp_().mul_(column_hits)
-            by_row[group_a[rows, None] == group_b] -= 2
-            slope = by_row.mul_(factor).to(a.dtype)
-            grad_a[rows] = slope @ b
-            grad_b += slope.T @ a[rows]
-        return grad_a, grad_b.to(b.dtype), None, None, None
+        slope = ctx.scores
+        for rows in _blocks(len(a)):
+            block = slope[rows]
+            by_row = (block - row_lse[rows, None]).exp_().mul_(row_hits[rows, None])
+            block.sub_(column_lse).exp_().mul_(column_hits).add_(by_row)
+            block[group_a[rows, None] == group_b] -= 2
+            block.mul_(factor)
+        slope = slope.to(a.dtype)
+        return slope @ b, slope.T @ a, None, None, None
+
+
+def _blocks(n: int) -> list[slice]:
+    step = _GlobalContrastive.ROWS
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def global_contrastive(a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperature: float) -> Tensor:
-    """In blocks of 512 rows: no N x N matrix, one more product."""
+    """One N x N matrix in all, its passes in blocks that stay in the cache."""
     units = _unit(a).to(a.dtype), _unit(b).to(b.dtype)
     return _GlobalContrastive.apply(*units, group_a, group_b, temperature)
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _HEAD = (
-    "dtype | pass | pages | official | tuned eager | tuned compiled | **ecgfast** | vs official | vs best tuned "
-    "| floor | over floor | MiB: official / tuned / **ecgfast** | of official"
+    "dtype | pass | pages | official | tuned eager | tuned compiled | **ecgfast** | vs official "
+    "| vs best tuned | floor | over floor | MiB: official / tuned / **ecgfast** | of official"
 )
 
 
@@ -78,16 +78,17 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     lines = [
         f"# Ops on {first['hardware']}",
         "",
-        f"torch {first['torch']}, {first['threads']} threads, commit {first['commit']}, {first['date'][:10]}, "
-        f"`{first['command']}`",
+        f"torch {first['torch']}, {first['threads']} threads, commit {first['commit']}, "
+        f"{first['date'][:10]}, `{first['command']}`",
         "",
         f"Measured in the same run: {rates['gemm_float32_gflops']:,.0f} GFLOP/s fp32, "
         f"{rates['gemm_bfloat16_gflops']:,.0f} GFLOP/s bf16, {rates['copy_gb_per_s']:g} GB/s copied "
         "(read + written).",
         "",
-        'Medians in ms of interleaved runs. Pages "kept": the C allocator keeps its pages. Floor: the longer of '
-        "the products that no form can do without, at that rate, and arguments and results moved once. "
-        "MiB: extra peak memory over the arguments, results and gradients included (tuned: of the faster form).",
+        'Medians in ms of interleaved runs. Pages "kept": the C allocator keeps its pages. Floor: the longer '
+        "of the products that no form can do without, at that rate, and arguments and results moved once. "
+        "MiB: extra peak memory over the arguments, results and gradients included (tuned: of its faster "
+        "form).",
         "",
     ]
     for result in results:

@@ -4,6 +4,7 @@ The process decides how the C allocator treats pages, so every pages mode is a p
 peak of memory, whose highest mark must not be another form's.
 """
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -91,10 +92,10 @@ def _faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def time_forms(request: dict[str, Any], dtype: str, pass_: str) -> tuple[list[dict], list[dict]]:
+def time_forms(request: dict[str, Any], dtype: str, direction: str) -> tuple[list[dict], list[dict]]:
     """Medians of all forms, run in turn (A B C D A B C D ...) until the time is spent."""
     op, device = request["op"], request["device"]
-    subject = Subject(op, request["sizes"], dtype, pass_ == "forward_backward", device)
+    subject = Subject(op, request["sizes"], dtype, direction == "forward_backward", device)
     found = forms(op)
     kinds = {variant: found[variant] for variant in request["variants"] if variant in found}
     failed, cost = [], {}
@@ -104,7 +105,7 @@ def time_forms(request: dict[str, Any], dtype: str, pass_: str) -> tuple[list[di
             cost[variant] = min(_timed(subject, form, device) for _ in range(2))
         except (RuntimeError, MemoryError) as error:
             reason = str(error).split("\n")[0][:200]
-            failed.append({"variant": variant, "dtype": dtype, "pass": pass_, "error": reason})
+            failed.append({"variant": variant, "dtype": dtype, "pass": direction, "error": reason})
     samples: dict[str, list[float]] = {variant: [] for variant in cost}
     faults: dict[str, list[float]] = {variant: [] for variant in cost}
     share = _TURN_SHARE * max(cost.values(), default=0)
@@ -124,7 +125,7 @@ def time_forms(request: dict[str, Any], dtype: str, pass_: str) -> tuple[list[di
         {
             "variant": variant,
             "dtype": dtype,
-            "pass": pass_,
+            "pass": direction,
             "median_ms": round(statistics.median(taken), 4),
             "min_ms": round(min(taken), 4),
             "repeats": len(taken),
@@ -144,14 +145,14 @@ def task_time(request: dict[str, Any]) -> dict[str, Any]:
         answer["rates"] = machine.rates(request["device"], request["quick"])
     ours = forms(request["op"])["ecgfast"]
     for dtype in request["dtypes"]:
-        for pass_ in request["passes"]:
-            rows, failed = time_forms(request, dtype, pass_)
+        for direction in request["passes"]:
+            rows, failed = time_forms(request, dtype, direction)
             answer["rows"] += rows
             answer["failed"] += failed
-            backward = pass_ == "forward_backward"
+            backward = direction == "forward_backward"
             subject = Subject(request["op"], request["sizes"], dtype, backward, request["device"])
             moved, results = subject.least_bytes(ours)
-            floor = {"dtype": dtype, "pass": pass_, "bytes": moved, "result_bytes": results}
+            floor = {"dtype": dtype, "pass": direction, "bytes": moved, "result_bytes": results}
             floor["flop"] = CASES[request["op"]].products(request["sizes"])[backward]
             answer["floors"].append(floor)
     return answer
@@ -163,10 +164,8 @@ def _status_kib(field: str) -> int:
 
 def _trim() -> None:
     gc.collect()
-    try:
+    with contextlib.suppress(AttributeError, OSError):  # glibc has it
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        pass  # not glibc
 
 
 def _peak_on_cpu(subject: Subject, form: Callable[..., Any], compiled: bool) -> float | None:
@@ -203,8 +202,10 @@ def _peak_on_cuda(call: Callable[[], Any]) -> float:
 
 def task_memory(request: dict[str, Any]) -> dict[str, Any]:
     """The extra peak memory of one form, dtype and pass, over its inputs."""
-    op, device, variant, dtype = (request[k] for k in ("op", "device", "variant", "dtype"))
-    backward = request["pass"] == "forward_backward"
+    op, device, variant, dtype, direction = (
+        request[key] for key in ("op", "device", "variant", "dtype", "pass")
+    )
+    backward = direction == "forward_backward"
     if device == "cpu" and sys.platform == "linux":
         _limit_memory()
     form = forms(op)[variant]
