@@ -117,6 +117,56 @@ def convert(
     print(f"{out}: model.safetensors, config.json")
 
 
+def bench(
+    op: Annotated[str, tyro.conf.arg(metavar="OP"), Argument],
+    device: str = "cpu",
+    json: Path | None = None,
+    json_dir: Path | None = None,
+    markdown: Path | None = None,
+    sizes: dict[str, int] | None = None,
+    dtypes: tuple[str, ...] = (),
+    passes: tuple[str, ...] = (),
+    variants: tuple[str, ...] = (),
+    pages: tuple[str, ...] = (),
+    budget: float = 10.0,
+    quick: bool = False,
+) -> None:
+    """Time an op against the official form and tuned PyTorch, in one interleaved run.
+
+    Args:
+        op: Name of an op, or all.
+        device: cpu or cuda.
+        json: File for the result.
+        json_dir: Folder for a result per op (for all).
+        markdown: File for the table; it is printed as well.
+        sizes: Sizes in place of the defaults, such as B 16 T 1000.
+        dtypes: float32, bfloat16; all by default.
+        passes: forward, forward_backward; both by default.
+        variants: official, tuned_eager, tuned_compiled, ecgfast; all by default.
+        pages: plain (the C allocator as it is) or kept (it keeps its pages); both by default.
+        budget: Seconds for each dtype, pass and pages mode.
+        quick: Tiny sizes and two rounds: see that it runs.
+    """
+    from ecgfast import benchmarking
+
+    results = benchmarking.bench(
+        op,
+        device=device,
+        json_file=json,
+        json_dir=json_dir,
+        markdown_file=markdown,
+        sizes=sizes,
+        dtypes=dtypes,
+        passes=passes,
+        variants=variants,
+        pages=pages,
+        budget_s=budget,
+        quick=quick,
+        log=lambda line: print(line, file=sys.stderr),
+    )
+    print(benchmarking.markdown(results), end="")
+
+
 def show_config() -> None:
     """Print how this installation was built and what it runs on."""
     import ecgfast
@@ -130,6 +180,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Callable[..., None]]]] 
     "pretrain": ("pre-train an encoder on a store", _pretrain_command),
     "convert": ("turn an official checkpoint into a model folder", lambda args: convert),
     "show-config": ("print how this installation was built", lambda args: show_config),
+    "bench": ("time the ops against other forms of them", lambda args: bench),
 }
 
 

@@ -203,7 +203,7 @@ def _result(
         "rates": rates,
         "floors": first["floors"],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["ecgfast", *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "ecgfast"), *sys.argv[1:]]),
     }
 
 

@@ -8,6 +8,7 @@ import torch
 from ecgfast.benchmarking import CASES, PAGES, VARIANTS, bench, markdown, run
 from ecgfast.benchmarking.cases import forms, merge_sizes
 from ecgfast.benchmarking.worker import Subject
+from ecgfast.cli import main
 from ecgfast.errors import EcgfastError
 
 FAST = {"variants": ("official", "ecgfast"), "dtypes": ("float32",), "passes": ("forward_backward",)}
@@ -17,7 +18,10 @@ FAST = {"variants": ("official", "ecgfast"), "dtypes": ("float32",), "passes": (
 def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     path, page = folder / "out" / "result.json", folder / "page.md"
-    bench("global_contrastive", json_file=path, markdown_file=page, quick=True, sizes={"N": 40}, **FAST)
+    command = f"bench global_contrastive --quick --json {path} --markdown {page} --sizes N 40"
+    for name, values in FAST.items():
+        command += f" --{name} {' '.join(values)}"
+    assert main(command.split()) == 0
     return json.loads(path.read_text()), page.read_text()
 
 
@@ -69,6 +73,14 @@ def test_every_form_runs(op):
 def test_bad_input(arguments, message):
     with pytest.raises(EcgfastError, match=message):
         run(**arguments)
+
+
+def test_command_line_error_is_one_line(capsys):
+    assert main(["bench", "convolve", "--device", "cpu"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("ecgfast: error: bench: OP must be one of patch_embed, ")
 
 
 def test_all_takes_no_single_file(tmp_path):
