@@ -106,6 +106,19 @@ def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Ten
     return x + F.gelu(y).transpose(1, 2)
 
 
+def gather_segments(
+    store: Tensor, offset: Tensor, start: Tensor, n_samples: Tensor, length: int, dtype: torch.dtype
+) -> Tensor:
+    """Item by item as a data set and a collater do: crop in NumPy, convert, make a tensor, stack."""
+    values, items = store.numpy(), []
+    for first, at, n in zip(offset.tolist(), start.tolist(), n_samples.tolist(), strict=True):
+        crop = values[first : first + 12 * n].reshape(12, n)[:, at : at + length]
+        if dtype != torch.int16:
+            crop = crop.astype(np.float32) * np.float32(1e-3)
+        items.append(torch.from_numpy(crop))
+    return torch.stack(items).to(dtype)
+
+
 def masks(
     batch: int, n_leads: int, p: float, n_tokens: int, prob: float, length: int
 ) -> tuple[Tensor, Tensor]:

@@ -257,6 +257,27 @@ def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Ten
     return x + F.gelu(y.to(x.dtype) + bias)
 
 
+def gather_segments(
+    store: Tensor, offset: Tensor, start: Tensor, n_samples: Tensor, length: int, dtype: torch.dtype
+) -> Tensor:
+    """Each segment copied, and converted by the copy, to its place in the batch."""
+    out = store.new_empty(len(offset), 12, length, dtype=dtype)
+    rows = zip(out, offset.tolist(), start.tolist(), n_samples.tolist(), strict=True)
+    for row, first, at, n in rows:
+        row.copy_(store[first : first + 12 * n].view(12, n)[:, at : at + length])
+    return out if dtype == torch.int16 else out.mul_(1e-3)
+
+
+def gather_segments_compiled(
+    store: Tensor, offset: Tensor, start: Tensor, n_samples: Tensor, length: int, dtype: torch.dtype
+) -> Tensor:
+    """One index for each value, which the compiler computes on the way."""
+    leads, samples = (torch.arange(n, device=store.device) for n in (12, length))
+    first = (offset + start)[:, None] + leads * n_samples[:, None]
+    crop = store[first[..., None] + samples]
+    return crop if dtype == torch.int16 else (crop.float() * 1e-3).to(dtype)
+
+
 def masks(
     batch: int,
     n_leads: int,

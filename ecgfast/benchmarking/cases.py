@@ -30,6 +30,7 @@ class Case:
         forms: the forms, given the modules of baselines (None where they are absent).
         products: floating-point operations of the matrix products that no form can do without, forward
             and forward + backward.
+        read_bytes: bytes of the arguments that must be read, where that is not all of them.
         others: further sizes that ``ecgfast bench all`` measures, by suffix.
     """
 
@@ -38,6 +39,7 @@ class Case:
     inputs: Callable[[Sizes, torch.dtype, torch.Generator], tuple]
     forms: Callable[[Any, Any], dict[str, Form]]
     products: Callable[[Sizes], tuple[float, float]] = lambda sizes: (0.0, 0.0)
+    read_bytes: Callable[[Sizes], int] | None = None
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     passes: tuple[str, ...] = ("forward", "forward_backward")
     others: dict[str, Sizes] | None = None
@@ -175,10 +177,27 @@ def _positional_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tupl
 
 
 def _positional(official: Any, tuned: Any) -> dict[str, Form]:
-    from ecgfast.nn.positional_conv import positional_conv
+    return _three(official, tuned, "positional_conv", ops.positional_conv)
 
-    ours = getattr(ops, "positional_conv", positional_conv)
-    return _three(official, tuned, "positional_conv", ours)
+
+def _gather_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
+    block = 12 * s["S"]
+    store = torch.randint(-3000, 3000, (s["R"] * block,), generator=g).to(torch.int16)
+    offset = torch.randint(0, s["R"], (s["B"],), generator=g) * block
+    start = torch.randint(0, s["S"] - s["T"] + 1, (s["B"],), generator=g)
+    return store, offset, start, torch.full_like(start, s["S"]), s["T"], dtype
+
+
+def _gather(official: Any, tuned: Any) -> dict[str, Form]:
+    def ours(
+        store: Tensor, offset: Tensor, start: Tensor, n_samples: Tensor, length: int, dtype: torch.dtype
+    ) -> Tensor:
+        return ops.gather_segments(store, offset, start, n_samples, length, dtype=dtype)
+
+    found = _three(official, tuned, "gather_segments", ours, "gather_segments_compiled")
+    if official is not None:
+        found["official"] = lambda store, *rest: official.gather_segments(store.cpu(), *rest).to(store.device)
+    return found
 
 
 def _mask_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
@@ -268,6 +287,15 @@ CASES: dict[str, Case] = {
         quick={"B": 2, "N": 20, "E": 64, "K": 8, "G": 2},
         inputs=_positional_inputs,
         forms=_positional,
+    ),
+    "gather_segments": Case(
+        sizes={"B": 128, "T": 2500, "R": 512, "S": 5000},
+        quick={"B": 4, "T": 40, "R": 6, "S": 100},
+        inputs=_gather_inputs,
+        forms=_gather,
+        passes=("forward",),
+        dtypes=("float32", "bfloat16", "int16"),
+        read_bytes=lambda s: 2 * s["B"] * 12 * s["T"],
     ),
     "masks": Case(
         sizes={"B": 128, "L": 12, "N": 156},

@@ -36,6 +36,7 @@ class Subject:
         made = CASES[op].inputs(sizes, getattr(torch, dtype), generator)
         self.arguments = _to_device(made, device)
         self.leaves = [t for t in flatten(self.arguments) if t.requires_grad] if backward else []
+        self.read_bytes = CASES[op].read_bytes(sizes) if CASES[op].read_bytes else None
         self.cotangents: list[torch.Tensor] | None = None
 
     def __call__(self, form: Callable[..., Any]) -> Any:
@@ -51,11 +52,12 @@ class Subject:
         """Bytes that must be moved (arguments and results once each), and bytes of the results."""
         with torch.no_grad():
             outputs = list(flatten(form(*self.arguments)))
-        moved = [*flatten(self.arguments), *outputs]
-        kept = [*outputs, *self.leaves]  # a gradient is as large as its leaf
+        arguments = sum(t.nbytes for t in flatten(self.arguments))
+        moved = arguments if self.read_bytes is None else self.read_bytes
+        results = sum(t.nbytes for t in [*outputs, *self.leaves])  # a gradient is as large as its leaf
         if self.leaves:
-            moved += [*self.leaves, *(t for t in outputs if t.is_floating_point())]
-        return sum(t.nbytes for t in moved), sum(t.nbytes for t in kept)
+            moved += sum(t.nbytes for t in outputs if t.is_floating_point())
+        return moved + results, results
 
 
 def _to_device(tree: Any, device: str) -> Any:

@@ -134,6 +134,24 @@ def test_positional_conv(form, dtype, n, kernel):
     check(lambda *a: form(*a, 3), reference, leaves, dtype)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int16])
+@pytest.mark.parametrize(
+    "form", [official.gather_segments, tuned.gather_segments, tuned.gather_segments_compiled]
+)
+def test_gather_segments(form, dtype):
+    g = generator(10)
+    n_samples = torch.tensor([20, 35, 50])
+    store = torch.randint(-5000, 5000, (12 * 105,), generator=g).to(torch.int16)
+    offset = torch.tensor([0, 12 * 20, 12 * 55])
+    which = torch.tensor([2, 0, 1, 1])
+    args = store, offset[which], torch.tensor([33, 0, 18, 4]), n_samples[which], 17
+    want = ops.gather_segments_reference(*args, dtype=dtype)
+    got = form(*args, dtype)
+    assert got.dtype == dtype
+    # bf16: rounding before or after the scale.
+    assert_close(got, want, {torch.float32: 1e-7, torch.bfloat16: 1e-2, torch.int16: 0}[dtype], "signal")
+
+
 @pytest.mark.parametrize("form", [official.masks, tuned.masks])
 def test_masks(form):
     torch.manual_seed(9)

@@ -1,0 +1,5 @@
+"""`gather_segments` against its other forms."""
+
+from benchmarks.ops.harness import benchmark_of
+
+test_gather_segments = benchmark_of("gather_segments")
