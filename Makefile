@@ -1,6 +1,6 @@
 # `make help` lists the targets. Needs Python >= 3.10 with venv, a C++17 compiler and make.
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test sanitize lint format clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,6 +19,7 @@ CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 help:
 	@echo "make demo     pre-train a small model on synthetic records; the result is in $(RUNS)/demo"
 	@echo "make test     run all tests (PYTEST_ARGS=... for pytest's own arguments)"
+	@echo "make sanitize run the op tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint     ruff and clang-format, changing nothing"
 	@echo "make format   ruff and clang-format, changing files"
 	@echo "make install  only the virtual environment and the build, in $(VENV)"
@@ -50,6 +51,18 @@ demo: $(BUILT) $(DEMO_STORE)/store.json
 
 test: $(BUILT)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# A second copy of the package with instrumented CPU kernels; --import-mode=append lets it precede the checkout.
+SANITIZED := build/sanitized
+$(SANITIZED)/.built: $(REQUIREMENTS) $(BUILD_INPUTS) $(shell find ecgfast -name '*.py')
+	CMAKE_ARGS=-DECGFAST_SANITIZE=ON ECGFAST_CUDA_ARCHS=none ECGFAST_BUILD_DIR=$(SANITIZED)/cmake \
+	    $(BIN)/python setup.py --quiet build --build-base $(SANITIZED)/base --build-lib $(SANITIZED)/lib
+	touch $@
+
+sanitize: $(BUILT) $(SANITIZED)/.built
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib $(BIN)/pytest --import-mode=append \
+	    -p no:cacheprovider -q tests/ops --ignore tests/ops/test_compile.py -k "not opcheck and not gradcheck"
 
 lint: $(BUILT)
 	$(BIN)/ruff check .
