@@ -58,25 +58,6 @@ struct Fma {
 
 #if defined(__AVX512BF16__)
 
-// 16 x 16 transposition of 32-bit words in registers: four rounds of exchanging ever larger halves.
-static inline void transpose16(VU (&r)[16]) {
-#pragma GCC unroll 4
-  for (int step = 1; step < 16; step *= 2) {
-    VU keep, take;
-    for (int l = 0; l < 16; ++l) {
-      keep[l] = static_cast<uint32_t>(l & step ? 16 + (l - step) : l);
-      take[l] = static_cast<uint32_t>(l & step ? 16 + l : l + step);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {
-      if (i & step) continue;
-      const VU x = r[i], y = r[i + step];
-      r[i] = __builtin_shuffle(x, y, keep);
-      r[i + step] = __builtin_shuffle(x, y, take);
-    }
-  }
-}
-
 // bf16 with fp32 sums. Panels hold pairs of consecutive k side by side: [n / 32][k / 2][32][2].
 struct Bf16Dot {
   using El = BFloat16;
@@ -126,7 +107,7 @@ struct Bf16Dot {
           if (even + 1 < k) memcpy(&hi, a + (even + 1) * lda + i, sizeof hi);
           r[q] = __builtin_convertvector(lo, VU) | (__builtin_convertvector(hi, VU) << 16);
         }
-        transpose16(r);
+        transpose_lanes(r);
         for (int q = 0; q < 16; ++q) memcpy(out + (i + q) * depth + p, &r[q], sizeof r[q]);
       }
   }

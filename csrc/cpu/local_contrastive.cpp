@@ -1,5 +1,6 @@
 // Local contrastive loss, one segment at a time: the segment's cosines are one small product, a draw is a
 // count, and nothing larger than a block of rows of the M x M matrix exists. Compiled once per ISA.
+#include "arena.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "philox_vector.h"
@@ -10,44 +11,34 @@ namespace {
 constexpr int64_t kRowBlock = 96;
 constexpr double kEps = 1e-8;
 
-// Scratch of one thread, in elements of the accumulation type T; all rows padded for gemm.
+// Scratch of one thread; all rows padded for gemm.
 template <class T>
 struct Scratch {
   int64_t rows, dp, mp;
-  T *p, *t, *tt, *s, *dp_rows, *dt;
-  int32_t* counts;
+  T *p, *t, *tt, *s, *draws, *dp_rows = nullptr, *dt = nullptr;
+  int32_t *counts, *kinds, *hashes;
   uint32_t* words;
+  int64_t bytes;
 
-  static int64_t bytes(const LocalArgs& a, bool backward) {
-    Scratch s(a, backward, nullptr);
-    return s.size;
-  }
-
-  Scratch(const LocalArgs& a, bool backward, void* base) : size(0) {
+  Scratch(const LocalArgs& a, bool backward, void* base) {
+    Arena arena(base);
     rows = a.M < kRowBlock ? a.M : kRowBlock;
     dp = round_up(a.D, kGemmColumns<T>);
     mp = round_up(a.M, kGemmColumns<T>);
-    char* next = static_cast<char*>(base);
-    p = take<T>(next, rows * dp);
-    t = take<T>(next, a.M * dp);
-    tt = take<T>(next, a.D * mp);
-    s = take<T>(next, rows * mp);
-    dp_rows = backward ? take<T>(next, rows * dp) : nullptr;
-    dt = backward ? take<T>(next, a.M * dp) : nullptr;
-    counts = take<int32_t>(next, mp);
-    words = take<uint32_t>(next, a.K + 8 + kPhiloxSlack);
-  }
-
-  int64_t size;
-
- private:
-  template <class U>
-  U* take(char*& next, int64_t n) {
-    const int64_t bytes = round_up(n * static_cast<int64_t>(sizeof(U)), 64);
-    char* at = next;
-    if (next) next += bytes;
-    size += bytes;
-    return reinterpret_cast<U*>(at);
+    p = arena.take<T>(rows * dp);
+    t = arena.take<T>(a.M * dp);
+    tt = arena.take<T>(dp * mp);
+    s = arena.take<T>(rows * mp);
+    draws = arena.take<T>(mp);
+    counts = arena.take<int32_t>(mp);
+    kinds = arena.take<int32_t>(mp);
+    hashes = arena.take<int32_t>(mp);
+    words = arena.take<uint32_t>(a.K + 8 + kPhiloxSlack);
+    if (backward) {
+      dp_rows = arena.take<T>(rows * dp);
+      dt = arena.take<T>(a.M * dp);
+    }
+    bytes = arena.bytes();
   }
 };
 
@@ -81,13 +72,20 @@ static T inverse_norm(const T* x, int64_t padded) {
   return T(1) / (norm > T(kEps) ? norm : T(kEps));
 }
 
-template <class T>
-static void transpose(const T* x, int64_t m, int64_t d, int64_t ldx, T* y, int64_t ldy) {
-  constexpr int64_t kTile = 16;
-  for (int64_t i0 = 0; i0 < ldy; i0 += kTile)
-    for (int64_t j0 = 0; j0 < d; j0 += kTile)
-      for (int64_t j = j0; j < d && j < j0 + kTile; ++j)
-        for (int64_t i = i0; i < ldy && i < i0 + kTile; ++i) y[j * ldy + i] = i < m ? x[i * ldx + j] : T(0);
+// y[d, ldy] is the transpose of x[m, d], zeros beyond m; d and ldy are multiples of the vectors' lanes.
+static void transpose(const float* x, int64_t m, int64_t d, float* y, int64_t ldy) {
+  for (int64_t i0 = 0; i0 < ldy; i0 += kF32Lanes)
+    for (int64_t j0 = 0; j0 < d; j0 += kF32Lanes) {
+      VU r[kF32Lanes] = {};
+      for (int i = 0; i < kF32Lanes && i0 + i < m; ++i) memcpy(&r[i], x + (i0 + i) * d + j0, sizeof r[i]);
+      transpose_lanes(r);
+      for (int j = 0; j < kF32Lanes; ++j) memcpy(y + (j0 + j) * ldy + i0, &r[j], sizeof r[j]);
+    }
+}
+
+static void transpose(const double* x, int64_t m, int64_t d, double* y, int64_t ldy) {
+  for (int64_t j = 0; j < d; ++j)
+    for (int64_t i = 0; i < ldy; ++i) y[j * ldy + i] = i < m ? x[i * d + j] : 0.0;
 }
 
 template <class In>
@@ -121,6 +119,29 @@ struct Segment {
     return true;
   }
 
+  // kinds[j] is the first token whose target equals j's. Hashes of what is compared spare most comparisons.
+  void find_kinds() const {
+    for (int64_t j = 0; j < a.M; ++j) {
+      w.hashes[j] = hash(j);
+      int64_t i = 0;
+      while (i < j && !(w.hashes[i] == w.hashes[j] && same(i, j))) ++i;
+      w.kinds[j] = static_cast<int32_t>(i);
+    }
+    for (int64_t j = a.M; j < w.mp; ++j) w.kinds[j] = -1;
+  }
+
+  int32_t hash(int64_t j) const {
+    uint32_t h = 0;
+    if (a.codes) {
+      for (int64_t g = 0; g < a.G; ++g)
+        h = h * 0x9E3779B1u + static_cast<uint32_t>(a.codes[(b * a.M + j) * a.G + g]);
+    } else if (a.D > 0) {
+      const float first = static_cast<float>(to_acc(row(a.targets, j)[0])) + 0.0f;  // -0 equals 0
+      h = float_to_bits(first);
+    }
+    return static_cast<int32_t>(h);
+  }
+
   void count_draws(int64_t i) const {
     if (a.negative_index) {
       const int64_t at = (b * a.M + i) * a.K;
@@ -133,30 +154,31 @@ struct Segment {
     const Stream stream = make_stream(a.seed, a.step, a.sample_ids[b], Purpose::negatives);
     const int64_t first = i * a.K, block0 = first / 4;
     philox_fill(stream, static_cast<uint32_t>(block0), (first + a.K + 3) / 4 - block0, w.words);
-    const uint32_t* words = w.words + (first - 4 * block0);
-    const uint32_t others = static_cast<uint32_t>(a.M - 1);
+    uint32_t* words = w.words + (first - 4 * block0);
+    const uint32_t others = static_cast<uint32_t>(a.M - 1), own = static_cast<uint32_t>(i);
     for (int64_t k = 0; k < a.K; ++k) {
       const uint32_t j = bounded(words[k], others);
-      ++w.counts[j + (j >= static_cast<uint32_t>(i))];
+      words[k] = j + (j >= own);
     }
+    for (int64_t k = 0; k < a.K; ++k) ++w.counts[words[k]];
   }
 
-  // How often each token counts as a negative of token i. Returns whether a draw was excluded.
+  // How often each token counts as a negative of token i, in draws. Returns whether a draw was excluded.
   bool count(int64_t i) const {
     if (a.use_all) {
-      for (int64_t j = 0; j < a.M; ++j) w.counts[j] = j != i;
-      for (int64_t j = a.M; j < w.mp; ++j) w.counts[j] = 0;
+      for (int64_t j = 0; j < w.mp; ++j) w.counts[j] = j < a.M && j != i;
     } else {
       memset(w.counts, 0, sizeof(int32_t) * w.mp);
       count_draws(i);
     }
-    bool excluded = false;
-    for (int64_t j = 0; j < a.M; ++j)
-      if (w.counts[j] && same(i, j)) {
-        w.counts[j] = 0;
-        excluded = true;
-      }
-    return excluded;
+    const int32_t kind = w.kinds[i];
+    int32_t excluded = 0;
+    for (int64_t j = 0; j < w.mp; ++j) {
+      const int32_t equal = -(w.kinds[j] == kind);
+      excluded |= w.counts[j] & equal;
+      w.draws[j] = static_cast<T>(w.counts[j] & ~equal);
+    }
+    return excluded != 0;
   }
 
   void load_targets() const {
@@ -165,7 +187,8 @@ struct Segment {
       widen(row(a.targets, j), a.D, w.dp, t);
       scale(t, inv_norm(1, j) = inverse_norm(t, w.dp), w.dp);
     }
-    transpose(w.t, a.M, a.D, w.dp, w.tt, w.mp);
+    transpose(w.t, a.M, w.dp, w.tt, w.mp);
+    find_kinds();
   }
 
   void load_predictions(int64_t i0, int64_t n) const {
@@ -185,31 +208,25 @@ struct Segment {
   void reduce_row(int64_t i, T* s) const {
     const bool excluded = count(i);
     const T positive = s[i], low = -T(__builtin_inf());
-    T most = low, least = excluded ? low : -low;
-    for (int64_t j = 0; j < a.M; ++j) {
-      if (!w.counts[j]) {
-        s[j] = low;
-        continue;
-      }
-      most = s[j] > most ? s[j] : most;
-      least = s[j] < least ? s[j] : least;
+    Vec<T> highest = Vec<T>{} + low, lowest = Vec<T>{} - (excluded ? -low : low);
+    for (int64_t j = 0; j < w.mp; j += kLanes<T>) {
+      const Vec<T> v = load(s + j);
+      const auto drawn = load(w.draws + j) > T(0);
+      const Vec<T> up = drawn ? v : Vec<T>{} + low, down = drawn ? v : Vec<T>{} - low;
+      highest = up > highest ? up : highest;
+      lowest = down < lowest ? down : lowest;
+      store(s + j, up);
     }
-    for (int64_t j = a.M; j < w.mp; ++j) s[j] = low;
+    const T most = reduce_max<T>(highest), least = -reduce_max<T>(-lowest);
     const T shift = most > positive ? most : positive;
     Vec<T> sum = {};
-    for (int64_t j = 0; j < w.mp; j += kLanes<T>) sum += counts_at(j) * exp(load(s + j) - shift);
+    for (int64_t j = 0; j < w.mp; j += kLanes<T>) sum += load(w.draws + j) * exp(load(s + j) - shift);
     Vec<T> own = {};
     own[0] = positive - shift;
     const T total = reduce_add<T>(sum) + exp(own)[0];
     stat(a.lse, i) = shift + log_scalar(total);
     stat(a.loss, i) = log_scalar(total) + (shift - positive);
     a.correct[b * a.M + i] = positive >= most && !(positive <= least);
-  }
-
-  Vec<T> counts_at(int64_t j) const {
-    Vec<T> n;
-    for (int l = 0; l < kLanes<T>; ++l) n[l] = static_cast<T>(w.counts[j + l]);
-    return n;
   }
 
   // The row of cosines becomes the row of their gradients; returns sum_j cos_ij * grad_ij.
@@ -219,7 +236,7 @@ struct Segment {
     const T cos_scale = T(1) / T(a.inv_temperature), own = s[i];
     Vec<T> along = {};
     for (int64_t j = 0; j < w.mp; j += kLanes<T>) {
-      const Vec<T> sim = load(s + j), n = counts_at(j);
+      const Vec<T> sim = load(s + j), n = load(w.draws + j);
       // Where nothing was drawn the similarity may exceed the logsumexp: exp(0) times zero, not infinity
       // times zero.
       const Vec<T> ds = g * n * exp(n > T(0) ? sim - lse : Vec<T>{});
@@ -303,8 +320,8 @@ namespace ECGFAST_ISA {
 ECGFAST_KERNELS(ECGFAST_DECLARE)
 
 int64_t local_contrastive_scratch(const LocalArgs& args, bool backward) {
-  return args.dtype == DType::f64 ? Scratch<double>::bytes(args, backward)
-                                  : Scratch<float>::bytes(args, backward);
+  return args.dtype == DType::f64 ? Scratch<double>(args, backward, nullptr).bytes
+                                  : Scratch<float>(args, backward, nullptr).bytes;
 }
 
 void local_contrastive(const LocalArgs& args, int64_t begin, int64_t end, void* scratch) {

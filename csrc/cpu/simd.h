@@ -216,6 +216,25 @@ static inline Vec<double> exp(Vec<double> x) {
   return load(lanes);
 }
 
+// Transposes a square of 32-bit words in registers: rounds of exchanging ever larger halves.
+static inline void transpose_lanes(VU (&r)[kF32Lanes]) {
+#pragma GCC unroll 4
+  for (int step = 1; step < kF32Lanes; step *= 2) {
+    VU keep, take;
+    for (int l = 0; l < kF32Lanes; ++l) {
+      keep[l] = static_cast<uint32_t>(l & step ? kF32Lanes + (l - step) : l);
+      take[l] = static_cast<uint32_t>(l & step ? kF32Lanes + l : l + step);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kF32Lanes; ++i) {
+      if (i & step) continue;
+      const VU x = r[i], y = r[i + step];
+      r[i] = __builtin_shuffle(x, y, keep);
+      r[i + step] = __builtin_shuffle(x, y, take);
+    }
+  }
+}
+
 static inline float log_scalar(float x) { return __builtin_logf(x); }
 static inline double log_scalar(double x) { return __builtin_log(x); }
 static inline float sqrt_scalar(float x) { return __builtin_sqrtf(x); }
