@@ -241,19 +241,45 @@ def _good_length(n: int) -> int:
         n += 1
 
 
+def _spectra(x: Tensor, length: int, groups: int) -> Tensor:
+    """``[B, N, E]`` to frequencies first, ``[F, G, B, E / G]``: a batch of small products."""
+    spectrum = torch.fft.rfft(x, n=length, dim=1)
+    return spectrum.unflatten(2, (groups, -1)).permute(1, 2, 0, 3).contiguous()
+
+
+def _tokens(spectra: Tensor, length: int) -> Tensor:
+    return torch.fft.irfft(spectra.permute(2, 0, 1, 3).flatten(2), n=length, dim=1)
+
+
+class _SpectralConv(torch.autograd.Function):
+    """A grouped convolution over tokens as products of spectra; the same length serves both passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        n, kernel = x.shape[1], weight.shape[-1]
+        left = kernel // 2
+        length = _good_length(max(n + left, n + kernel - 1 - left, kernel))
+        taps = torch.fft.rfft(weight, n=length).unflatten(0, (groups, -1)).permute(3, 0, 1, 2).contiguous()
+        spectra = _spectra(x, length, groups)
+        ctx.save_for_backward(spectra, taps)
+        ctx.sizes = n, kernel, left, length, groups
+        # The taps start at offset -left, so the output is rolled by as much.
+        return _tokens(spectra @ taps.mH, length).roll(left, 1)[:, :n]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        spectra, taps = ctx.saved_tensors
+        n, kernel, left, length, groups = ctx.sizes
+        rolled = F.pad(grad, (0, 0, 0, length - n)).roll(-left, 1)
+        slope = _spectra(rolled, length, groups)
+        grad_x = _tokens(slope @ taps, length)[:, :n]
+        grad_taps = (slope.mH @ spectra).permute(1, 2, 3, 0).flatten(0, 1)
+        return grad_x, torch.fft.irfft(grad_taps, n=length)[..., :kernel], None
+
+
 def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """The convolution as a product of spectra, of the shortest good circular length."""
-    b, n, e = x.shape
-    kernel = weight.shape[-1]
-    left, width = kernel // 2, e // groups
-    length = _good_length(n + max(left, kernel - 1 - left))
-    # Circularly, the tap at offset -j lies at length - j.
-    taps = F.pad(weight.float(), (0, length - kernel)).roll(-left, dims=-1)
-    taps_f = torch.fft.rfft(taps).conj().view(groups, width, width, -1)
-    x_f = torch.fft.rfft(x.float(), n=length, dim=1).view(b, -1, groups, width)
-    # [F, G, B, in] @ [F, G, in, out]
-    y_f = torch.matmul(x_f.permute(1, 2, 0, 3), taps_f.permute(3, 0, 2, 1))
-    y = torch.fft.irfft(y_f.permute(2, 0, 1, 3).reshape(b, -1, e), n=length, dim=1)[:, :n]
+    y = _SpectralConv.apply(x.float(), weight.float(), groups)
     return x + F.gelu(y.to(x.dtype) + bias)
 
 

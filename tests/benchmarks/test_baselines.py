@@ -121,7 +121,7 @@ def test_global_contrastive(form, dtype, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", [official.positional_conv, tuned.positional_conv])
-@pytest.mark.parametrize(("n", "kernel"), [(13, 8), (5, 12), (20, 7)])
+@pytest.mark.parametrize(("n", "kernel"), [(13, 8), (5, 12), (20, 7), (1, 13)])
 def test_positional_conv(form, dtype, n, kernel):
     g = generator(8)
     x, weight = torch.randn(2, n, 12, generator=g), torch.randn(12, 4, kernel, generator=g) * 0.3
