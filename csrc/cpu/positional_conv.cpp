@@ -16,6 +16,10 @@ constexpr int kProductRows = 8;
 constexpr int kProductRows = 4;
 #endif
 
+constexpr int64_t kTileBlocks = 4;
+// Elements of a sequence lie too far apart for the machine's prefetchers: so many ahead are fetched.
+constexpr int64_t kFetchAhead = 16;
+
 // Complex c[i] = sum_p a[i, p] b[p], or conj(a) b, for R rows: vectors b and c (real, then imaginary part),
 // scalars a.
 template <int R, bool Conj, bool Add, class T>
@@ -78,7 +82,7 @@ static void product(int64_t m, int64_t k, const T* a, int64_t row, int64_t col, 
 template <class T>
 struct Scratch {
   static constexpr int64_t V = kLanes<T>;
-  int64_t padded, group_stride, tap_stride, row_stride, size = 0;
+  int64_t padded, group_stride, tap_stride, row_stride, rows_size, size = 0;
   T *group, *taps, *rows, *time, *bias_sum;
 
   Scratch(const ConvArgs& a, void* base) : next_(static_cast<char*>(base)) {
@@ -89,8 +93,10 @@ struct Scratch {
     row_stride = a.row_chunk * 2 * V + V;
     group = take(frequencies * group_stride);
     taps = take(frequencies * tap_stride);
-    rows = take(frequencies * row_stride);
-    time = take(a.plan.n * V);
+    const int64_t tile = padded / V < kTileBlocks ? padded / V : kTileBlocks;
+    rows_size = frequencies * row_stride;
+    rows = take(tile * rows_size);
+    time = take(tile * a.plan.n * V);
     bias_sum = take(padded);
   }
 
@@ -105,7 +111,9 @@ struct Scratch {
   }
 };
 
-// A unit of work is one vector of channels of one group: outputs forward, inputs backward.
+// A unit of work is one vector of channels of one group, a block: outputs forward, inputs backward. Units
+// that follow each other in a group are worked on as a tile, so that memory is read and written in longer
+// pieces.
 template <class In>
 struct Worker {
   using T = Acc<In>;
@@ -119,14 +127,20 @@ struct Worker {
   const T scale = T(0.25) / T(n);  // real_fft doubles both factors, real_ifft multiplies by n
   int64_t held_group = -1, held_chunk = -1;
 
-  struct Unit {
-    int64_t group, block;
+  struct Tile {
+    int64_t group, block, count;
   };
   struct Row {
     int64_t b, begin, end;  // elements of sequence b
   };
 
-  Unit unit(int64_t i) const { return {i / blocks, i % blocks}; }
+  // The tile of the units from i on that belong to one group and come before `end`.
+  Tile tile(int64_t i, int64_t end) const {
+    const int64_t block = i % blocks;
+    int64_t count = blocks - block < end - i ? blocks - block : end - i;
+    count = count < kTileBlocks ? count : kTileBlocks;
+    return {i / blocks, block, count};
+  }
   Row row(int64_t r) const {
     const int64_t begin = r % a.segments * a.segment, end = begin + a.segment;
     return {r / a.segments, begin, end < a.N ? end : a.N};
@@ -136,10 +150,12 @@ struct Worker {
     return left < a.row_chunk ? left : a.row_chunk;
   }
   int64_t lanes(int64_t block) const { return a.C - block * V < V ? a.C - block * V : V; }
-  // Of element t of sequence b in a [B, N, E] tensor, at a unit's channels.
-  int64_t at(Unit u, int64_t b, int64_t t) const {
-    return (b * a.N + t) * a.groups * a.C + u.group * a.C + u.block * V;
+  // Of element t of sequence b in a [B, N, E] tensor, at a group's block.
+  int64_t at(int64_t group, int64_t block, int64_t b, int64_t t) const {
+    return (b * a.N + t) * a.groups * a.C + group * a.C + block * V;
   }
+  T* time(int64_t j) const { return w.time + j * n * V; }
+  T* rows(int64_t j) const { return w.rows + j * w.rows_size; }
 
   const In* in(const void* p, int64_t offset) const { return static_cast<const In*>(p) + offset; }
 
@@ -152,61 +168,56 @@ struct Worker {
     return {r.b, begin, begin + a.segment + a.taps - 1};
   }
 
-  // A row's elements lie a page apart or nearly so, where no prefetcher of the machine's follows: while
-  // element t of one row is worked on, the one as far into the next row (or the next channels of the row) is
-  // fetched.
-  struct Ahead {
-    Unit u;
-    int64_t b, shift, end;
-  };
-  Ahead ahead(const Row& now, Unit u, int64_t next) const {
-    const Row r = row(next < n_rows ? next : 0);
-    return {u, r.b, r.begin - now.begin, r.end};
-  }
-  void fetch(const void* p, const Ahead& next, int64_t t) const {
-    if (t + next.shift < next.end) __builtin_prefetch(in(p, at(next.u, next.b, t + next.shift)));
-  }
-  void fetch_to_write(const void* p, const Ahead& next, int64_t t) const {
-    if (t + next.shift < next.end) __builtin_prefetch(in(p, at(next.u, next.b, t + next.shift)), 1);
-  }
-
-  // w.time = value(t) at the elements t of a window that lie in the sequence, 0 elsewhere.
+  // time(j) = value(offset in [B, N, E], channels) for a tile's blocks j at the elements of a window that lie
+  // in the sequence, 0 elsewhere.
   template <class F>
-  void fill(const Row& window, F value) const {
+  void fill(Tile tile, const Row& window, F value) const {
     const int64_t begin = window.begin > 0 ? window.begin : 0, end = window.end < a.N ? window.end : a.N;
-    memset(w.time, 0, sizeof(T) * V * (begin - window.begin));
-    for (int64_t t = begin; t < end; ++t) store(w.time + (t - window.begin) * V, value(t));
-    memset(w.time + (end - window.begin) * V, 0, sizeof(T) * V * (n - (end - window.begin)));
+    const int64_t before = begin - window.begin, after = end - window.begin;
+    for (int64_t j = 0; j < tile.count; ++j) {
+      memset(time(j), 0, sizeof(T) * V * before);
+      memset(time(j) + after * V, 0, sizeof(T) * V * (n - after));
+    }
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t j = 0; j < tile.count; ++j) {
+        const int64_t block = tile.block + j;
+        store(time(j) + (t - window.begin) * V, value(at(tile.group, block, window.b, t), lanes(block)));
+      }
   }
 
-  // Spectra of all channels of a group, for a chunk of rows, unless they are held already. fill_row(unit,
-  // row, what comes next) sets w.time.
+  void fetch(const void* p, int64_t i) const { __builtin_prefetch(in(p, i + kFetchAhead * a.groups * a.C)); }
+  void fetch_to_write(const void* p, int64_t i) const {
+    __builtin_prefetch(in(p, i + kFetchAhead * a.groups * a.C), 1);
+  }
+
+  // Spectra of all channels of a group, for a chunk of rows, unless they are held already. fill_row(tile,
+  // row) sets time(j).
   template <class F>
   void group_spectra(int64_t group, int64_t chunk, F fill_row) {
     if (held_group == group && held_chunk == chunk) return;
     held_group = group;
     held_chunk = chunk;
     for (int64_t i = 0; i < rows_in(chunk); ++i)
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t at = chunk * a.row_chunk + i, following = (block + 1) % blocks;
-        const Row r = row(at);
-        fill_row(Unit{group, block}, r, ahead(r, Unit{group, following}, following ? at : at + 1));
-        real_fft(a.plan, w.time, w.group + i * 2 * w.padded + block * V, w.group_stride, w.padded);
+      for (int64_t block = 0; block < blocks; block += kTileBlocks) {
+        const Tile part = tile(group * blocks + block, (group + 1) * blocks);
+        fill_row(part, row(chunk * a.row_chunk + i));
+        for (int64_t j = 0; j < part.count; ++j)
+          real_fft(a.plan, time(j), w.group + i * 2 * w.padded + (block + j) * V, w.group_stride, w.padded);
       }
   }
 
-  // Spectra of the taps between a unit's channels and every channel of the other side. Forward, the unit
+  // Spectra of the taps between a block's channels and every channel of the other side. Forward, the block
   // holds output channels and the taps are reversed.
-  void tap_spectra(Unit u, bool backward) const {
+  void tap_spectra(int64_t group, int64_t block, bool backward) const {
     const int64_t out_step = a.C * a.kernel, lane_step = backward ? a.kernel : out_step;
     const int64_t other_step = backward ? out_step : a.kernel;
     const In* base =
-        static_cast<const In*>(a.weight) + u.group * a.C * out_step + u.block * V * lane_step + a.first_tap;
+        static_cast<const In*>(a.weight) + group * a.C * out_step + block * V * lane_step + a.first_tap;
     for (int64_t c = 0; c < a.C; ++c) {
       for (int64_t k = 0; k < a.taps; k += V) {
         const int64_t count = a.taps - k < V ? a.taps - k : V;
         Vec<T> tile[V] = {};
-        for (int64_t l = 0; l < lanes(u.block); ++l) {
+        for (int64_t l = 0; l < lanes(block); ++l) {
           const In* from = base + c * other_step + l * lane_step + k;
           if (c + 1 < a.C) __builtin_prefetch(from + other_step);
           tile[l] = load_some(from, count);
@@ -220,116 +231,136 @@ struct Worker {
     }
   }
 
-  void multiply_rows(int64_t chunk) const {
+  void multiply_rows(int64_t chunk, T* to) const {
     for (int64_t f = 0; f <= n / 2; ++f)
       product<false, false>(rows_in(chunk), a.C, w.group + f * w.group_stride, 2 * w.padded, int64_t{1},
-                            w.padded, w.taps + f * w.tap_stride, w.rows + f * w.row_stride);
+                            w.padded, w.taps + f * w.tap_stride, to + f * w.row_stride);
   }
 
-  // consume(offset of an element in [B, N, E], the vector there) for all elements of a chunk's rows.
-  template <class F, class G>
-  void rows_out(Unit u, int64_t chunk, bool backward, F consume, G prefetch) const {
+  // consume(offset in [B, N, E], block, the vector there) for all elements of a chunk's rows.
+  template <class F>
+  void rows_out(Tile tile, int64_t chunk, bool backward, F consume) const {
     for (int64_t i = 0; i < rows_in(chunk); ++i) {
       const Row r = row(chunk * a.row_chunk + i);
-      real_ifft(a.plan, w.rows + i * 2 * V, w.row_stride, V, w.time);
-      const T* from = w.time + (origin(backward) - r.begin) * V;
-      const Ahead next = ahead(r, u, chunk * a.row_chunk + i + 1);
-      for (int64_t t = r.begin; t < r.end; ++t) {
-        prefetch(next, t);
-        consume(at(u, r.b, t), load(from + t * V) * scale);
-      }
+      for (int64_t j = 0; j < tile.count; ++j)
+        real_ifft(a.plan, rows(j) + i * 2 * V, w.row_stride, V, time(j));
+      const int64_t first = origin(backward) - r.begin;
+      for (int64_t t = r.begin; t < r.end; ++t)
+        for (int64_t j = 0; j < tile.count; ++j) {
+          const int64_t block = tile.block + j;
+          consume(at(tile.group, block, r.b, t), block, load(time(j) + (first + t) * V) * scale);
+        }
     }
   }
 
-  void forward(Unit u, int64_t chunk) {
-    group_spectra(u.group, chunk, [this](Unit v, const Row& r, const Ahead& next) {
-      fill(window(r, false), [&](int64_t t) {
-        fetch(a.x, next, t);
-        return load_some(in(a.x, at(v, r.b, t)), lanes(v.block));
+  void forward(Tile tile, int64_t chunk) {
+    group_spectra(tile.group, chunk, [this](Tile part, const Row& r) {
+      fill(part, window(r, false), [this](int64_t i, int64_t count) {
+        fetch(a.x, i);
+        return load_some(in(a.x, i), count);
       });
     });
-    tap_spectra(u, false);
-    multiply_rows(chunk);
-    const int64_t count = lanes(u.block);
-    const Vec<T> bias = load_some(in(a.bias, u.group * a.C + u.block * V), count);
-    rows_out(
-        u, chunk, false,
-        [&](int64_t i, Vec<T> v) {
-          v += bias;
-          if (a.conv) store_some(static_cast<In*>(a.conv) + i, v, count);
-          store_some(static_cast<In*>(a.out) + i, load_some(in(a.x, i), count) + gelu(v), count);
-        },
-        [&](const Ahead& next, int64_t t) {
-          fetch(a.x, next, t);
-          fetch_to_write(a.out, next, t);
-          if (a.conv) fetch_to_write(a.conv, next, t);
-        });
+    for (int64_t j = 0; j < tile.count; ++j) {
+      tap_spectra(tile.group, tile.block + j, false);
+      multiply_rows(chunk, rows(j));
+    }
+    rows_out(tile, chunk, false, [&](int64_t i, int64_t block, Vec<T> v) {
+      fetch(a.x, i);
+      fetch_to_write(a.out, i);
+      const int64_t count = lanes(block);
+      v += load_some(in(a.bias, tile.group * a.C + block * V), count);
+      if (a.conv) {
+        fetch_to_write(a.conv, i);
+        store_some(static_cast<In*>(a.conv) + i, v, count);
+      }
+      store_some(static_cast<In*>(a.out) + i, load_some(in(a.x, i), count) + gelu(v), count);
+    });
   }
 
   // Spectra of the gradients at the convolution's outputs; on the way their sums, the gradients of the bias.
-  void grad_spectra(Unit u, int64_t chunk, bool sums) {
-    group_spectra(u.group, chunk, [&](Unit v, const Row& r, const Ahead& next) {
+  void grad_spectra(int64_t group, int64_t chunk, bool sums) {
+    group_spectra(group, chunk, [&](Tile part, const Row& r) {
       const Row from = window(r, true);
-      fill(from, [&](int64_t t) {
-        fetch(a.grad_out, next, t);
-        fetch(a.conv, next, t);
-        const int64_t i = at(v, r.b, t), count = lanes(v.block);
+      fill(part, from, [this](int64_t i, int64_t count) {
+        fetch(a.grad_out, i);
+        fetch(a.conv, i);
         const Vec<T> grad = load_some(in(a.grad_out, i), count);
         return grad * gelu_grad(load_some(in(a.conv, i), count));
       });
-      if (!sums) return;
-      Vec<T> sum = {};
-      for (int64_t t = r.begin; t < r.end; ++t) sum += load(w.time + (t - from.begin) * V);
-      T* total = w.bias_sum + v.block * V;
-      store(total, load(total) + sum);
+      for (int64_t j = 0; sums && j < part.count; ++j) {
+        Vec<T> sum = {};
+        for (int64_t t = r.begin; t < r.end; ++t) sum += load(time(j) + (t - from.begin) * V);
+        T* total = w.bias_sum + (part.block + j) * V;
+        store(total, load(total) + sum);
+      }
     });
   }
 
-  void backward_rows(Unit u, bool sums) {
-    tap_spectra(u, true);
-    const int64_t count = lanes(u.block);
+  // One chunk's at a time where there are several, so the taps' spectra are computed again for each: a chunk
+  // is hundreds of rows, beside which they cost little.
+  void backward_rows(Tile tile, bool sums) {
     for (int64_t chunk = 0; chunk * a.row_chunk < n_rows; ++chunk) {
-      grad_spectra(u, chunk, sums);
-      multiply_rows(chunk);
-      rows_out(
-          u, chunk, true,
-          [&](int64_t i, Vec<T> v) {
-            store_some(static_cast<In*>(a.grad_x) + i, load_some(in(a.grad_out, i), count) + v, count);
-          },
-          [&](const Ahead& next, int64_t t) {
-            fetch(a.grad_out, next, t);
-            fetch_to_write(a.grad_x, next, t);
-          });
+      grad_spectra(tile.group, chunk, sums);
+      for (int64_t j = 0; j < tile.count; ++j) {
+        tap_spectra(tile.group, tile.block + j, true);
+        multiply_rows(chunk, rows(j));
+      }
+      rows_out(tile, chunk, true, [&](int64_t i, int64_t block, Vec<T> v) {
+        fetch(a.grad_out, i);
+        fetch_to_write(a.grad_x, i);
+        const int64_t count = lanes(block);
+        store_some(static_cast<In*>(a.grad_x) + i, load_some(in(a.grad_out, i), count) + v, count);
+      });
+    }
+  }
+
+  // Spectra of a tile's channels of the rows' own elements.
+  void input_spectra(Tile tile, int64_t chunk) const {
+    for (int64_t i = 0; i < rows_in(chunk); ++i) {
+      fill(tile, row(chunk * a.row_chunk + i), [this](int64_t at, int64_t count) {
+        fetch(a.x, at);
+        return load_some(in(a.x, at), count);
+      });
+      for (int64_t j = 0; j < tile.count; ++j)
+        real_fft(a.plan, time(j), rows(j) + i * 2 * V, w.row_stride, V);
     }
   }
 
   // Correlations of the rows' elements with the gradients around them, summed over rows frequency by
   // frequency.
-  void backward_taps(Unit u, bool sums) {
-    const int64_t count = lanes(u.block);
-    for (int64_t chunk = 0; chunk * a.row_chunk < n_rows; ++chunk) {
-      grad_spectra(u, chunk, sums);
-      const int64_t n_chunk = rows_in(chunk);
-      for (int64_t i = 0; i < n_chunk; ++i) {
-        const Row r = row(chunk * a.row_chunk + i);
-        const Ahead next = ahead(r, u, chunk * a.row_chunk + i + 1);
-        fill(r, [&](int64_t t) {
-          fetch(a.x, next, t);
-          return load_some(in(a.x, at(u, r.b, t)), count);
-        });
-        real_fft(a.plan, w.time, w.rows + i * 2 * V, w.row_stride, V);
-      }
-      for (int64_t f = 0; f <= n / 2; ++f) {
-        const T *grads = w.group + f * w.group_stride, *rows = w.rows + f * w.row_stride;
-        T* to = w.taps + f * w.tap_stride;
-        chunk ? product<true, true>(a.C, n_chunk, grads, int64_t{1}, 2 * w.padded, w.padded, rows, to)
-              : product<true, false>(a.C, n_chunk, grads, int64_t{1}, 2 * w.padded, w.padded, rows, to);
-      }
-    }
+  template <bool Add>
+  void correlate(int64_t n_chunk, const T* inputs) const {
+    for (int64_t f = 0; f <= n / 2; ++f)
+      product<true, Add>(a.C, n_chunk, w.group + f * w.group_stride, int64_t{1}, 2 * w.padded, w.padded,
+                         inputs + f * w.row_stride, w.taps + f * w.tap_stride);
+  }
+
+  void taps_out(int64_t group, int64_t block) const {
     for (int64_t c = 0; c < a.C; ++c) {
       real_ifft(a.plan, w.taps + c * 2 * V, w.tap_stride, V, w.time);
-      store_taps(static_cast<In*>(a.grad_weight) + ((u.group * a.C + c) * a.C + u.block * V) * a.kernel,
-                 count);
+      store_taps(static_cast<In*>(a.grad_weight) + ((group * a.C + c) * a.C + block * V) * a.kernel,
+                 lanes(block));
+    }
+  }
+
+  void backward_taps(Tile tile, bool sums) {
+    if (n_rows == a.row_chunk) {  // all blocks' inputs from one reading
+      grad_spectra(tile.group, 0, sums);
+      input_spectra(tile, 0);
+      for (int64_t j = 0; j < tile.count; ++j) {
+        correlate<false>(n_rows, rows(j));
+        taps_out(tile.group, tile.block + j);
+      }
+      return;
+    }
+    for (int64_t j = 0; j < tile.count; ++j) {
+      const Tile one{tile.group, tile.block + j, 1};
+      for (int64_t chunk = 0; chunk * a.row_chunk < n_rows; ++chunk) {
+        grad_spectra(tile.group, chunk, sums && j == 0);
+        input_spectra(one, chunk);
+        chunk ? correlate<true>(rows_in(chunk), rows(0)) : correlate<false>(rows_in(chunk), rows(0));
+      }
+      taps_out(one.group, one.block);
     }
   }
 
@@ -344,7 +375,11 @@ struct Worker {
         tile[i] = load(w.time + (lag < 0 ? lag + n : lag) * V) * scale;
       }
       transpose<T>(tile);
-      for (int64_t l = 0; l < count; ++l) store_some(to + l * a.kernel + a.first_tap + k, tile[l], n_taps);
+      for (int64_t l = 0; l < count; ++l) {
+        In* at = to + l * a.kernel + a.first_tap + k;
+        __builtin_prefetch(at + a.C * a.kernel, 1);  // the next channel's
+        store_some(at, tile[l], n_taps);
+      }
     }
     for (int64_t l = 0; l < count; ++l) {  // taps that reach no element
       const int64_t after = a.first_tap + a.taps;
@@ -353,14 +388,14 @@ struct Worker {
     }
   }
 
-  void backward(Unit u) {
-    const bool sums = u.block == 0 && a.grad_bias;
+  void backward(Tile tile) {
+    const bool sums = tile.block == 0 && a.grad_bias;
     if (sums) memset(w.bias_sum, 0, sizeof(T) * w.padded);
-    if (a.grad_x) backward_rows(u, sums);
-    if (a.grad_weight) backward_taps(u, sums && !a.grad_x);
+    if (a.grad_x) backward_rows(tile, sums);
+    if (a.grad_weight) backward_taps(tile, sums && !a.grad_x);
     if (!sums) return;
     for (int64_t block = 0; block < blocks; ++block)
-      store_some(static_cast<In*>(a.grad_bias) + u.group * a.C + block * V, load(w.bias_sum + block * V),
+      store_some(static_cast<In*>(a.grad_bias) + tile.group * a.C + block * V, load(w.bias_sum + block * V),
                  lanes(block));
   }
 };
@@ -368,12 +403,16 @@ struct Worker {
 template <class In>
 static void run(const ConvArgs& a, bool backward, int64_t begin, int64_t end, void* base) {
   Worker<In> worker{a, Scratch<Acc<In>>(a, base)};
-  if (backward) {
-    for (int64_t i = begin; i < end; ++i) worker.backward(worker.unit(i));
-    return;
-  }
+  const auto each_tile = [&](auto work) {
+    for (int64_t i = begin; i < end;) {
+      const auto tile = worker.tile(i, end);
+      work(tile);
+      i += tile.count;
+    }
+  };
+  if (backward) return each_tile([&](auto tile) { worker.backward(tile); });
   for (int64_t chunk = 0; chunk * a.row_chunk < worker.n_rows; ++chunk)
-    for (int64_t i = begin; i < end; ++i) worker.forward(worker.unit(i), chunk);
+    each_tile([&](auto tile) { worker.forward(tile, chunk); });
 }
 
 static void dispatch(const ConvArgs& a, bool backward, int64_t begin, int64_t end, void* base) {
