@@ -2,7 +2,7 @@
 
 from ecgfast.nn.config import EncoderConfig
 from ecgfast.nn.encoder import Encoder, EncoderOutput, mean_tokens
-from ecgfast.nn.positional_conv import PositionalConv, positional_conv
+from ecgfast.nn.positional_conv import PositionalConv
 from ecgfast.nn.quantizer import Quantizer, QuantizerOutput, perplexity
 from ecgfast.nn.stem import Stem, scale_gradient
 from ecgfast.nn.transformer import Transformer
@@ -18,6 +18,5 @@ __all__ = [
     "Transformer",
     "mean_tokens",
     "perplexity",
-    "positional_conv",
     "scale_gradient",
 ]

@@ -3,23 +3,9 @@
 import math
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-
-def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
-    """`x + GELU(conv(x))` over the tokens, of the same length.
-
-    Args:
-        x: [B, N, E].
-        weight: [E, E / groups, K]; K // 2 zeros are put at each end, and for an even K the last
-            output is cut.
-        bias: [E].
-        groups: groups of the convolution.
-    """
-    kernel = weight.shape[-1]
-    y = F.conv1d(x.transpose(1, 2), weight, bias, padding=kernel // 2, groups=groups)
-    return x + F.gelu(y[..., : x.shape[1]].transpose(1, 2))
+from ecgfast import ops
 
 
 class PositionalConv(nn.Module):
@@ -34,4 +20,4 @@ class PositionalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, E] -> [B, N, E]."""
-        return positional_conv(x, self.conv.weight, self.conv.bias, self.conv.groups)
+        return ops.positional_conv(x, self.conv.weight, self.conv.bias, self.conv.groups)
