@@ -5,24 +5,39 @@
 namespace ecgfast {
 namespace {
 
+template <class T>
+struct IndexOf {
+  using type = int32_t;
+};
+template <>
+struct IndexOf<double> {
+  using type = int64_t;
+};
+
 // The lower and the upper halves of two vectors interleaved.
+#if defined(__clang__)
+#define ECGFAST_SHUFFLE(T, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else  // GCC has the other only from version 12 on
+#define ECGFAST_SHUFFLE(T, a, b, ...) __builtin_shuffle(a, b, Vec<typename IndexOf<T>::type>{__VA_ARGS__})
+#endif
 template <class T>
 static inline void interleave(Vec<T> a, Vec<T> b, Vec<T>& lower, Vec<T>& upper) {
   constexpr int V = kLanes<T>;
   if constexpr (V == 2) {
-    lower = __builtin_shufflevector(a, b, 0, 2);
-    upper = __builtin_shufflevector(a, b, 1, 3);
+    lower = ECGFAST_SHUFFLE(T, a, b, 0, 2);
+    upper = ECGFAST_SHUFFLE(T, a, b, 1, 3);
   } else if constexpr (V == 4) {
-    lower = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-    upper = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    lower = ECGFAST_SHUFFLE(T, a, b, 0, 4, 1, 5);
+    upper = ECGFAST_SHUFFLE(T, a, b, 2, 6, 3, 7);
   } else if constexpr (V == 8) {
-    lower = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    upper = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    lower = ECGFAST_SHUFFLE(T, a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    upper = ECGFAST_SHUFFLE(T, a, b, 4, 12, 5, 13, 6, 14, 7, 15);
   } else {
-    lower = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    upper = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    lower = ECGFAST_SHUFFLE(T, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    upper = ECGFAST_SHUFFLE(T, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   }
 }
+#undef ECGFAST_SHUFFLE
 
 // kLanes vectors of kLanes elements: each round interleaves rows half the square apart.
 template <class T>
