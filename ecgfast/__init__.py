@@ -1,25 +1,73 @@
 """ecgfast: fused kernels, encoders and training for self-supervised learning on electrocardiograms."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 try:
     __version__ = version("ecgfast")
 except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
-from ecgfast import ops
-from ecgfast._build import config, cpu_isa, set_cpu_isa, show_config, usable_cpu_isas
-from ecgfast.errors import EcgfastError
-from ecgfast.leads import STANDARD_LEADS
+if TYPE_CHECKING:
+    from ecgfast import ops
+    from ecgfast._build import config, cpu_isa, set_cpu_isa, show_config, usable_cpu_isas
+    from ecgfast.data import SegmentLoader, Store, prepare
+    from ecgfast.errors import EcgfastError
+    from ecgfast.leads import STANDARD_LEADS
+    from ecgfast.nn import Encoder, EncoderConfig
+    from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
+    from ecgfast.training import PretrainConfig, pretrain
+
+# Imported when first asked for: torch takes seconds, and `ecgfast --help` needs none of it.
+_HOMES = {
+    "STANDARD_LEADS": "leads",
+    "EcgfastError": "errors",
+    "Encoder": "nn",
+    "EncoderConfig": "nn",
+    "PretrainConfig": "training",
+    "SegmentLoader": "data",
+    "Store": "data",
+    "W2VCMSC": "objectives",
+    "W2VCMSCConfig": "objectives",
+    "config": "_build",
+    "cpu_isa": "_build",
+    "prepare": "data",
+    "pretrain": "training",
+    "set_cpu_isa": "_build",
+    "show_config": "_build",
+    "usable_cpu_isas": "_build",
+}
 
 __all__ = [
     "STANDARD_LEADS",
+    "W2VCMSC",
     "EcgfastError",
+    "Encoder",
+    "EncoderConfig",
+    "PretrainConfig",
+    "SegmentLoader",
+    "Store",
+    "W2VCMSCConfig",
     "__version__",
     "config",
     "cpu_isa",
     "ops",
+    "prepare",
+    "pretrain",
     "set_cpu_isa",
     "show_config",
     "usable_cpu_isas",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return import_module("ecgfast.ops")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ecgfast' has no attribute {name!r}")
+    return getattr(import_module(f"ecgfast.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
