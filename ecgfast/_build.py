@@ -25,7 +25,16 @@ if cuda_loaded:
 
 _KERNELS = {
     "cpu": frozenset(
-        {"lead_mask", "span_mask", "local_contrastive", "patch_embed", "positional_conv", "gather_segments"}
+        {
+            "gather_segments",
+            "global_contrastive",
+            "gumbel_quantize",
+            "lead_mask",
+            "local_contrastive",
+            "patch_embed",
+            "positional_conv",
+            "span_mask",
+        }
     ),
     "cuda": frozenset({"local_contrastive"}) if cuda_loaded else frozenset(),
 }

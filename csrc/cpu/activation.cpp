@@ -16,6 +16,10 @@ static Vec<T> evaluate(Activation function, Vec<T> x) {
       return gelu(x);
     case Activation::gelu_grad:
       return gelu_grad(x);
+    case Activation::log:
+      return log(x);
+    case Activation::log_normal:
+      return log_normal(x);
   }
   return x;
 }

@@ -3,7 +3,7 @@
 
 namespace ecgfast {
 
-enum class Activation : int32_t { erf, exp, gelu, gelu_grad };
+enum class Activation : int32_t { erf, exp, gelu, gelu_grad, log, log_normal };
 
 struct ActivationArgs {
   Activation function;

@@ -6,6 +6,7 @@
 // fp32 (fp64 for fp64).
 #pragma once
 #include "gemm.h"
+#include "transpose.h"
 
 namespace ecgfast {
 namespace {
@@ -107,7 +108,7 @@ struct Bf16Dot {
           if (even + 1 < k) memcpy(&hi, a + (even + 1) * lda + i, sizeof hi);
           r[q] = __builtin_convertvector(lo, VU) | (__builtin_convertvector(hi, VU) << 16);
         }
-        transpose_lanes(r);
+        ecgfast::transpose<uint32_t>(r);
         for (int q = 0; q < 16; ++q) memcpy(out + (i + q) * depth + p, &r[q], sizeof r[q]);
       }
   }

@@ -6,6 +6,8 @@
 #include "../common/philox.h"
 #include "activation_args.h"
 #include "gather_segments.h"
+#include "global_contrastive.h"
+#include "gumbel_quantize.h"
 #include "local_contrastive.h"
 #include "patch_embed.h"
 #include "positional_conv.h"
@@ -21,6 +23,12 @@ namespace ecgfast {
   X(void, activation, (const ActivationArgs& args, int64_t begin, int64_t end))                           \
   X(void, philox_fill, (const Stream& stream, uint32_t first_block, int64_t n_blocks, uint32_t* words))   \
   X(void, gather_segments, (const GatherArgs& args, int64_t begin, int64_t end))                          \
+  X(GlobalSizes, global_sizes, (const GlobalArgs& args))                                                  \
+  X(void, global_contrastive,                                                                             \
+    (const GlobalArgs& args, GlobalPass pass, int64_t begin, int64_t end, void* scratch))                 \
+  X(GumbelSizes, gumbel_sizes, (const GumbelArgs& args, bool backward))                                   \
+  X(void, gumbel_quantize,                                                                                \
+    (const GumbelArgs& args, GumbelPass pass, int64_t begin, int64_t end, void* scratch))                 \
   X(int64_t, local_contrastive_scratch, (const LocalArgs& args, bool backward))                           \
   X(void, local_contrastive, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch))          \
   X(void, local_contrastive_backward, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch)) \

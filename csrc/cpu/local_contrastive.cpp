@@ -4,6 +4,8 @@
 #include "gemm.h"
 #include "kernels.h"
 #include "philox_vector.h"
+#include "rows.h"
+#include "transpose.h"
 
 namespace ecgfast {
 namespace {
@@ -42,50 +44,17 @@ struct Scratch {
   }
 };
 
-template <class In>
-static void widen(const In* x, int64_t n, int64_t padded, Acc<In>* y) {
-  constexpr int L = kLanes<Acc<In>>;
-  int64_t i = 0;
-  for (; i + L <= n; i += L) store(y + i, load_acc(x + i));
-  for (; i < n; ++i) y[i] = to_acc(x[i]);
-  for (; i < padded; ++i) y[i] = 0;
-}
-
-template <class T>
-static T dot(const T* x, const T* y, int64_t padded) {
-  Vec<T> a = {}, b = {};
-  for (int64_t i = 0; i < padded; i += 2 * kLanes<T>) {
-    a += load(x + i) * load(y + i);
-    b += load(x + i + kLanes<T>) * load(y + i + kLanes<T>);
-  }
-  return reduce_add<T>(a + b);
-}
-
-template <class T>
-static void scale(T* x, T by, int64_t padded) {
-  for (int64_t i = 0; i < padded; i += kLanes<T>) store(x + i, load(x + i) * by);
-}
-
-template <class T>
-static T inverse_norm(const T* x, int64_t padded) {
-  const T norm = sqrt_scalar(dot(x, x, padded));
-  return T(1) / (norm > T(kEps) ? norm : T(kEps));
-}
-
 // y[d, ldy] is the transpose of x[m, d], zeros beyond m; d and ldy are multiples of the vectors' lanes.
-static void transpose(const float* x, int64_t m, int64_t d, float* y, int64_t ldy) {
-  for (int64_t i0 = 0; i0 < ldy; i0 += kF32Lanes)
-    for (int64_t j0 = 0; j0 < d; j0 += kF32Lanes) {
-      VU r[kF32Lanes] = {};
-      for (int i = 0; i < kF32Lanes && i0 + i < m; ++i) memcpy(&r[i], x + (i0 + i) * d + j0, sizeof r[i]);
-      transpose_lanes(r);
-      for (int j = 0; j < kF32Lanes; ++j) memcpy(y + (j0 + j) * ldy + i0, &r[j], sizeof r[j]);
+template <class T>
+static void transpose_rows(const T* x, int64_t m, int64_t d, T* y, int64_t ldy) {
+  constexpr int V = kLanes<T>;
+  for (int64_t i0 = 0; i0 < ldy; i0 += V)
+    for (int64_t j0 = 0; j0 < d; j0 += V) {
+      Vec<T> square[V] = {};
+      for (int i = 0; i < V && i0 + i < m; ++i) square[i] = load(x + (i0 + i) * d + j0);
+      transpose<T>(square);
+      for (int j = 0; j < V; ++j) store(y + (j0 + j) * ldy + i0, square[j]);
     }
-}
-
-static void transpose(const double* x, int64_t m, int64_t d, double* y, int64_t ldy) {
-  for (int64_t j = 0; j < d; ++j)
-    for (int64_t i = 0; i < ldy; ++i) y[j * ldy + i] = i < m ? x[i * d + j] : 0.0;
 }
 
 template <class In>
@@ -185,9 +154,9 @@ struct Segment {
     for (int64_t j = 0; j < a.M; ++j) {
       T* t = w.t + j * w.dp;
       widen(row(a.targets, j), a.D, w.dp, t);
-      scale(t, inv_norm(1, j) = inverse_norm(t, w.dp), w.dp);
+      scale(t, inv_norm(1, j) = inverse_norm(t, w.dp, kEps), w.dp);
     }
-    transpose(w.t, a.M, w.dp, w.tt, w.mp);
+    transpose_rows(w.t, a.M, w.dp, w.tt, w.mp);
     find_kinds();
   }
 
@@ -195,7 +164,7 @@ struct Segment {
     for (int64_t i = 0; i < n; ++i) {
       T* p = w.p + i * w.dp;
       widen(row(a.predictions, i0 + i), a.D, w.dp, p);
-      scale(p, inv_norm(0, i0 + i) = inverse_norm(p, w.dp), w.dp);
+      scale(p, inv_norm(0, i0 + i) = inverse_norm(p, w.dp, kEps), w.dp);
     }
   }
 

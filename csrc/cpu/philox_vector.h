@@ -34,14 +34,15 @@ static void philox_fill(const Stream& s, uint32_t first, int64_t n, uint32_t* ou
     uint32_t key0 = s.key0, key1 = s.key1;
     for (int round = 0; round < 10; ++round) {
       const VU64 p0 = mul_wide(c0, 0xD2511F53u), p1 = mul_wide(c2, 0xCD9E8D57u);
+      // What lies above 32 bits is left there: the products don't read it.
       c0 = (p1 >> 32) ^ c1 ^ static_cast<uint64_t>(key0);
-      c1 = p1 & kLow;
+      c1 = p1;
       c2 = (p0 >> 32) ^ c3 ^ static_cast<uint64_t>(key1);
-      c3 = p0 & kLow;
+      c3 = p0;
       key0 += 0x9E3779B9u;
       key1 += 0xBB67AE85u;
     }
-    const VU64 low = c0 | (c1 << 32), high = c2 | (c3 << 32);
+    const VU64 low = (c0 & kLow) | (c1 << 32), high = (c2 & kLow) | (c3 << 32);
     for (int l = 0; l < kPhiloxLanes; ++l) {
       const uint64_t pair[2] = {low[l], high[l]};
       memcpy(out + 4 * (i + l), pair, sizeof pair);

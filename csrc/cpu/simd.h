@@ -26,6 +26,8 @@ constexpr int kVectorBytes = 16;
 template <class T>
 struct VecOf {
   typedef T type __attribute__((vector_size(kVectorBytes)));
+  // For loads and stores at any address: the compilers split a memcpy of a whole register in two.
+  typedef T unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
 };
 template <class T>
 using Vec = typename VecOf<T>::type;
@@ -47,14 +49,12 @@ struct Half {
 
 template <class T>
 static inline Vec<T> load(const T* p) {
-  Vec<T> v;
-  memcpy(&v, p, sizeof v);
-  return v;
+  return *reinterpret_cast<const typename VecOf<T>::unaligned*>(p);
 }
 
 template <class T>
 static inline void store(T* p, Vec<T> v) {
-  memcpy(p, &v, sizeof v);
+  *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
 }
 
 template <class T>
@@ -74,6 +74,14 @@ static inline T reduce_max(Vec<T> v) {
   T best = lanes[0];
   for (int i = 1; i < kLanes<T>; ++i) best = lanes[i] > best ? lanes[i] : best;
   return best;
+}
+
+template <class To, class From>
+static inline To bit_cast(From v) {
+  static_assert(sizeof(To) == sizeof(From), "bits are kept");
+  To r;
+  memcpy(&r, &v, sizeof r);
+  return r;
 }
 
 static inline float bits_to_float(uint32_t u) {
@@ -137,10 +145,7 @@ static inline Vec<double> load_acc(const double* p) { return load(p); }
 static inline VF load_acc(const BFloat16* p) {
   VHalf h;
   memcpy(&h, p, sizeof h);
-  const VU u = __builtin_convertvector(h, VU) << 16;
-  VF f;
-  memcpy(&f, &u, sizeof f);
-  return f;
+  return bit_cast<VF>(__builtin_convertvector(h, VU) << 16);
 }
 static inline VF load_acc(const Half* p) {
   float f[kF32Lanes];
@@ -165,26 +170,17 @@ static inline void store_acc(Half* p, VF v) {
   for (int i = 0; i < kF32Lanes; ++i) from_acc(f[i], p + i);
 }
 
-static inline VF blend(VI take_a, VF a, VF b) {
-  VI ia, ib;
-  memcpy(&ia, &a, sizeof a);
-  memcpy(&ib, &b, sizeof b);
-  const VI r = (take_a & ia) | (~take_a & ib);
-  VF f;
-  memcpy(&f, &r, sizeof f);
-  return f;
-}
+static inline VF blend(VI take_a, VF a, VF b) { return take_a ? a : b; }
 
-// exp to within 1.2 ulp on [-87.3, 88.7]; 0 below, infinity above, NaN kept (measured in tests/test_simd.py).
+// exp to within 1.2 ulp on [-87.3, 88.7]; 0 below, infinity above, NaN kept (measured in
+// tests/ops/test_simd.py).
 static inline VF exp(VF x) {
-  const VF low = x - x + -87.33654f, high = x - x + 88.72283f;
+  const VF low = VF{} - 87.33654f, high = VF{} + 88.72283f;
   VF c = blend(x < low, low, x);
   c = blend(c > high, high, c);
   // The nearest integer to x / ln 2 through the rounding of the addition of 1.5 * 2^23.
   const VF t = c * 1.44269504088896341f + 12582912.0f;
-  VI n;
-  memcpy(&n, &t, sizeof n);
-  n -= 0x4B400000;
+  const VI n = bit_cast<VI>(t) - 0x4B400000;
   const VF fn = t - 12582912.0f;
   VF r = c - fn * 0.693145751953125f;
   r = r - fn * 1.42860677e-6f;
@@ -196,17 +192,37 @@ static inline VF exp(VF x) {
   p = p * r * r + r + 1.0f;
   // 2^n in two factors, since n = 128 has no exponent of its own.
   const VI half = n >> 1;
-  const VI e0 = (half + 127) << 23, e1 = (n - half + 127) << 23;
-  VF s0, s1;
-  memcpy(&s0, &e0, sizeof s0);
-  memcpy(&s1, &e1, sizeof s1);
-  const VF zero = x - x;  // NaN where x is NaN or infinite
-  VF y = p * s0 * s1;
-  y = blend(x < low, zero * 0.0f, y);
-  y = blend(x > high, x - x + __builtin_inff(), y);
-  y = blend(x == -__builtin_inff(), VF{} + 0.0f, y);
-  y = blend(x == __builtin_inff(), VF{} + __builtin_inff(), y);
-  return blend(x == x, y, x);
+  VF y = p * bit_cast<VF>((half + 127) << 23) * bit_cast<VF>((n - half + 127) << 23);
+  y = blend(x < low, VF{}, y);
+  return blend(x > high, VF{} + __builtin_inff(), y);
+}
+
+// log of positive normal numbers to within 1 ulp: x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), where f
+// is exact, so that results near 0 are as accurate as others.
+static inline VF log_normal(VF x) {
+  const VI bits = bit_cast<VI>(x), e = (bits - 0x3F3504F3) >> 23;
+  const VF f = bit_cast<VF>(bits - (e << 23)) - 1.0f, fe = __builtin_convertvector(e, VF);
+  const VF z = f * f;
+  VF p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const VF tail = p * f * z - fe * 2.12194440e-4f - z * 0.5f;
+  return (f + tail) + fe * 0.693359375f;
+}
+
+// log to within 1 ulp, subnormals included; -infinity at 0, NaN below.
+static inline VF log(VF x) {
+  const VI tiny = x < 0x1p-126f;
+  VF y = log_normal(blend(tiny, x * 0x1p25f, x));
+  y = blend(tiny, y - 17.328679514f, y);
+  y = blend(x < __builtin_inff(), y, x);  // infinity and NaN are their own
+  y = blend(x == 0.0f, VF{} - __builtin_inff(), y);
+  return blend(x < 0.0f, VF{} + __builtin_nanf(""), y);
 }
 
 static inline Vec<double> exp(Vec<double> x) {
@@ -216,24 +232,13 @@ static inline Vec<double> exp(Vec<double> x) {
   return load(lanes);
 }
 
-// Transposes a square of 32-bit words in registers: rounds of exchanging ever larger halves.
-static inline void transpose_lanes(VU (&r)[kF32Lanes]) {
-#pragma GCC unroll 4
-  for (int step = 1; step < kF32Lanes; step *= 2) {
-    VU keep, take;
-    for (int l = 0; l < kF32Lanes; ++l) {
-      keep[l] = static_cast<uint32_t>(l & step ? kF32Lanes + (l - step) : l);
-      take[l] = static_cast<uint32_t>(l & step ? kF32Lanes + l : l + step);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kF32Lanes; ++i) {
-      if (i & step) continue;
-      const VU x = r[i], y = r[i + step];
-      r[i] = __builtin_shuffle(x, y, keep);
-      r[i + step] = __builtin_shuffle(x, y, take);
-    }
-  }
+static inline Vec<double> log(Vec<double> x) {
+  double lanes[kLanes<double>];
+  store(lanes, x);
+  for (double& v : lanes) v = __builtin_log(v);
+  return load(lanes);
 }
+static inline Vec<double> log_normal(Vec<double> x) { return log(x); }
 
 static inline float log_scalar(float x) { return __builtin_logf(x); }
 static inline double log_scalar(double x) { return __builtin_log(x); }

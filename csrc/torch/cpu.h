@@ -77,4 +77,9 @@ inline ScalarType statistics_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// The value of a tensor of one element.
+inline double scalar(const Tensor& t) {
+  return *torch::stable::to(t, ScalarType::Double).const_data_ptr<double>();
+}
+
 }  // namespace ecgfast

@@ -11,7 +11,10 @@ Activation activation_named(const std::string& name) {
   if (name == "exp") return Activation::exp;
   if (name == "gelu") return Activation::gelu;
   if (name == "gelu_grad") return Activation::gelu_grad;
-  STD_TORCH_CHECK(false, "cpu_activation: name must be erf, exp, gelu or gelu_grad, got '", name, "'");
+  if (name == "log") return Activation::log;
+  if (name == "log_normal") return Activation::log_normal;
+  STD_TORCH_CHECK(false, "cpu_activation: name must be erf, exp, gelu, gelu_grad, log or log_normal, got '",
+                  name, "'");
 }
 
 Tensor cpu_activation(const Tensor& x, std::string name) {

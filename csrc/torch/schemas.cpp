@@ -59,6 +59,24 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
       "gather_segments(Tensor store, Tensor offset, Tensor start, Tensor n_samples, int length, Tensor? "
       "lead_index, ScalarType dtype) -> Tensor");
   m.def("cpu_activation(Tensor x, str name) -> Tensor");
+  m.def(
+      "gumbel_quantize(Tensor logits, Tensor codebook, Tensor temperature, Tensor? noise, Tensor? rng, "
+      "Tensor? "
+      "sample_ids, bool hard) -> (Tensor quantized, Tensor codes, Tensor mean_probs)");
+  m.def(
+      "gumbel_quantize_backward(Tensor? grad_quantized, Tensor? grad_mean_probs, Tensor logits, Tensor "
+      "codebook, "
+      "Tensor temperature, Tensor codes, Tensor? noise, Tensor? rng, Tensor? sample_ids, bool hard) "
+      "-> (Tensor grad_logits, Tensor grad_codebook)");
+  m.def(
+      "global_contrastive(Tensor a, Tensor b, Tensor group_a, Tensor group_b, float temperature, bool "
+      "detach_norm) "
+      "-> (Tensor loss, Tensor lse_rows, Tensor lse_columns, Tensor inv_norms)");
+  m.def(
+      "global_contrastive_backward(Tensor grad_loss, Tensor a, Tensor b, Tensor group_a, Tensor group_b, "
+      "Tensor "
+      "lse_rows, Tensor lse_columns, Tensor inv_norms, float temperature, bool detach_norm) "
+      "-> (Tensor grad_a, Tensor grad_b)");
   m.def("cpu_isa() -> str");
   m.def("usable_cpu_isas() -> str");
   m.def("set_cpu_isa(str name) -> ()");

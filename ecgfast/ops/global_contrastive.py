@@ -1,10 +1,12 @@
 """The global contrastive loss (CMSC): two segments of one patient attract, other patients repel."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ecgfast.ops._dispatch import FLOATS, check, check_tensor, wide
+from ecgfast.ops._dispatch import FLOATS, check, check_tensor, fused, wide
 
 _OP = "global_contrastive"
 _EPS = 1e-8
@@ -95,12 +97,52 @@ def global_contrastive(
 
     Source: Kiyasseh et al., CLOCS, ICML 2021, equation 2; Oh et al., CHIL 2022, section 3.2.
     """
-    return global_contrastive_reference(
-        a,
-        b,
-        group_a,
-        group_b,
-        temperature=temperature,
-        detach_norm=detach_norm,
-        process_group=process_group,
+    if not fused(_OP, a):
+        return global_contrastive_reference(
+            a,
+            b,
+            group_a,
+            group_b,
+            temperature=temperature,
+            detach_norm=detach_norm,
+            process_group=process_group,
+        )
+    _validate(a, b, group_a, group_b, temperature)
+    if process_group is not None:
+        a, b, group_a, group_b = _gather(a, b, group_a, group_b, process_group)
+    return torch.ops.ecgfast.global_contrastive(a, b, group_a, group_b, temperature, detach_norm)[0]
+
+
+@torch.library.register_fake("ecgfast::global_contrastive")
+def _(a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype, n, n_b = wide(a.dtype), a.shape[0], b.shape[0]
+    shapes = ((), (n,), (n_b,), (n + n_b,))
+    return tuple(a.new_empty(shape, dtype=dtype) for shape in shapes)
+
+
+@torch.library.register_fake("ecgfast::global_contrastive_backward")
+def _(grad_loss: Tensor, a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(a, memory_format=torch.contiguous_format),
+        torch.empty_like(b, memory_format=torch.contiguous_format),
     )
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, ctx.temperature, ctx.detach_norm = inputs
+    _, *statistics = output
+    ctx.save_for_backward(*tensors, *statistics)
+    ctx.mark_non_differentiable(*statistics)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 6
+    grads = torch.ops.ecgfast.global_contrastive_backward(
+        grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.detach_norm
+    )
+    return (*grads, *(None,) * 4)
+
+
+torch.library.register_autograd("ecgfast::global_contrastive", _backward, setup_context=_setup)

@@ -1,10 +1,12 @@
 """Product quantisation through a hard Gumbel-softmax with straight-through gradients."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._dispatch import FLOATS, check, check_rng, check_tensor, wide
+from ecgfast.ops._dispatch import FLOATS, check, check_rng, check_tensor, fused, wide
 from ecgfast.ops.random import Purpose, gumbel_from_words, words
 
 _OP = "gumbel_quantize"
@@ -24,11 +26,13 @@ def _validate(
     check_tensor(_OP, "logits", logits, (None, g * v), FLOATS, codebook, f"R, {g * v} (G*V)")
     if isinstance(temperature, Tensor):
         check_tensor(_OP, "temperature", temperature, (), FLOATS, codebook)
+        check(not temperature.requires_grad, _OP, "temperature takes no gradient, got one that requires it")
     else:
         check(temperature > 0, _OP, f"temperature must be positive, got {temperature}")
     check(noise is None or rng is None, _OP, "takes noise or rng, got both")
     if noise is not None:
         check_tensor(_OP, "noise", noise, tuple(logits.shape), FLOATS, codebook)
+        check(not noise.requires_grad, _OP, "noise takes no gradient, got noise that requires it")
     if rng is not None:
         sample_ids = logits.new_zeros(1, dtype=torch.int64) if sample_ids is None else sample_ids
         check_rng(_OP, rng, sample_ids, codebook)
@@ -100,12 +104,13 @@ def gumbel_quantize(
         logits: ``[R, G*V]`` of fp32, bf16, fp16 or fp64.
         codebook: ``[G, V, D/G]``: V entries of each of G groups.
         temperature: positive; a 0-dim tensor on the same device keeps a captured graph valid while it
-            changes.
+            changes. It takes no gradient.
         rng: int64 ``[2]`` of (seed, step): draw Gumbel noise; must not be changed before the backward
             pass has run.
         sample_ids: int64 ``[B]`` for ``rng``; R must be a multiple of B, row r is of sample
             ``r // (R / B)``. None: all rows are of sample 0.
-        noise: ``[R, G*V]``, instead of drawing. With neither ``rng`` nor ``noise``: none (evaluation).
+        noise: ``[R, G*V]``, instead of drawing; takes no gradient. With neither ``rng`` nor ``noise``:
+            none (evaluation).
         hard: straight-through one-hot choice; False: the soft mixture.
 
     Returns:
@@ -118,12 +123,69 @@ def gumbel_quantize(
 
     Source: Baevski et al., wav2vec 2.0, section 2 (quantization module), equations 1 and 4.
     """
-    return gumbel_quantize_reference(
-        logits,
-        codebook,
-        temperature,
-        rng=rng,
-        sample_ids=sample_ids,
-        noise=noise,
-        hard=hard,
+    if not fused(_OP, logits):
+        return gumbel_quantize_reference(
+            logits,
+            codebook,
+            temperature,
+            rng=rng,
+            sample_ids=sample_ids,
+            noise=noise,
+            hard=hard,
+        )
+    _validate(logits, codebook, temperature, rng, sample_ids, noise)
+    dtype = wide(logits.dtype)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.to(dtype)
+    else:
+        temperature = torch.full((), temperature, dtype=dtype, device=logits.device)
+    if noise is not None:
+        noise = noise.to(dtype)
+    if rng is None:
+        sample_ids = None
+    return torch.ops.ecgfast.gumbel_quantize(logits, codebook, temperature, noise, rng, sample_ids, hard)
+
+
+@torch.library.register_fake("ecgfast::gumbel_quantize")
+def _(logits: Tensor, codebook: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    g, v, width = codebook.shape
+    rows = logits.shape[0]
+    quantized = codebook.new_empty((rows, g * width))
+    codes = logits.new_empty((rows, g), dtype=torch.int32)
+    return quantized, codes, logits.new_empty((g, v), dtype=wide(logits.dtype))
+
+
+@torch.library.register_fake("ecgfast::gumbel_quantize_backward")
+def _(
+    grad_quantized: Tensor | None,
+    grad_mean_probs: Tensor | None,
+    logits: Tensor,
+    codebook: Tensor,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(logits, memory_format=torch.contiguous_format),
+        torch.empty_like(codebook, memory_format=torch.contiguous_format),
     )
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    logits, codebook, temperature, noise, rng, sample_ids, ctx.hard = inputs
+    _, codes, _ = output
+    ctx.save_for_backward(logits, codebook, temperature, codes, noise, rng, sample_ids)
+    ctx.mark_non_differentiable(codes)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, grad_quantized: Tensor | None, _codes: None, grad_mean_probs: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_quantized is None and grad_mean_probs is None:
+        return (None,) * 7
+    grads = torch.ops.ecgfast.gumbel_quantize_backward(
+        grad_quantized, grad_mean_probs, *ctx.saved_tensors, ctx.hard
+    )
+    return (*grads, *(None,) * 5)
+
+
+torch.library.register_autograd("ecgfast::gumbel_quantize", _backward, setup_context=_setup)

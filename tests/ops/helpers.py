@@ -20,8 +20,8 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def assert_close(got: Tensor, want: Tensor, tolerance: float, name: str) -> None:
-    """The largest difference, relative to the largest magnitude wanted, is within ``tolerance``."""
+def assert_close(got: Tensor, want: Tensor, tolerance: float, name: str, floor: float = 1e-30) -> None:
+    """The largest difference, relative to the largest magnitude wanted or ``floor``, is within ``tolerance``."""
     assert got.shape == want.shape, f"{name}: shape {list(got.shape)}, want {list(want.shape)}"
     if want.numel() == 0:
         return
@@ -29,7 +29,7 @@ def assert_close(got: Tensor, want: Tensor, tolerance: float, name: str) -> None
     finite = torch.isfinite(want)
     assert torch.equal(torch.isfinite(got), finite), f"{name}: non-finite values elsewhere"
     error = (got - want)[finite].abs().max().item() if finite.any() else 0.0
-    scale = max(want[finite].abs().max().item(), 1e-30) if finite.any() else 1.0
+    scale = max(want[finite].abs().max().item(), floor) if finite.any() else 1.0
     assert error <= tolerance * scale, f"{name}: error {error:.3e} at scale {scale:.3e}"
 
 

@@ -1,0 +1,449 @@
+// Global contrastive loss between two batches, streamed: a block of rows of a against a block of rows of b at
+// a time, so that memory does not grow with the N x N matrix of similarities. Compiled once per ISA.
+//
+// Cosines lie in [-1, 1]. Where exp(2 / temperature) is far from overflow, every similarity is taken relative
+// to their bound 1 / temperature, and one exponential serves its row and its column; else the sums keep
+// running maxima.
+#include "arena.h"
+#include "gemm_packed.h"
+#include "kernels.h"
+
+namespace ecgfast {
+namespace {
+
+constexpr double kEps = 1e-8;
+constexpr double kMostBounded = 64;                // of 2 / temperature
+constexpr int64_t kWorkspace = int64_t{30} << 20;  // bytes, unless 96 rows of this width ask for more
+constexpr int64_t kGroup = 8 * kGemmRows;          // rows worked on together: their tile stays in L2
+
+static int64_t blocks_of(int64_t n, int64_t most, int64_t multiple) {
+  const int64_t count = n > most ? (n + most - 1) / most : 1;
+  return round_up((n + count - 1) / count, multiple);
+}
+
+template <class T>
+struct Layout {
+  static constexpr int64_t W = kGemmColumns<T>, R = kGemmRows;
+  int64_t rows, cols, dp, ld;  // of a block, padded; D padded; of the tile of similarities
+  T *left, *left_rows, *right, *right_rows, *tile, *grad_left, *col_max, *col_sum;
+  int64_t bytes;
+
+  Layout(const GlobalArgs& a, void* base) : dp(round_up(a.D, W)) {
+    int64_t most = 96;
+    while (size(a, most + 96) <= kWorkspace) most += 96;
+    rows = blocks_of(a.N[0], most, R);
+    cols = blocks_of(a.N[1], most, W);
+    ld = cols + 16;  // no power of two: rows of a tile fall on different cache sets
+    Arena arena(base);
+    left = arena.take<T>(rows * a.D);
+    right = arena.take<T>(cols * a.D);
+    left_rows = a.backward ? arena.take<T>(rows * dp) : nullptr;
+    right_rows = a.backward ? arena.take<T>(cols * dp) : nullptr;
+    tile = a.backward ? arena.take<T>(rows * ld) : nullptr;
+    grad_left = a.backward ? arena.take<T>(rows * dp) : nullptr;
+    col_max = a.backward ? nullptr : arena.take<T>(rows / R * cols);
+    col_sum = a.backward ? nullptr : arena.take<T>(rows / R * cols);
+    bytes = arena.bytes();
+  }
+
+  // Of a block of n by n.
+  int64_t size(const GlobalArgs& a, int64_t n) const {
+    return (a.backward ? 5 * dp + n : 2 * dp + 2 * n / R) * n * static_cast<int64_t>(sizeof(T));
+  }
+};
+
+// One thread's scratch.
+template <class T>
+struct Scratch {
+  T *rows, *group;
+  int64_t bytes;
+
+  Scratch(const GlobalArgs& a, const Layout<T>& l, void* base) {
+    Arena arena(base);
+    rows = arena.take<T>((Layout<T>::W > Layout<T>::R ? Layout<T>::W : Layout<T>::R) * l.dp);
+    group = arena.take<T>(a.backward ? kGroup * l.rows : kGroup * l.ld);
+    bytes = arena.bytes();
+  }
+};
+
+// A running logsumexp: sum of exp(x - max).
+template <class T>
+static void merge(T& max, T& sum, T other_max, T other_sum) {
+  if (other_max > max) {
+    sum = sum * exp(Vec<T>{} + (max - other_max))[0] + other_sum;
+    max = other_max;
+  } else if (other_sum > T(0)) {
+    sum += other_sum * exp(Vec<T>{} + (other_max - max))[0];
+  }
+}
+
+template <class In>
+struct Contrast {
+  using T = Acc<In>;
+  using V = Vec<T>;
+  using Index = decltype(V{} > V{});
+  static constexpr int64_t L = kLanes<T>, W = kGemmColumns<T>, R = kGemmRows;
+  const GlobalArgs& a;
+  Layout<T> w;
+  Scratch<T> s;
+  bool bounded;
+  T shift;
+
+  Contrast(const GlobalArgs& args, void* scratch)
+      : a(args),
+        w(args, args.workspace),
+        s(args, w, scratch),
+        bounded(2 * args.inv_temperature <= kMostBounded),
+        shift(static_cast<T>(args.inv_temperature)) {}
+
+  const In* x(int side, int64_t i) const { return static_cast<const In*>(a.x[side]) + i * a.D; }
+  T* inv_norm(int side) const { return static_cast<T*>(a.inv_norms[side]); }
+  T* lse(int side) const { return static_cast<T*>(a.lse[side]); }
+  // Forward: maxima and sums of exponentials of each side, and each row's sum over positives.
+  // Backward: factors of exp(s - shift) where bounded.
+  T* sums(int side) const { return static_cast<T*>(a.sums) + (side ? a.N[0] : 0); }
+  T* maxima(int side) const { return sums(side) + a.N[0] + a.N[1]; }
+  T* positive_sums() const { return sums(0) + 2 * (a.N[0] + a.N[1]); }
+  static int64_t sum_size(const GlobalArgs& a) { return 3 * a.N[0] + 2 * a.N[1]; }
+
+  static int64_t least(int64_t x, int64_t y) { return x < y ? x : y; }
+
+  void norm(int64_t i) const {
+    const int side = i >= a.N[0];
+    const int64_t row = side ? i - a.N[0] : i;
+    widen(x(side, row), a.D, w.dp, s.rows);
+    inv_norm(side)[row] = inverse_norm(s.rows, w.dp, kEps);
+  }
+
+  void start() const {
+    for (int side = 0; side < 2; ++side)
+      for (int64_t i = 0; i < a.N[side]; ++i) {
+        if (a.backward) {
+          sums(side)[i] =
+              static_cast<T>(gradient_scale() * a.positives[side][i] *
+                             __builtin_exp(a.inv_temperature - static_cast<double>(lse(side)[i])));
+          continue;
+        }
+        sums(side)[i] = 0;
+        maxima(side)[i] = bounded ? shift : -static_cast<T>(__builtin_inf());
+        if (side == 0) positive_sums()[i] = 0;
+      }
+  }
+  double gradient_scale() const { return a.factor * a.inv_temperature; }
+
+  // Unit rows of a block, `n` from row `i` on of which `valid` exist.
+  void load_units(int side, int64_t i, int64_t n, int64_t valid) const {
+    for (int64_t r = 0; r < n; ++r) {
+      T* to = s.rows + r * w.dp;
+      if (r >= valid) {
+        memset(to, 0, sizeof(T) * w.dp);
+        continue;
+      }
+      widen(x(side, i + r), a.D, w.dp, to);
+      scale(to, inv_norm(side)[i + r], w.dp);
+    }
+  }
+
+  void pack_left(int64_t panel) const {
+    const int64_t i = panel * R, valid = least(R, a.size[0] - i);
+    load_units(0, a.begin[0] + i, R, valid);
+    T* to = w.left + i * a.D;
+    for (int64_t r = 0; r < R; ++r)
+      for (int64_t d = 0; d < a.D; ++d) to[d * R + r] = s.rows[r * w.dp + d];
+    if (!a.backward) return;
+    pack_rows(s.rows, w.dp, i, valid, a.D, a.size[0], w.left_rows);
+    memset(w.grad_left + i * w.dp, 0, sizeof(T) * R * w.dp);
+  }
+
+  void pack_right(int64_t panel) const {
+    const int64_t j = panel * W, valid = least(W, a.size[1] - j);
+    load_units(1, a.begin[1] + j, valid, valid);
+    pack_transposed(s.rows, w.dp, j, valid, a.D, w.right);
+    if (a.backward) pack_rows(s.rows, w.dp, j, valid, a.D, a.size[1], w.right_rows);
+  }
+
+  // Cosines of `panels` row panels from `panel` on with the whole block of b.
+  void cosines(int64_t panel, int64_t panels, T* out) const {
+    const Left<T> left = row_blocks(w.left + panel * R * a.D, a.D);
+    gemm_packed(panels * R, a.size[1], a.D, left, w.right, out, w.ld, w.ld);
+  }
+
+  // f(panel, panels): groups of row panels, or of column panels counted in rows of a product.
+  template <class F>
+  static void for_groups(int64_t begin, int64_t end, F f) {
+    for (int64_t p = begin; p < end; p += kGroup / R) f(p, least(kGroup / R, end - p));
+  }
+
+  void forward(int64_t begin, int64_t end) const {
+    for_groups(begin, end, [&](int64_t panel, int64_t panels) {
+      cosines(panel, panels, s.group);
+      for (int64_t p = 0; p < panels; ++p) {
+        const int64_t rows = least(R, a.size[0] - (panel + p) * R);
+        T* tile = s.group + p * R * w.ld;
+        to_similarities(tile, rows);
+        bounded ? sum_bounded(panel + p, tile, rows) : sum_running(panel + p, tile, rows);
+      }
+    });
+  }
+
+  int64_t padded_columns() const { return round_up(a.size[1], L); }
+
+  // Times 1 / temperature; columns that do not exist become -infinity.
+  void to_similarities(T* tile, int64_t rows) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      scale(tile + r * w.ld, shift, padded_columns());
+      for (int64_t j = a.size[1]; j < padded_columns(); ++j)
+        tile[r * w.ld + j] = -static_cast<T>(__builtin_inf());
+    }
+  }
+
+  // Where the groups of L columns equal the row's.
+  Index positives(int32_t group, int64_t j) const {
+    const int32_t* groups = a.group[1] + a.begin[1];
+    Index same;
+    if constexpr (kSame<T, float>) {
+      if (j + L <= a.size[1]) {
+        VI g;
+        memcpy(&g, groups + j, sizeof g);
+        return g == group;
+      }
+    }
+    for (int l = 0; l < L; ++l) same[l] = j + l < a.size[1] && groups[j + l] == group ? -1 : 0;
+    return same;
+  }
+
+  void sum_bounded(int64_t panel, const T* tile, int64_t rows) const {
+    T* col = w.col_sum + panel * w.cols;
+    memset(col, 0, sizeof(T) * padded_columns());
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = a.begin[0] + panel * R + r;
+      const int32_t group = a.group[0][i];
+      V sum = {}, positive = {};
+      for (int64_t j = 0; j < padded_columns(); j += L) {
+        const V v = load(tile + r * w.ld + j), e = exp(v - shift);
+        sum += e;
+        store(col + j, load(col + j) + e);
+        positive += positives(group, j) ? v : V{};
+      }
+      sums(0)[i] += reduce_add<T>(sum);
+      positive_sums()[i] += reduce_add<T>(positive);
+    }
+  }
+
+  void sum_running(int64_t panel, const T* tile, int64_t rows) const {
+    T *col_max = w.col_max + panel * w.cols, *col_sum = w.col_sum + panel * w.cols;
+    for (int64_t j = 0; j < padded_columns(); j += L) {
+      V most = load(tile + j), sum = {};
+      for (int64_t r = 1; r < rows; ++r) {
+        const V v = load(tile + r * w.ld + j);
+        most = v > most ? v : most;
+      }
+      for (int64_t r = 0; r < rows; ++r) sum += exp(load(tile + r * w.ld + j) - most);
+      store(col_max + j, most);
+      store(col_sum + j, sum);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = a.begin[0] + panel * R + r;
+      const T* row = tile + r * w.ld;
+      V most = load(row), sum = {}, positive = {};
+      for (int64_t j = L; j < padded_columns(); j += L) most = load(row + j) > most ? load(row + j) : most;
+      const T max = reduce_max<T>(most);
+      for (int64_t j = 0; j < padded_columns(); j += L) {
+        sum += exp(load(row + j) - max);
+        positive += positives(a.group[0][i], j) ? load(row + j) : V{};
+      }
+      merge(maxima(0)[i], sums(0)[i], max, reduce_add<T>(sum));
+      positive_sums()[i] += reduce_add<T>(positive);
+    }
+  }
+
+  void merge_columns(int64_t panel) const {
+    const int64_t j0 = panel * W, j1 = least(j0 + W, a.size[1]), row_panels = (a.size[0] + R - 1) / R;
+    for (int64_t p = 0; p < row_panels; ++p) {
+      const T *col_max = w.col_max + p * w.cols, *col_sum = w.col_sum + p * w.cols;
+      for (int64_t j = j0; j < j1; ++j) {
+        if (bounded) {
+          sums(1)[a.begin[1] + j] += col_sum[j];
+        } else {
+          merge(maxima(1)[a.begin[1] + j], sums(1)[a.begin[1] + j], col_max[j], col_sum[j]);
+        }
+      }
+    }
+  }
+
+  void loss() const {
+    double total = 0, pairs = 0;
+    for (int side = 0; side < 2; ++side)
+      for (int64_t i = 0; i < a.N[side]; ++i) {
+        lse(side)[i] = maxima(side)[i] + log_scalar(sums(side)[i]);
+        const double n = a.positives[side][i];
+        if (n > 0) total += n * lse(side)[i];
+        pairs += n;  // both sides: twice the number of pairs
+      }
+    for (int64_t i = 0; i < a.N[0]; ++i) total -= 2.0 * positive_sums()[i];
+    *static_cast<T*>(a.loss) = static_cast<T>(total / (pairs > 2 ? pairs : 2));
+  }
+
+  void gradients(int64_t begin, int64_t end) const {
+    for_groups(begin, end, [&](int64_t panel, int64_t panels) {
+      T* tile = w.tile + panel * R * w.ld;
+      cosines(panel, panels, tile);
+      for (int64_t r = 0; r < panels * R; ++r) {
+        T* row = tile + r * w.ld;
+        const int64_t i = panel * R + r;
+        if (i >= a.size[0]) {
+          memset(row, 0, sizeof(T) * w.ld);
+        } else if (bounded) {
+          differentiate_bounded(a.begin[0] + i, row);
+        } else {
+          differentiate(a.begin[0] + i, row);
+        }
+      }
+    });
+  }
+
+  // Cosines of a row to the gradients of the loss to them. Past the block's columns anything may be left.
+  void differentiate_bounded(int64_t i, T* row) const {
+    const T own = sums(0)[i], hit = static_cast<T>(-2 * gradient_scale());
+    const T* factor = sums(1) + a.begin[1];
+    for (int64_t j = 0; j < a.size[1]; j += L) {
+      const V f = j + L <= a.size[1] ? load(factor + j) : load_part(factor + j, a.size[1] - j);
+      const V e = exp(load(row + j) * shift - shift);
+      store(row + j, e * (f + own) + (positives(a.group[0][i], j) ? V{} + hit : V{}));
+    }
+  }
+
+  void differentiate(int64_t i, T* row) const {
+    const T scale = static_cast<T>(gradient_scale()), own = scale * static_cast<T>(a.positives[0][i]);
+    const T* columns = lse(1) + a.begin[1];
+    for (int64_t j = 0; j < a.size[1]; j += L) {
+      const int64_t n = least(L, a.size[1] - j);
+      V count;
+      for (int l = 0; l < L; ++l)
+        count[l] = l < n ? static_cast<T>(a.positives[1][a.begin[1] + j + l]) : T(0);
+      const V v = load(row + j) * shift, of_row = exp(v - lse(0)[i]);
+      const V of_column = exp(v - load_part(columns + j, n));
+      const V hit = positives(a.group[0][i], j) ? V{} + T(2) : V{};
+      store(row + j, own * of_row + scale * (count * of_column - hit));
+    }
+  }
+
+  static V load_part(const T* p, int64_t n) {
+    V v = {};
+    memcpy(&v, p, sizeof(T) * least(n, L));
+    return v;
+  }
+
+  int64_t row_panels() const { return (a.size[0] + R - 1) / R; }
+
+  void products(int64_t begin, int64_t end) const {
+    const int64_t split = row_panels();
+    for_groups(begin, least(end, split), [&](int64_t panel, int64_t panels) {
+      const Left<T> left = row_major(static_cast<const T*>(w.tile) + panel * R * w.ld, w.ld);
+      gemm_packed<true>(panels * R, a.D, a.size[1], left, w.right_rows, w.grad_left + panel * R * w.dp, w.dp,
+                        w.dp);
+    });
+    for_groups(begin > split ? begin - split : 0, end - split, [&](int64_t panel, int64_t panels) {
+      const int64_t j = panel * R, cols = least(panels * R, a.size[1] - j);
+      pack_left_transposed(w.tile, w.ld, j, cols, a.size[0], s.group);
+      T* grad = static_cast<T*>(a.grad_right) + (a.begin[1] + j) * a.D;
+      gemm_packed<true>(cols, a.D, a.size[0], row_blocks(static_cast<const T*>(s.group), a.size[0]),
+                        w.left_rows, grad, a.D, a.D);
+    });
+  }
+
+  // The gradient through x / |x|, or through x / constant.
+  void finish_row(int side, int64_t i, const T* grad) const {
+    In* out = static_cast<In*>(a.grad[side]) + i * a.D;
+    const T inverse = inv_norm(side)[i];
+    T* unit = s.rows;
+    T along = 0;
+    if (!a.detach_norm && inverse < T(1 / kEps)) {
+      widen(x(side, i), a.D, w.dp, unit);
+      scale(unit, inverse, w.dp);
+      T* padded = s.rows + w.dp;
+      widen(grad, a.D, w.dp, padded);
+      along = dot(padded, unit, w.dp);
+    }
+    int64_t d = 0;
+    for (; d + L <= a.D; d += L)
+      store_acc(out + d,
+                inverse * (along != T(0) ? load(grad + d) - along * load(unit + d) : load(grad + d)));
+    for (; d < a.D; ++d) from_acc(inverse * (along != T(0) ? grad[d] - along * unit[d] : grad[d]), out + d);
+  }
+
+  void finish_left(int64_t panel) const {
+    for (int64_t i = panel * R; i < least(panel * R + R, a.size[0]); ++i)
+      finish_row(0, a.begin[0] + i, w.grad_left + i * w.dp);
+  }
+
+  void finish_right(int64_t panel) const {
+    for (int64_t j = panel * W; j < least(panel * W + W, a.size[1]); ++j)
+      finish_row(1, a.begin[1] + j, static_cast<const T*>(a.grad_right) + (a.begin[1] + j) * a.D);
+  }
+
+  template <class F>
+  static void each(int64_t begin, int64_t end, F f) {
+    for (int64_t i = begin; i < end; ++i) f(i);
+  }
+
+  void run(GlobalPass pass, int64_t begin, int64_t end) const {
+    switch (pass) {
+      case GlobalPass::norms:
+        return each(begin, end, [&](int64_t i) { norm(i); });
+      case GlobalPass::begin:
+        return start();
+      case GlobalPass::pack_left:
+        return each(begin, end, [&](int64_t i) { pack_left(i); });
+      case GlobalPass::pack_right:
+        return each(begin, end, [&](int64_t i) { pack_right(i); });
+      case GlobalPass::forward:
+        return forward(begin, end);
+      case GlobalPass::merge_columns:
+        return each(begin, end, [&](int64_t i) { merge_columns(i); });
+      case GlobalPass::loss:
+        return loss();
+      case GlobalPass::gradients:
+        return gradients(begin, end);
+      case GlobalPass::products:
+        return products(begin, end);
+      case GlobalPass::finish_left:
+        return each(begin, end, [&](int64_t i) { finish_left(i); });
+      case GlobalPass::finish_right:
+        return each(begin, end, [&](int64_t i) { finish_right(i); });
+    }
+  }
+};
+
+template <class T>
+static GlobalSizes sizes(const GlobalArgs& a) {
+  const Layout<T> l(a, nullptr);
+  const Scratch<T> s(a, l, nullptr);
+  return {{l.rows, l.cols}, {l.R, l.W}, l.bytes, s.bytes, Contrast<T>::sum_size(a)};
+}
+
+}  // namespace
+
+namespace ECGFAST_ISA {
+
+ECGFAST_KERNELS(ECGFAST_DECLARE)
+
+GlobalSizes global_sizes(const GlobalArgs& args) {
+  return args.dtype == DType::f64 ? sizes<double>(args) : sizes<float>(args);
+}
+
+void global_contrastive(const GlobalArgs& args, GlobalPass pass, int64_t begin, int64_t end, void* scratch) {
+  switch (args.dtype) {
+    case DType::f32:
+      return Contrast<float>(args, scratch).run(pass, begin, end);
+    case DType::bf16:
+      return Contrast<BFloat16>(args, scratch).run(pass, begin, end);
+    case DType::f16:
+      return Contrast<Half>(args, scratch).run(pass, begin, end);
+    case DType::f64:
+      return Contrast<double>(args, scratch).run(pass, begin, end);
+  }
+}
+
+}  // namespace ECGFAST_ISA
+}  // namespace ecgfast

@@ -1,0 +1,50 @@
+#pragma once
+#include "types.h"
+
+namespace ecgfast {
+
+// One block of rows of a against one block of rows of b at a time. Index 0 is a's side (rows of the matrix of
+// similarities), 1 is b's (columns). "wide" is double where dtype is f64, else float.
+struct GlobalArgs {
+  DType dtype;
+  bool detach_norm, backward;
+  int64_t N[2], D;
+  double inv_temperature;
+  double factor;                // of the gradient: grad_loss / (2 * number of positive pairs)
+  const void* x[2];             // [N, D]
+  const int32_t* group[2];      // [N]: equal numbers are positives, none is negative
+  const int32_t* positives[2];  // [N]: how many the other side has
+  void* lse[2];                 // wide [N], written forward, read backward
+  void* inv_norms[2];           // wide [N], written forward, read backward
+  void* loss;                   // wide, written forward
+  void* grad[2];                // [N, D]; grad[1] null: not wanted
+
+  int64_t begin[2], size[2];  // the blocks worked on
+  void* workspace;            // global_sizes().workspace bytes, shared by all threads
+  void* sums;  // wide [global_sizes().sums]: forward, running sums; backward, factors of rows and columns
+  void* grad_right;  // wide [N[1], D]: accumulates b's gradient; grad[1] itself where that is wide
+};
+
+// The parts of both passes, each over a range of independent pieces of work.
+enum class GlobalPass : int32_t {
+  norms,          // rows of a, then of b
+  begin,          // one piece: clears the sums, or computes the factors
+  pack_left,      // row panels of a's block
+  pack_right,     // column panels of b's block
+  forward,        // row panels: similarities and their sums along rows; along columns within a panel
+  merge_columns,  // column panels: adds the row panels' sums along columns
+  loss,           // one piece
+  gradients,      // row panels: similarities and their gradients
+  products,       // row panels, then column panels: adds to the gradients of a's block and of b
+  finish_left,    // row panels of a's block: writes its gradient
+  finish_right,   // column panels of b's block: writes its gradient
+};
+
+struct GlobalSizes {
+  int64_t block[2];            // rows of a and of b to work on at a time
+  int64_t panel[2];            // rows of a row panel, columns of a column panel
+  int64_t workspace, scratch;  // bytes
+  int64_t sums;                // elements of the wide type
+};
+
+}  // namespace ecgfast

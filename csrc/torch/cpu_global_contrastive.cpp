@@ -1,0 +1,214 @@
+// global_contrastive on the CPU: checks, allocation, the order of the blocks, and the split over threads.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "cpu.h"
+
+namespace ecgfast {
+namespace {
+
+constexpr const char* kOp = "global_contrastive";
+constexpr int64_t kMostAccumulator = int64_t{16} << 20;  // bytes
+
+// The inputs made contiguous, and alive while the kernel's raw pointers are in use. Groups are numbered anew
+// from 0, so that the kernel compares 32 bits.
+struct Inputs {
+  Tensor x[2];
+  std::vector<int32_t> group[2], positives[2];
+  GlobalArgs args{};
+
+  Inputs(const Tensor& a, const Tensor& b, const Tensor& group_a, const Tensor& group_b, double temperature,
+         bool detach_norm)
+      : x{dense(a), dense(b)} {
+    STD_TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(1), kOp,
+                    ": a and b must be [N, D] and [N', D]");
+    STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), kOp, ": a and b differ in dtype");
+    STD_TORCH_CHECK(temperature > 0, kOp, ": temperature must be positive, got ", temperature);
+    args.dtype = dtype_of(a, kOp);
+    args.detach_norm = detach_norm;
+    args.D = a.size(1);
+    args.inv_temperature = 1.0 / temperature;
+    const Tensor groups[2] = {dense(group_a), dense(group_b)};
+    for (int side = 0; side < 2; ++side) {
+      args.N[side] = x[side].size(0);
+      STD_TORCH_CHECK(args.N[side] < (int64_t{1} << 31), kOp, ": takes fewer than 2^31 rows");
+      STD_TORCH_CHECK(groups[side].dim() == 1 && groups[side].size(0) == args.N[side] &&
+                          groups[side].scalar_type() == ScalarType::Long,
+                      kOp, ": group_a and group_b must be int64 [N] and [N']");
+    }
+    number(groups);
+    for (int side = 0; side < 2; ++side) {
+      args.x[side] = x[side].const_data_ptr();
+      args.group[side] = group[side].data();
+      args.positives[side] = positives[side].data();
+    }
+  }
+
+  void number(const Tensor* groups) {
+    std::vector<std::pair<int64_t, int64_t>> order;  // group, row; rows of b follow those of a
+    order.reserve(args.N[0] + args.N[1]);
+    for (int side = 0; side < 2; ++side) {
+      const int64_t* g = groups[side].const_data_ptr<int64_t>();
+      for (int64_t i = 0; i < args.N[side]; ++i) order.emplace_back(g[i], side ? args.N[0] + i : i);
+      group[side].resize(args.N[side]);
+      positives[side].resize(args.N[side]);
+    }
+    std::sort(order.begin(), order.end());
+    int32_t next = 0;
+    for (size_t begin = 0, end = 0; begin < order.size(); begin = end, ++next) {
+      int32_t count[2] = {0, 0};
+      for (; end < order.size() && order[end].first == order[begin].first; ++end)
+        ++count[order[end].second >= args.N[0]];
+      for (size_t k = begin; k < end; ++k) {
+        const int side = order[k].second >= args.N[0];
+        const int64_t row = side ? order[k].second - args.N[0] : order[k].second;
+        group[side][row] = next;
+        positives[side][row] = count[1 - side];
+      }
+    }
+  }
+
+  double pairs() const {
+    double n = 0;
+    for (int32_t p : positives[0]) n += p;
+    return n;
+  }
+};
+
+void run(const GlobalArgs& args, const GlobalSizes& sizes, GlobalPass pass, int64_t n) {
+  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+    kernels().global_contrastive(args, pass, begin, end, Scratch(sizes.scratch).get());
+  });
+}
+
+int64_t panels(const GlobalArgs& a, const GlobalSizes& s, int side) {
+  return (a.size[side] + s.panel[side] - 1) / s.panel[side];
+}
+
+// f() for each block of a side's rows.
+template <class F>
+void for_blocks(GlobalArgs& a, const GlobalSizes& s, int side, F f) {
+  for (a.begin[side] = 0; a.begin[side] < a.N[side]; a.begin[side] += s.block[side]) {
+    a.size[side] = std::min(s.block[side], a.N[side] - a.begin[side]);
+    f();
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> global_contrastive_cpu(const Tensor& a, const Tensor& b,
+                                                                  const Tensor& group_a,
+                                                                  const Tensor& group_b, double temperature,
+                                                                  bool detach_norm) {
+  Inputs in(a, b, group_a, group_b, temperature, detach_norm);
+  GlobalArgs& g = in.args;
+  const ScalarType wide = statistics_type(a);
+  const int64_t n = g.N[0] + g.N[1];
+  const GlobalSizes s = kernels().global_sizes(g);
+  Tensor loss = torch::stable::new_empty(a, {}, wide);
+  Tensor lse[2] = {torch::stable::new_empty(a, {g.N[0]}, wide), torch::stable::new_empty(a, {g.N[1]}, wide)};
+  Tensor inv_norms = torch::stable::new_empty(a, {n}, wide),
+         sums = torch::stable::new_empty(a, {s.sums}, wide);
+  Tensor workspace = torch::stable::new_empty(a, {s.workspace}, ScalarType::Byte);
+  g.loss = loss.mutable_data_ptr();
+  g.sums = sums.mutable_data_ptr();
+  g.workspace = workspace.mutable_data_ptr();
+  for (int side = 0; side < 2; ++side) g.lse[side] = lse[side].mutable_data_ptr();
+  const int64_t bytes = wide == ScalarType::Double ? 8 : 4;
+  g.inv_norms[0] = inv_norms.mutable_data_ptr();
+  g.inv_norms[1] = static_cast<char*>(g.inv_norms[0]) + g.N[0] * bytes;
+  run(g, s, GlobalPass::norms, n);
+  run(g, s, GlobalPass::begin, 1);
+  for_blocks(g, s, 0, [&] {
+    run(g, s, GlobalPass::pack_left, panels(g, s, 0));
+    for_blocks(g, s, 1, [&] {
+      run(g, s, GlobalPass::pack_right, panels(g, s, 1));
+      run(g, s, GlobalPass::forward, panels(g, s, 0));
+      run(g, s, GlobalPass::merge_columns, panels(g, s, 1));
+    });
+  });
+  run(g, s, GlobalPass::loss, 1);
+  return {loss, lse[0], lse[1], inv_norms};
+}
+
+// The gradients of a's rows and, where g.grad_right says where to add it up, of b's.
+void backward_blocks(GlobalArgs& g, const Tensor& like) {
+  const GlobalSizes s = kernels().global_sizes(g);
+  Tensor workspace = torch::stable::new_empty(like, {s.workspace}, ScalarType::Byte);
+  Tensor sums = torch::stable::new_empty(like, {s.sums}, statistics_type(like));
+  g.workspace = workspace.mutable_data_ptr();
+  g.sums = sums.mutable_data_ptr();
+  const bool both = g.grad_right != nullptr;
+  run(g, s, GlobalPass::begin, 1);
+  for_blocks(g, s, 0, [&] {
+    run(g, s, GlobalPass::pack_left, panels(g, s, 0));
+    for_blocks(g, s, 1, [&] {
+      run(g, s, GlobalPass::pack_right, panels(g, s, 1));
+      run(g, s, GlobalPass::gradients, panels(g, s, 0));
+      const int64_t columns = (g.size[1] + s.panel[0] - 1) / s.panel[0];
+      run(g, s, GlobalPass::products, panels(g, s, 0) + (both ? columns : 0));
+    });
+    run(g, s, GlobalPass::finish_left, panels(g, s, 0));
+  });
+  if (both) for_blocks(g, s, 1, [&] { run(g, s, GlobalPass::finish_right, panels(g, s, 1)); });
+}
+
+GlobalArgs swapped(GlobalArgs g) {
+  std::swap(g.N[0], g.N[1]);
+  std::swap(g.x[0], g.x[1]);
+  std::swap(g.group[0], g.group[1]);
+  std::swap(g.positives[0], g.positives[1]);
+  std::swap(g.lse[0], g.lse[1]);
+  std::swap(g.inv_norms[0], g.inv_norms[1]);
+  std::swap(g.grad[0], g.grad[1]);
+  return g;
+}
+
+std::tuple<Tensor, Tensor> global_contrastive_backward_cpu(const Tensor& grad_loss, const Tensor& a,
+                                                           const Tensor& b, const Tensor& group_a,
+                                                           const Tensor& group_b, const Tensor& lse_rows,
+                                                           const Tensor& lse_columns, const Tensor& inv_norms,
+                                                           double temperature, bool detach_norm) {
+  Inputs in(a, b, group_a, group_b, temperature, detach_norm);
+  GlobalArgs& g = in.args;
+  g.backward = true;
+  const ScalarType wide = statistics_type(a);
+  const Tensor lse[2] = {dense(lse_rows), dense(lse_columns)}, norms = dense(inv_norms);
+  STD_TORCH_CHECK(lse[0].numel() == g.N[0] && lse[1].numel() == g.N[1] && norms.numel() == g.N[0] + g.N[1] &&
+                      lse[0].scalar_type() == wide && lse[1].scalar_type() == wide &&
+                      norms.scalar_type() == wide,
+                  "global_contrastive_backward: lse_rows, lse_columns and inv_norms must be what the forward "
+                  "pass returned");
+  STD_TORCH_CHECK(grad_loss.numel() == 1, "global_contrastive_backward: grad_loss must be a single number");
+  g.factor = scalar(grad_loss) / (2 * std::max(in.pairs(), 1.0));
+  Tensor grad[2] = {torch::stable::empty_like(in.x[0]), torch::stable::empty_like(in.x[1])};
+  const int64_t bytes = wide == ScalarType::Double ? 8 : 4;
+  for (int side = 0; side < 2; ++side) {
+    g.lse[side] = const_cast<void*>(lse[side].const_data_ptr());
+    g.inv_norms[side] =
+        static_cast<char*>(const_cast<void*>(norms.const_data_ptr())) + (side ? g.N[0] * bytes : 0);
+    g.grad[side] = grad[side].mutable_data_ptr();
+  }
+  if (wide == a.scalar_type()) {
+    torch::stable::zero_(grad[1]);
+    g.grad_right = g.grad[1];
+    backward_blocks(g, a);
+  } else if (g.N[1] * g.D * bytes <= kMostAccumulator) {
+    Tensor sum = torch::stable::new_zeros(b, {g.N[1], g.D}, wide);
+    g.grad_right = sum.mutable_data_ptr();
+    backward_blocks(g, a);
+  } else {
+    // b's gradient would need N x D sums in fp32: the similarities are computed once more instead.
+    GlobalArgs other = swapped(g);
+    backward_blocks(g, a);
+    backward_blocks(other, a);
+  }
+  return {grad[0], grad[1]};
+}
+
+}  // namespace
+}  // namespace ecgfast
+
+STABLE_TORCH_LIBRARY_IMPL(ecgfast, CPU, m) {
+  m.impl("global_contrastive", TORCH_BOX(&ecgfast::global_contrastive_cpu));
+  m.impl("global_contrastive_backward", TORCH_BOX(&ecgfast::global_contrastive_backward_cpu));
+}

@@ -1,0 +1,153 @@
+// gumbel_quantize on the CPU: checks, allocation, and the split of the rows over threads.
+#include <algorithm>
+
+#include "cpu.h"
+
+namespace ecgfast {
+namespace {
+
+constexpr const char* kOp = "gumbel_quantize";
+constexpr int64_t kRowBlock = 24;
+
+// Rows of a chunk, from the sizes alone, so that sums over rows don't depend on the threads: at most
+// `most` chunks, each of some whole blocks.
+int64_t chunk_rows(int64_t rows, int64_t most) {
+  const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+  return kRowBlock * std::max<int64_t>(1, (blocks + most - 1) / most);
+}
+
+// The inputs made contiguous, and alive while the kernel's raw pointers are in use.
+struct Inputs {
+  Tensor logits, codebook;
+  std::optional<Tensor> noise, ids;
+  GumbelArgs args{};
+
+  Inputs(const Tensor& logits_, const Tensor& codebook_, const Tensor& temperature,
+         const std::optional<Tensor>& noise_, const std::optional<Tensor>& rng,
+         const std::optional<Tensor>& ids_, bool hard)
+      : logits(dense(logits_)), codebook(dense(codebook_)), noise(dense(noise_)), ids(dense(ids_)) {
+    STD_TORCH_CHECK(codebook.dim() == 3 && codebook.size(0) >= 1 && codebook.size(1) >= 1, kOp,
+                    ": codebook must be [G, V, D/G] with entries");
+    GumbelArgs& a = args;
+    a.G = codebook.size(0);
+    a.V = codebook.size(1);
+    a.W = codebook.size(2);
+    STD_TORCH_CHECK(logits.dim() == 2 && logits.size(1) == a.G * a.V, kOp, ": logits must be [R, G*V]");
+    STD_TORCH_CHECK(a.V < (int64_t{1} << 30), kOp, ": codebook must have fewer than 2^30 entries per group");
+    a.R = logits.size(0);
+    a.logits_type = dtype_of(logits, kOp);
+    a.codebook_type = dtype_of(codebook, kOp);
+    a.hard = hard;
+    STD_TORCH_CHECK(temperature.numel() == 1, kOp, ": temperature must be a single number");
+    a.inv_temperature = 1.0 / scalar(temperature);
+    a.logits = logits.const_data_ptr();
+    a.codebook = codebook.const_data_ptr();
+    if (noise.has_value()) {
+      STD_TORCH_CHECK(noise->dim() == 2 && noise->size(0) == a.R && noise->size(1) == a.G * a.V &&
+                          noise->scalar_type() == statistics_type(logits),
+                      kOp, ": noise must be float32 [R, G*V], float64 for float64 logits");
+      a.noise = noise->const_data_ptr();
+    }
+    if (rng.has_value()) set_draw(*rng);
+  }
+
+  void set_draw(const Tensor& rng) {
+    GumbelArgs& a = args;
+    a.draw = true;
+    a.rows_per_sample = std::max<int64_t>(a.R, 1);
+    if (ids.has_value()) {
+      check_draw(kOp, rng, *ids);
+      const int64_t samples = ids->size(0);
+      STD_TORCH_CHECK(samples ? a.R % samples == 0 : a.R == 0, kOp,
+                      ": logits must have equally many rows per sample");
+      a.rows_per_sample = std::max<int64_t>(samples ? a.R / samples : 1, 1);
+      a.sample_ids = ids->const_data_ptr<int64_t>();
+    }
+    STD_TORCH_CHECK(a.rows_per_sample < (int64_t{1} << 34) / (a.G * a.V), kOp,
+                    ": a sample draws fewer than 2^34 numbers");
+    const Rng state(rng);
+    a.seed = state.seed;
+    a.step = state.step;
+  }
+
+  Tensor wide(std::vector<int64_t> shape) const {
+    return torch::stable::new_empty(logits, shape, statistics_type(logits));
+  }
+};
+
+void run(const GumbelArgs& args, const GumbelSizes& sizes, GumbelPass pass, int64_t n) {
+  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+    kernels().gumbel_quantize(args, pass, begin, end, Scratch(sizes.scratch).get());
+  });
+}
+
+int64_t chunks(const GumbelArgs& a) { return (a.R + a.chunk_rows - 1) / a.chunk_rows; }
+
+std::tuple<Tensor, Tensor, Tensor> gumbel_quantize_cpu(const Tensor& logits, const Tensor& codebook,
+                                                       const Tensor& temperature,
+                                                       const std::optional<Tensor>& noise,
+                                                       const std::optional<Tensor>& rng,
+                                                       const std::optional<Tensor>& sample_ids, bool hard) {
+  Inputs in(logits, codebook, temperature, noise, rng, sample_ids, hard);
+  GumbelArgs& a = in.args;
+  a.chunk_rows = chunk_rows(a.R, 256);
+  const GumbelSizes sizes = kernels().gumbel_sizes(a, false);
+  Tensor quantized = torch::stable::new_empty(in.codebook, {a.R, a.G * a.W});
+  Tensor codes = torch::stable::new_empty(in.logits, {a.R, a.G}, ScalarType::Int);
+  Tensor mean_probs = in.wide({a.G, a.V}), panels = in.wide({sizes.panels}),
+         partial = in.wide({sizes.partial});
+  a.quantized = quantized.mutable_data_ptr();
+  a.codes = codes.mutable_data_ptr<int32_t>();
+  a.mean_probs = mean_probs.mutable_data_ptr();
+  a.panels = panels.mutable_data_ptr();
+  a.partial = partial.mutable_data_ptr();
+  if (sizes.panels) run(a, sizes, GumbelPass::pack, a.G);
+  run(a, sizes, GumbelPass::forward, chunks(a));
+  run(a, sizes, GumbelPass::mean_probs, a.G);
+  return {quantized, codes, mean_probs};
+}
+
+std::tuple<Tensor, Tensor> gumbel_quantize_backward_cpu(const std::optional<Tensor>& grad_quantized,
+                                                        const std::optional<Tensor>& grad_mean_probs,
+                                                        const Tensor& logits, const Tensor& codebook,
+                                                        const Tensor& temperature, const Tensor& codes,
+                                                        const std::optional<Tensor>& noise,
+                                                        const std::optional<Tensor>& rng,
+                                                        const std::optional<Tensor>& sample_ids, bool hard) {
+  Inputs in(logits, codebook, temperature, noise, rng, sample_ids, hard);
+  GumbelArgs& a = in.args;
+  const std::optional<Tensor> grad = dense(grad_quantized), grad_probs = dense(grad_mean_probs);
+  const Tensor chosen = dense(codes);
+  STD_TORCH_CHECK(!grad.has_value() ||
+                      (grad->numel() == a.R * a.G * a.W && grad->scalar_type() == in.codebook.scalar_type()),
+                  "gumbel_quantize_backward: grad_quantized must be [R, D] of the codebook's dtype");
+  STD_TORCH_CHECK(!grad_probs.has_value() || (grad_probs->numel() == a.G * a.V &&
+                                              grad_probs->scalar_type() == statistics_type(logits)),
+                  "gumbel_quantize_backward: grad_mean_probs must be [G, V] of mean_probs' dtype");
+  STD_TORCH_CHECK(chosen.numel() == a.R * a.G && chosen.scalar_type() == ScalarType::Int,
+                  "gumbel_quantize_backward: codes must be int32 [R, G]");
+  a.chunk_rows = chunk_rows(a.R, hard ? 256 : 8);
+  const GumbelSizes sizes = kernels().gumbel_sizes(a, true);
+  Tensor grad_logits = torch::stable::empty_like(in.logits);
+  Tensor grad_codebook = torch::stable::empty_like(in.codebook);
+  Tensor panels = in.wide({sizes.panels}), partial = in.wide({sizes.partial});
+  a.grad_quantized = data_or_null<void>(grad);
+  a.grad_mean_probs = data_or_null<void>(grad_probs);
+  a.codes = const_cast<int32_t*>(chosen.const_data_ptr<int32_t>());
+  a.grad_logits = grad_logits.mutable_data_ptr();
+  a.grad_codebook = grad_codebook.mutable_data_ptr();
+  a.panels = panels.mutable_data_ptr();
+  a.partial = partial.mutable_data_ptr();
+  run(a, sizes, GumbelPass::pack_transposed, a.G);
+  run(a, sizes, GumbelPass::backward, chunks(a));
+  run(a, sizes, GumbelPass::codebook_backward, a.G * ((a.V + kGumbelEntries - 1) / kGumbelEntries));
+  return {grad_logits, grad_codebook};
+}
+
+}  // namespace
+}  // namespace ecgfast
+
+STABLE_TORCH_LIBRARY_IMPL(ecgfast, CPU, m) {
+  m.impl("gumbel_quantize", TORCH_BOX(&ecgfast::gumbel_quantize_cpu));
+  m.impl("gumbel_quantize_backward", TORCH_BOX(&ecgfast::gumbel_quantize_backward_cpu));
+}

@@ -1,0 +1,222 @@
+"""The global contrastive loss: kernel against reference, over dtypes, shapes, ISAs and thread counts."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ecgfast
+from ecgfast.ops import global_contrastive, global_contrastive_reference
+from tests.ops.helpers import DTYPES, TOLERANCE, assert_close, generator, strided
+
+
+def make_inputs(n, m, d, dtype, seed, n_groups=None):
+    g = generator(seed)
+    n_groups = n_groups or max(1, n // 2)
+    a = torch.randn(n, d, generator=g, dtype=torch.float64) * 3
+    b = torch.randn(m, d, generator=g, dtype=torch.float64)
+    group_a = torch.randint(0, n_groups, (n,), generator=g) - 2**40
+    group_b = torch.randint(0, n_groups, (m,), generator=g) - 2**40
+    return a.to(dtype), b.to(dtype), group_a, group_b
+
+
+def run(function, a, b, group_a, group_b, **kwargs):
+    x, y = a.detach().clone().requires_grad_(), b.detach().clone().requires_grad_()
+    loss = function(x, y, group_a, group_b, **kwargs)
+    (loss * 3).backward()
+    return loss, x.grad, y.grad
+
+
+def compare(a, b, group_a, group_b, tolerance=None, **kwargs):
+    """Errors are relative to the largest value, or to what fp32 rounds where values cancel: similarities
+    of the size 1 / temperature, and their gradients."""
+    tolerance = tolerance or TOLERANCE[a.dtype]
+    inverse = 1 / kwargs.get("temperature", 0.1)
+    longest = max(1 / x.double().norm(dim=1).clamp(min=1e-8).min().item() for x in (a, b))
+    floor = inverse * longest / max(len(a), len(b))
+    got = run(global_contrastive, a, b, group_a, group_b, **kwargs)
+    want = run(global_contrastive_reference, a.double(), b.double(), group_a, group_b, **kwargs)
+    assert got[0].dtype == (torch.float64 if a.dtype == torch.float64 else torch.float32)
+    assert got[1].dtype == got[2].dtype == a.dtype
+    assert_close(got[0], want[0], 1e-12 if a.dtype == torch.float64 else 2e-6, "loss", inverse)
+    assert_close(got[1], want[1], tolerance, "gradient of a", floor)
+    assert_close(got[2], want[2], tolerance, "gradient of b", floor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("n", "m", "d"), [(1, 1, 1), (2, 2, 3), (7, 5, 33), (64, 64, 768), (37, 130, 20), (200, 97, 65)]
+)
+@pytest.mark.parametrize("detach_norm", [True, False])
+def test_kernel_equals_reference(dtype, n, m, d, detach_norm):
+    compare(*make_inputs(n, m, d, dtype, seed=n + d), detach_norm=detach_norm)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_blocks(dtype):
+    # More rows than a block holds on both sides, with an odd rest.
+    compare(*make_inputs(1301, 1250, 24, dtype, seed=1, n_groups=400), detach_norm=False)
+
+
+def test_wide_half_precision_rows_need_no_sums_of_the_whole_batch():
+    # 1100 x 4096 fp32 sums pass the limit: b's gradient is computed in a pass of its own.
+    a, b, group_a, group_b = make_inputs(60, 1100, 4096, torch.bfloat16, seed=2)
+    compare(a, b, group_a, group_b, detach_norm=False)
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.03, 0.04, 0.1, 1.0, 20.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_temperature(temperature, dtype):
+    a, b, group_a, group_b = make_inputs(70, 61, 40, dtype, seed=3)
+    # fp32 cosines are off by up to 1e-7, times 1 / temperature in the exponent.
+    tolerance = None if dtype == torch.float64 else max(2e-6, 1e-6 / temperature)
+    compare(a, b, group_a, group_b, tolerance, temperature=temperature)
+    # Far apart: rows whose largest similarity lies far below the bound.
+    b = -a[:61] + 0.1 * b
+    compare(a, b, group_a, group_b, tolerance, temperature=temperature)
+
+
+def test_pairs_all_positive_and_none():
+    a, b, _, _ = make_inputs(20, 20, 16, torch.float32, seed=4)
+    compare(a, b, torch.arange(20), torch.arange(20))
+    compare(a, b, torch.zeros(20, dtype=torch.int64), torch.zeros(20, dtype=torch.int64))
+    compare(a, b, torch.arange(20), torch.arange(20) + 20)
+    loss, grad_a, _ = run(global_contrastive, a, b, torch.arange(20), torch.arange(20) + 20)
+    assert loss == 0
+    assert torch.equal(grad_a, torch.zeros(20, 16))
+
+
+def test_aligned_pairs_have_nearly_no_loss():
+    a, _, _, _ = make_inputs(50, 50, 64, torch.float32, seed=5)
+    compare(a, 2 * a, torch.arange(50), torch.arange(50), temperature=0.05)
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(
+    n=st.integers(1, 110),
+    m=st.integers(1, 110),
+    d=st.integers(1, 70),
+    detach_norm=st.booleans(),
+    temperature=st.sampled_from([0.02, 0.1, 0.7]),
+)
+def test_any_shape(n, m, d, detach_norm, temperature):
+    inputs = make_inputs(n, m, d, torch.float32, seed=7)
+    compare(*inputs, 1e-5, detach_norm=detach_norm, temperature=temperature)
+
+
+@pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
+def test_every_isa(isa):
+    previous = ecgfast.cpu_isa()
+    try:
+        ecgfast.set_cpu_isa(isa)
+        for dtype in DTYPES:
+            for temperature in (0.02, 0.1):
+                tolerance = max(TOLERANCE[dtype], 5e-6) if dtype != torch.float64 else None
+                inputs = make_inputs(103, 85, 41, dtype, seed=8)
+                compare(*inputs, tolerance, temperature=temperature, detach_norm=False)
+    finally:
+        ecgfast.set_cpu_isa(previous)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1])
+def test_same_bits_for_any_thread_count(temperature):
+    inputs = make_inputs(300, 1200, 40, torch.float32, seed=4)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3, 8):
+            torch.set_num_threads(n)
+            results.append(run(global_contrastive, *inputs, temperature=temperature))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+def test_strides_and_expanded_inputs():
+    a, b, group_a, group_b = make_inputs(12, 15, 24, torch.float32, seed=6)
+    plain = global_contrastive(a, b, group_a, group_b)
+    assert torch.equal(global_contrastive(strided(a), strided(b), group_a, group_b), plain)
+    wide = a[:1].expand(12, -1).detach().requires_grad_()
+    global_contrastive(wide, b, group_a[:1].expand(12), strided(group_b)).backward()
+    assert torch.isfinite(wide.grad).all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 3), (3, 0)])
+def test_empty(n, m):
+    a, b = torch.randn(n, 8, requires_grad=True), torch.randn(m, 8, requires_grad=True)
+    loss = global_contrastive(a, b, torch.arange(n), torch.arange(m))
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(a.grad, torch.zeros(n, 8))
+    assert torch.equal(b.grad, torch.zeros(m, 8))
+
+
+@pytest.mark.parametrize("detach_norm", [True, False])
+def test_zero_vectors_have_finite_gradients(detach_norm):
+    a, b, group_a, group_b = make_inputs(9, 9, 8, torch.float32, seed=2)
+    a[2], b[3], b[4] = 0, 0, 1e-12
+    compare(a, b, group_a, group_b, detach_norm=detach_norm)
+
+
+def test_memory_does_not_grow_with_the_matrix():
+    # 6000 x 6000 similarities would be 137 MiB; what is allocated beside inputs and gradients is blocks.
+    a, b, group_a, group_b = make_inputs(6000, 6000, 8, torch.float32, seed=1)
+    a.requires_grad_()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        global_contrastive(a, b, group_a, group_b).backward()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    peak = now = 0
+    for e in sorted(events, key=lambda e: e.start_ns()):
+        peak = max(peak, now := now + e.nbytes())
+    assert 0 < peak < 40 << 20
+
+
+def test_gradcheck():
+    a, b, group_a, group_b = make_inputs(6, 5, 4, torch.float64, seed=1, n_groups=3)
+    torch.autograd.gradcheck(
+        lambda x, y: global_contrastive(x, y, group_a, group_b, detach_norm=False),
+        (a.requires_grad_(), b.requires_grad_()),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(dtype):
+    a, b, group_a, group_b = make_inputs(9, 12, 16, dtype, seed=1)
+    op = torch.ops.ecgfast.global_contrastive.default
+    torch.library.opcheck(op, (a.requires_grad_(), b.requires_grad_(), group_a, group_b, 0.1, True))
+
+
+def test_process_group_of_one_rank(tmp_path):
+    a, b, group_a, group_b = make_inputs(9, 9, 16, torch.float32, seed=1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        whole = run(global_contrastive, a, b, group_a, group_b, process_group=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+    alone = run(global_contrastive, a, b, group_a, group_b)
+    assert all(torch.equal(x, y) for x, y in zip(whole, alone, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"a": torch.zeros(4)}, r"a must have shape \[N, D\], got \[4\]"),
+        ({"b": torch.zeros(5, 2)}, r"b must have shape \[\?, 3\], got \[5, 2\]"),
+        ({"b": torch.zeros(5, 3).double()}, "b must be float32, got .* float64"),
+        ({"a": torch.zeros(4, 3).long()}, "a must be float32, .* got .* int64"),
+        ({"group_a": torch.arange(5)}, r"group_a must have shape \[4\], got \[5\]"),
+        ({"group_b": torch.zeros(5)}, "group_b must be int64, got .* float32"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    args = {
+        "a": torch.zeros(4, 3),
+        "b": torch.zeros(5, 3),
+        "group_a": torch.arange(4),
+        "group_b": torch.arange(5),
+    } | kwargs
+    for function in (global_contrastive, global_contrastive_reference):
+        with pytest.raises((ValueError, TypeError), match=f"global_contrastive: {message}"):
+            function(**args)
