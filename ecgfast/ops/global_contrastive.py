@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -20,22 +21,27 @@ def _validate(a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperatur
     check(temperature > 0, _OP, f"temperature must be positive, got {temperature}")
 
 
+class _AllRows(torch.autograd.Function):
+    """All ranks' rows. Gradients return to the rank that they belong to, summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x, group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
+
+
 def _gather(
     a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, group: ProcessGroup
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All ranks' rows. Gradients return to the rank that they belong to, summed over the ranks."""
-    from torch.distributed._functional_collectives import (
-        all_gather_tensor,
-        all_gather_tensor_autograd,
-    )
-
-    def floats(x: Tensor) -> Tensor:
-        return all_gather_tensor_autograd(x.contiguous(), 0, group)
-
-    def ints(x: Tensor) -> Tensor:
-        return all_gather_tensor(x.contiguous(), 0, group)
-
-    return floats(a), floats(b), ints(group_a), ints(group_b)
+) -> tuple[Tensor, ...]:
+    return tuple(_AllRows.apply(x.contiguous(), group) for x in (a, b, group_a, group_b))
 
 
 def global_contrastive_reference(

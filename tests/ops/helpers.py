@@ -21,7 +21,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def assert_close(got: Tensor, want: Tensor, tolerance: float, name: str, floor: float = 1e-30) -> None:
-    """The largest difference, relative to the largest magnitude wanted or ``floor``, is within ``tolerance``."""
+    """The largest difference, relative to the largest magnitude wanted (or ``floor``), is in tolerance."""
     assert got.shape == want.shape, f"{name}: shape {list(got.shape)}, want {list(want.shape)}"
     if want.numel() == 0:
         return

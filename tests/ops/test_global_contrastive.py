@@ -187,6 +187,42 @@ def test_opcheck(dtype):
     torch.library.opcheck(op, (a.requires_grad_(), b.requires_grad_(), group_a, group_b, 0.1, True))
 
 
+def one_of_two_ranks(rank, store, a, b, group_a, group_b, queue):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    half = slice(rank * len(a) // 2, (rank + 1) * len(a) // 2)
+    mine = [t[half].clone() for t in (a, b, group_a, group_b)]
+    z, y = (t.requires_grad_() for t in mine[:2])
+    loss = global_contrastive(z, y, *mine[2:], process_group=dist.group.WORLD)
+    loss.backward()
+    queue.put((rank, loss.item(), z.grad.numpy(), y.grad.numpy()))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_ranks_make_the_loss_of_all_rows(tmp_path):
+    g = generator(21)
+    a, b = (torch.randn(12, 16, generator=g).requires_grad_() for _ in range(2))
+    group_a = torch.randint(0, 9, (12,), generator=g)
+    whole = global_contrastive(a, b, group_a, group_a)
+    whole.backward()
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    args = tmp_path / "store", a.detach(), b.detach(), group_a, group_a, queue
+    workers = [context.Process(target=one_of_two_ranks, args=(rank, *args)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    results = sorted(queue.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    for rank, loss, grad_a, grad_b in results:
+        half = slice(rank * 6, rank * 6 + 6)
+        assert abs(loss - whole.item()) < 1e-5
+        # Averaged over the ranks, as DDP does with gradients, it is the gradient of the whole.
+        assert_close(torch.from_numpy(grad_a) / 2, a.grad[half], 1e-5, "gradient of a")
+        assert_close(torch.from_numpy(grad_b) / 2, b.grad[half], 1e-5, "gradient of b")
+
+
 def test_process_group_of_one_rank(tmp_path):
     a, b, group_a, group_b = make_inputs(9, 9, 16, torch.float32, seed=1)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
