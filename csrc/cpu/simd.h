@@ -200,8 +200,9 @@ static inline VF exp(VF x) {
 // log of positive normal numbers to within 1 ulp: x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), where f
 // is exact, so that results near 0 are as accurate as others.
 static inline VF log_normal(VF x) {
-  const VI bits = bit_cast<VI>(x), e = (bits - 0x3F3504F3) >> 23;
-  const VF f = bit_cast<VF>(bits - (e << 23)) - 1.0f, fe = __builtin_convertvector(e, VF);
+  const VU bits = bit_cast<VU>(x);
+  const VI e = bit_cast<VI>(bits - 0x3F3504F3u) >> 23;
+  const VF f = bit_cast<VF>(bits - (bit_cast<VU>(e) << 23)) - 1.0f, fe = __builtin_convertvector(e, VF);
   const VF z = f * f;
   VF p = f * 7.0376836292e-2f - 1.1514610310e-1f;
   p = p * f + 1.1676998740e-1f;
