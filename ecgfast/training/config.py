@@ -1,11 +1,15 @@
 """Configurations of the training tasks and their presets."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ecgfast.errors import EcgfastError
 from ecgfast.nn import EncoderConfig
 from ecgfast.objectives import W2VCMSCConfig
+
+# Each process and each epoch may add to the seed, which torch takes in 64 bits.
+_SEED_END = 2**63 - 2**20
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,16 @@ class OptimConfig:
     """Updates of linear warm-up of the learning rate."""
     clip_norm: float = 0.0
     """Gradients are scaled down to this total norm; 0: no clipping."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise EcgfastError(f"optim.lr: got {self.lr}; a positive number is taken")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise EcgfastError(f"optim.betas: got {self.betas}; two numbers in [0, 1) are taken")
+        for name in ("eps", "weight_decay", "warmup_steps", "clip_norm"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise EcgfastError(f"optim.{name}: got {value}; a number of at least 0 is taken")
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,17 @@ class PretrainConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise EcgfastError(f"{name}: got {value!r}; {' or '.join(choices)} is taken")
-        if not self.optim.lr > 0:
-            raise EcgfastError(f"optim.lr: got {self.optim.lr}; a positive number is taken")
+        if not 0 <= self.seed < _SEED_END:
+            raise EcgfastError(
+                f"seed: got {self.seed}; an integer of at least 0 and below {_SEED_END} is taken"
+            )
+        tokens = self.model.encoder.n_tokens(self.segment_samples)
+        n_masked = self.model.n_masked or 1
+        if tokens < n_masked:
+            raise EcgfastError(
+                f"segment_samples: got {self.segment_samples}, which make {tokens} tokens; at least "
+                f"{n_masked} are taken (model.n_masked)"
+            )
 
 
 # About what the paper's spans leave of 156 tokens at its batch size; fixed, so that shapes are

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from ecgfast.errors import EcgfastError
+from ecgfast.objectives import W2VCMSCConfig
 from ecgfast.training import PRESETS, OptimConfig, PretrainConfig
 from ecgfast.training.pretraining import count_steps
 
@@ -27,18 +28,38 @@ def test_presets_are_json(name):
     assert json.loads(json.dumps(described))["model"]["encoder"]["n_leads"] == 12
 
 
+def make_config(optim=None, model=None, **changes):
+    return PretrainConfig(
+        W2VCMSCConfig(**(model or {})),
+        OptimConfig(**(optim or {})),
+        **changes,
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"batch_pairs": 0}, "batch_pairs: got 0; an integer of at least 1 is taken"),
         ({"max_steps": -1}, "max_steps: got -1"),
-        ({"optim": OptimConfig(lr=0.0)}, "optim.lr: got 0.0; a positive number"),
+        ({"optim": {"lr": 0.0}}, "optim.lr: got 0.0; a positive number"),
+        ({"optim": {"lr": float("inf")}}, "optim.lr: got inf"),
+        ({"optim": {"betas": (1.5, 0.9)}}, r"optim.betas: got \(1.5, 0.9\); two numbers in \[0, 1\)"),
+        ({"optim": {"betas": (0.9, 1.0)}}, "optim.betas: got"),
+        ({"optim": {"betas": (0.9,)}}, "optim.betas: got"),
+        ({"optim": {"eps": -1e-6}}, "optim.eps: got -1e-06; a number of at least 0"),
+        ({"optim": {"weight_decay": -0.1}}, "optim.weight_decay: got -0.1"),
+        ({"optim": {"warmup_steps": -1}}, "optim.warmup_steps: got -1"),
+        ({"optim": {"clip_norm": -3.0}}, "optim.clip_norm: got -3.0"),
+        ({"optim": {"clip_norm": float("nan")}}, "optim.clip_norm: got nan"),
+        ({"seed": -1}, "seed: got -1; an integer of at least 0"),
+        ({"seed": 2**63}, "seed: got 9223372036854775808"),
+        ({"segment_samples": 200, "model": {"n_masked": 13}}, "got 200, which make 12 tokens; at least 13"),
         ({"precision": "fp8"}, "precision: got 'fp8'; fp32 or bf16 is taken"),
     ],
 )
 def test_bad_values_are_named(changes, message):
     with pytest.raises(EcgfastError, match=message):
-        PretrainConfig(**changes)
+        make_config(**changes)
 
 
 def test_steps_of_a_run():

@@ -240,11 +240,18 @@ def test_lost_loss_stops_the_run(store, tiny, tmp_path):
         ({"batch_pairs": 100}, "fewer than one batch of 100"),
         ({"accumulation": 100, "epochs": 1}, "at least one update of 100 batches"),
         ({"segment_samples": 400}, "too short"),
+        ({"segment_samples": 112}, "make 7 tokens; at least 8"),
+        ({"model": {"n_masked": 21}}, "make 20 tokens; at least 21"),
+        ({"optim": {"warmup_steps": -1}}, "optim.warmup_steps: got -1"),
     ],
 )
 def test_bad_settings_leave_nothing(store, tiny, tmp_path, changes, message):
+    def start():
+        parts = {k: dataclasses.replace(getattr(tiny, k), **v) for k, v in changes.items() if type(v) is dict}
+        pretrain(store, tmp_path / "run", dataclasses.replace(tiny, **changes | parts), progress=False)
+
     with pytest.raises(EcgfastError, match=message):
-        pretrain(store, tmp_path / "run", dataclasses.replace(tiny, **changes), progress=False)
+        start()
     assert not (tmp_path / "run").exists()
 
 
