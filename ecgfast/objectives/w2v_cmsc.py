@@ -227,10 +227,10 @@ class W2VCMSC(nn.Module):
             rng: [2] int64 of seed and step, on the signal's device (`ecgfast.ops.make_rng`).
             lengths: [2P] integer, samples of each segment before padding; None: all T.
             leads: names of the L leads; None: the encoder's own.
-            segment: [2P], 0 for first and 1 for second segments, as many of each, in place of the
-                order by halves.
+            segment: [2P], 0 for first and 1 for second segments, as many of each (not checked on
+                a GPU, where it would wait for the device), in place of the order by halves.
             draws: random choices given from outside.
-            temperature: of the Gumbel-softmax; None: by the schedule from rng's step.
+            temperature: of the Gumbel-softmax, positive; None: by the schedule from rng's step.
             intermediates: return what the losses were made from as well.
 
         Raises:
@@ -239,6 +239,7 @@ class W2VCMSC(nn.Module):
         config = self.config
         draws = Draws() if draws is None else draws
         _check_batch(signal, groups, sample_ids, config.encoder)
+        _check_step(signal, rng, segment, temperature)
         if temperature is None:
             temperature = gumbel_temperature(config.temperature, rng)
         temperature = torch.as_tensor(temperature, device=signal.device)
@@ -373,3 +374,38 @@ def _check_batch(signal: Tensor, groups: Tensor, sample_ids: Tensor, config: Enc
         if tuple(x.shape) != (batch,) or x.dtype != torch.int64:
             got = f"{list(x.shape)} {x.dtype}"
             raise EcgfastError(f"{name}: takes [{batch}] torch.int64, got {got}")
+        if x.device != signal.device:
+            raise EcgfastError(f"{name}: is on {x.device}, the signal on {signal.device}")
+
+
+def _check_step(
+    signal: Tensor, rng: Tensor, segment: Tensor | None, temperature: float | Tensor | None
+) -> None:
+    if not isinstance(rng, Tensor):
+        raise EcgfastError(f"rng: takes a tensor (ecgfast.ops.make_rng), got {type(rng).__name__}")
+    if tuple(rng.shape) != (2,) or rng.dtype != torch.int64:
+        raise EcgfastError(f"rng: takes [2] torch.int64, got {list(rng.shape)} {rng.dtype}")
+    if rng.device != signal.device:
+        raise EcgfastError(f"rng: is on {rng.device}, the signal on {signal.device}")
+    if isinstance(temperature, Tensor):
+        if temperature.ndim:
+            raise EcgfastError(f"temperature: takes a 0-dim tensor, got {list(temperature.shape)}")
+    elif temperature is not None and not 0 < temperature < math.inf:
+        raise EcgfastError(f"temperature: takes a positive number, got {temperature}")
+    if segment is not None:
+        _check_segment(segment, signal)
+
+
+def _check_segment(segment: Tensor, signal: Tensor) -> None:
+    batch = signal.shape[0]
+    if tuple(segment.shape) != (batch,):
+        raise EcgfastError(f"segment: takes [{batch}], got {list(segment.shape)}")
+    if segment.device != signal.device:
+        raise EcgfastError(f"segment: is on {segment.device}, the signal on {signal.device}")
+    # The values are read where that waits for no device and breaks no graph.
+    if segment.device.type == "cpu" and not torch.compiler.is_compiling():
+        counts = [int((segment == value).sum()) for value in (0, 1)]
+        if counts != [batch // 2] * 2:
+            raise EcgfastError(
+                f"segment: takes {batch // 2} zeros and as many ones, got {counts[0]} and {counts[1]}"
+            )

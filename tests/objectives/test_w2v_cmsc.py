@@ -315,6 +315,28 @@ def test_bad_batch(change, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"rng": None}, "rng: takes a tensor .*, got NoneType"),
+        ({"rng": torch.zeros(1, dtype=torch.int64)}, r"rng: takes \[2\] torch.int64, got \[1\]"),
+        ({"rng": torch.zeros(2)}, r"rng: takes \[2\] torch.int64, got \[2\] torch.float32"),
+        ({"rng": ops.make_rng(0, device="meta")}, "rng: is on meta, the signal on cpu"),
+        ({"segment": torch.tensor([0, 1])}, r"segment: takes \[4\], got \[2\]"),
+        ({"segment": torch.tensor([0, 1, 0, 0])}, "takes 2 zeros and as many ones, got 3 and 1"),
+        ({"segment": torch.tensor([0, 0, 2, 2])}, "takes 2 zeros and as many ones, got 2 and 0"),
+        ({"segment": torch.zeros(4, device="meta")}, "segment: is on meta"),
+        ({"temperature": -1.0}, "temperature: takes a positive number, got -1.0"),
+        ({"temperature": float("nan")}, "temperature: takes a positive number, got nan"),
+        ({"temperature": torch.ones(2)}, r"temperature: takes a 0-dim tensor, got \[2\]"),
+    ],
+)
+def test_bad_step(keywords, message):
+    with pytest.raises(EcgfastError, match=message) as error:
+        make_model()(*make_batch(), **({"rng": ops.make_rng(0)} | keywords))
+    assert "\n" not in str(error.value)
+
+
 def test_bad_draws():
     with pytest.raises(EcgfastError, match=r"draws.mask_index: takes \[4, M\]"):
         make_model()(*make_batch(), ops.make_rng(0), draws=Draws(mask_index=torch.zeros(2, 3)))
