@@ -70,10 +70,14 @@ def _sync(path: Path) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write(file)` fill a temporary file, put it on the disk, and rename it to `path`."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        write(file)
-    _sync(partial)
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            write(file)
+        _sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     _sync(path.parent)
 
 
@@ -95,7 +99,14 @@ class RunFolder:
 
     def check(self, description: dict[str, Any]) -> None:
         """Raise `EcgfastError` unless the folder is new, empty, or holds this very run."""
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        if not self.path.exists():
+            return
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            if self.path.samefile("."):
+                raise EcgfastError(
+                    f"RUN: {str(self.path)!r} is the current directory, which a new run can't replace; "
+                    "a folder in it is taken"
+                )
             return
         try:
             old = json.loads(self.config.read_text())
@@ -116,13 +127,14 @@ class RunFolder:
         """Make the folder with its config.json in one step, unless it is there already."""
         if self.config.exists():
             return
-        partial = self.path.with_name(f".{self.path.name}.partial")
+        target = self.path.resolve()
+        partial = target.with_name(f".{target.name}.partial")
         try:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / self.state.parent.name).mkdir(parents=True)
             text = json.dumps(description, indent=2) + "\n"
             write_atomically(partial / self.config.name, lambda file: file.write(text.encode()))
-            os.replace(partial, self.path)
+            os.replace(partial, target)
         except OSError as error:
             raise EcgfastError(f"RUN: {str(self.path)!r} can't be made: {error.strerror}") from None
 
@@ -139,7 +151,14 @@ class RunFolder:
             os.close(folder)
 
     def save_state(self, state: dict[str, Any]) -> None:
-        write_atomically(self.state, lambda file: torch.save(state, file))
+        """Replace the training state on the disk; the one before stays where that fails."""
+        try:
+            write_atomically(self.state, lambda file: torch.save(state, file))
+        except (OSError, RuntimeError) as error:  # torch.save makes a full disk a RuntimeError
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise EcgfastError(
+                f"{self.state}: the training state can't be written, the one before is kept: {reason}"
+            ) from error
 
     def load_state(self) -> dict[str, Any] | None:
         """The last training state on the CPU, None if there is none yet."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ecgfast.errors import EcgfastError
 from ecgfast.objectives import PretrainOutput
+from ecgfast.training.checkpoint import write_atomically
 
 LOSS_TERMS = ("loss", "local", "diversity", "feature_penalty", "global")
 """Names of the logged loss terms: the total and what adds up to it, per masked token, in nats."""
@@ -91,9 +92,8 @@ class MetricLog:
 
         path = run / "metrics.jsonl"
         kept = [point for point in read_metrics(path) if point["step"] <= start]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(point) + "\n" for point in kept))
-        os.replace(partial, path)
+        text = "".join(json.dumps(point) + "\n" for point in kept)
+        write_atomically(path, lambda file: file.write(text.encode()))
         self._file = path.open("a")
         self._writer = SummaryWriter(run / "tensorboard", purge_step=start + 1)
 

@@ -1,5 +1,9 @@
 """What a run's folder accepts, refuses and survives."""
 
+import errno
+import io
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -81,6 +85,38 @@ def test_empty_folder_is_taken(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("name", [".", "../here", ""])
+def test_current_directory_is_refused(tmp_path, monkeypatch, name):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(EcgfastError, match="is the current directory") as error:
+        RunFolder(Path(name)).check(description())
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_root_is_refused():
+    with pytest.raises(EcgfastError, match="no run of ecgfast"):
+        RunFolder(Path("/")).check(description())
+
+
+def test_run_goes_on_in_the_current_directory(folder, monkeypatch):
+    monkeypatch.chdir(folder.path)
+    here = RunFolder(Path())
+    here.check(description(lr=1, model={"width": 8}))
+    here.create(description())
+
+
+def test_link_to_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    folder = RunFolder(tmp_path / "link" / ".." / "link")
+    folder.check(description())
+    folder.create(description())
+    assert (tmp_path / "run" / "config.json").exists()
+
+
 def test_second_process_is_kept_out(folder):
     with (
         folder.claim(),
@@ -102,6 +138,26 @@ def test_failed_write_keeps_the_old_state(folder):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(folder.state, fail)
     assert folder.load_state()["step"] == 1
+
+
+class FullDisk(io.BytesIO):
+    """Takes the first bytes and no more."""
+
+    def write(self, data):
+        if self.tell() > 64:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_full_disk_is_told_and_keeps_the_old_state(folder, monkeypatch):
+    folder.save_state({"step": 1})
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda state, file: save(state, FullDisk()))
+    with pytest.raises(EcgfastError, match=r"state\.pt: the training state can't be written") as error:
+        folder.save_state({"step": 2, "w": torch.ones(1000)})
+    assert "\n" not in str(error.value)
+    assert folder.load_state()["step"] == 1
+    assert [path.name for path in folder.state.parent.iterdir()] == ["state.pt"]
 
 
 def test_damaged_state_is_told(folder):
