@@ -13,6 +13,9 @@ MIN_SECONDS = 1.0
 MIN_RATE = 50.0
 """Lowest source rate, Hz: below it no QRS complex survives."""
 
+MAX_RATE = 100_000.0
+"""Highest source rate, Hz: above it a header is damaged rather than a recording that good."""
+
 MAX_MICROVOLTS = 32767
 
 
@@ -50,7 +53,7 @@ def standard_block(leads: dict[int, tuple[np.ndarray, float]]) -> np.ndarray:
         Microvolts at 500 Hz, int16, as long as the shortest lead; absent leads zero.
 
     Raises:
-        Rejected: invalid samples, a rate too low, too short, out of int16's range, or flat.
+        Rejected: invalid samples, a rate out of range, too short, out of int16's range, or flat.
     """
     resampled = {index: _checked(index, *lead) for index, lead in leads.items()}
     n = min(len(signal) for signal in resampled.values())
@@ -74,8 +77,8 @@ def _checked(index: int, signal: np.ndarray, rate: float) -> np.ndarray:
     invalid = np.count_nonzero(~np.isfinite(signal))
     if invalid:
         raise Rejected(f"invalid samples: {STANDARD_LEADS[index]} has {invalid} of {len(signal)}")
-    if not rate >= MIN_RATE:
-        raise Rejected(f"sample rate: {rate:g} Hz, want {MIN_RATE:g} Hz or more")
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise Rejected(f"sample rate: {rate:g} Hz, want {MIN_RATE:g} to {MAX_RATE:g} Hz")
     if len(signal) < MIN_SECONDS * rate:
         raise Rejected(f"too short: {len(signal) / rate:.3f} s, want {MIN_SECONDS:g} s")
     return resample(signal, rate)

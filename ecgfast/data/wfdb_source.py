@@ -32,11 +32,14 @@ _BYTES_PER_SAMPLE = {"8": 1, "80": 1, "16": 2, "61": 2, "160": 2, "24": 3, "32":
 }
 _MOST_COMPRESSED = 1e-4  # bytes per sample: no FLAC file holds more samples than this allows
 
+_COUNT = r"\d{1,15}"  # more digits are damage, and int() or a product of two would fail on them
 _RECORD_LINE = re.compile(
-    r"[-\w]+(?P<extension>\.\w+)?(?:/(?P<n_segments>\d+))?[ \t]+(?P<n_signals>\d+)"
-    r"(?:[ \t]+\S+(?:[ \t]+(?P<n_samples>\d+))?)?"
+    rf"[-\w]+(?P<extension>\.\w+)?(?:/(?P<n_segments>{_COUNT}))?[ \t]+(?P<n_signals>{_COUNT})"
+    rf"(?:[ \t]+[\d.]\S*(?:[ \t]+(?P<n_samples>{_COUNT})(?:[ \t].*)?)?)?"
 )
-_FORMAT = re.compile(r"(?P<format>\d+)(?:x(?P<per_frame>\d+))?(?::\d+)?(?:\+(?P<offset>\d+))?")
+_FORMAT = re.compile(
+    rf"(?P<format>{_COUNT})(?:x(?P<per_frame>{_COUNT}))?(?::{_COUNT})?(?:\+(?P<offset>{_COUNT}))?"
+)
 _COMMENT_FIELD = r"(?:^|\s)<?{}>?\s*:\s*(\S+)"
 _AGE = re.compile(_COMMENT_FIELD.format("age"), re.IGNORECASE)
 _SEX = re.compile(_COMMENT_FIELD.format("(?:sex|gender)"), re.IGNORECASE)
@@ -137,7 +140,7 @@ def read_header(path: Path) -> Header:
     lines = [line.strip() for line in original.splitlines()]
     comments = [line.strip(" \t#") for line in lines if line.startswith("#")]
     lines = [line for line in lines if line and not line.startswith("#")]
-    form = _RECORD_LINE.match(lines[0]) if lines else None
+    form = _RECORD_LINE.fullmatch(lines[0]) if lines else None
     if form is None:
         raise Rejected(f"unreadable: {path.name} is no WFDB header")
     n_lines = int(form["n_segments"] or form["n_signals"])
@@ -174,6 +177,8 @@ def _read_leads(path: Path, header: Header) -> tuple[dict[int, tuple[np.ndarray,
         channels = list(_channels([_signal_name(line) for line in header.lines]).values())
     single = (part for part in headers if not part.n_segments)
     files = set().union(*(_data_files(path.parent, part) for part in single))
+    if not files:
+        raise Rejected(f"unreadable: {header.name} names no signal file")
     record = _rdrecord(path, headers, files, channels)
     found = _channels(record.sig_name)
     if channels is not None and len(found) != len(channels):
@@ -224,8 +229,10 @@ def _segments(path: Path, header: Header) -> list[Header]:
         name, _, length = line.partition(" ")
         if name == "~":
             raise Rejected("invalid samples: the record has gaps between its segments")
-        if not re.fullmatch(r"[-\w]+", name) or not length.strip().isdecimal():
+        if not re.fullmatch(r"[-\w]+", name):
             raise Rejected(f"unsafe path: the header names segment {name!r}")
+        if not re.fullmatch(_COUNT, length.strip()):
+            raise Rejected(f"unreadable: segment {name} has no sound length")
         total += int(length)
         segments.append(read_header(path.with_name(f"{name}.hea")))
     if any(segment.n_segments for segment in segments):

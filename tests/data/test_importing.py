@@ -212,6 +212,42 @@ def test_bad_records_are_rejected_with_a_reason(tmp_path, imported):
     np.testing.assert_array_equal(store.signal(0), sines())
 
 
+@pytest.mark.parametrize("digits", [16, 400, 5000])
+def test_numbers_of_too_many_digits(tmp_path, imported, digits):
+    write_record(tmp_path / "in/good")
+    n = "9" * digits
+    signal = "good.dat {} 1000 16 0 0 0 0 I\n"
+    headers = {
+        "frames": f"x 1 500 {n}\n" + signal.format("212"),
+        "signals": f"x {n} 500 5000\n" + signal.format("16"),
+        "segments": f"x/{n} 1 500 5000\ngood 5000\n",
+        "length": f"x/1 1 500 5000\nok {n}\n",
+        "format": "x 1 500 5000\n" + signal.format(n),
+        "per_frame": "x 1 500 5000\n" + signal.format(f"16x{n}"),
+        "offset": "x 1 500 5000\n" + signal.format(f"16+{n}"),
+        "rate": f"x 1 {n} 5000\n" + signal.format("16"),
+        "gain": "x 1 500 5000\n" + signal.format("16").replace("1000", n),
+        "no_file": "x 1 500 999999999999\n" + signal.format("0").replace("good.dat", "~"),
+    }
+    for name, header in headers.items():
+        (tmp_path / f"in/{name}.hea").write_text(header)
+    store = imported(tmp_path / "in")
+    assert "good" in store.index["record_id"].to_pylist()
+    kinds = {source: reason.partition(":")[0] for source, reason in reasons(store).items()}
+    flat_or_unreadable = {"gain.hea": kinds.pop("gain.hea"), "rate.hea": kinds.pop("rate.hea")}
+    assert set(flat_or_unreadable.values()) <= {"flat", "unreadable", "sample rate"}
+    assert kinds == {f"{name}.hea": "unreadable" for name in headers if name not in ("gain", "rate")}
+
+
+def test_absurd_rates(tmp_path, imported):
+    write_record(tmp_path / "in/good")
+    for rate in ("1e8", "200000", "1e300", "0", "-5"):
+        write_record(tmp_path / f"in/rate{rate}", rate=rate)
+    store = imported(tmp_path / "in")
+    assert store.index["record_id"].to_pylist() == ["good"]
+    assert {reason.partition(":")[0] for reason in reasons(store).values()} <= {"sample rate", "unreadable"}
+
+
 def test_multi_segment_record_is_imported_once(tmp_path, imported):
     signal = sines(6000)
     write_record(tmp_path / "in/part1", signal[:, :2000])
