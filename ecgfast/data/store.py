@@ -47,6 +47,8 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
+_NULLABLE = ("age", "sex")
+
 
 def shard_name(shard: int) -> str:
     """File name of one shard of signals."""
@@ -71,12 +73,32 @@ def read_store_json(path: Path) -> dict[str, Any]:
         raise EcgfastError(f"store: {path} is no store: it holds no store.json")
     try:
         content = json.loads(meta.read_text(encoding="utf-8"))
-        version = content["version"] if content["format"] == STORE_FORMAT else None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        form, version = content["format"], content["version"]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise EcgfastError(f"store: {meta} is not a store's description: {error!r}") from None
+    if form != STORE_FORMAT:
+        raise EcgfastError(f"store: {meta} has format {form!r}, want {STORE_FORMAT!r}")
     if version != STORE_VERSION:
-        raise EcgfastError(f"store: {meta} has version {version}, want {STORE_VERSION}")
+        raise EcgfastError(f"store: {meta} has version {version!r}, want {STORE_VERSION}")
+    _check_description(content, meta)
     return content
+
+
+def _check_description(content: dict[str, Any], meta: Path) -> None:
+    for name in ("n_recordings", "n_rejected", "n_shards"):
+        if not _is_count(content.get(name)):
+            raise EcgfastError(f"store: {meta} has {name} {content.get(name)!r}, want 0 or more")
+    rejected = content.get("rejected")
+    if not isinstance(rejected, dict) or not all(map(_is_count, rejected.values())):
+        raise EcgfastError(f"store: {meta} has rejected {rejected!r}, want counts by reason")
+    wants = {"sample_rate": SAMPLE_RATE, "leads": list(STANDARD_LEADS)}
+    for name, want in wants.items():
+        if content.get(name) != want:
+            raise EcgfastError(f"store: {meta} has {name} {content.get(name)!r}, want {want}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 class Store:
@@ -154,17 +176,32 @@ class Store:
         file = self.path / "index.parquet"
         try:
             index = pq.read_table(file)
+            index.validate(full=True)
         except (OSError, pa.ArrowException) as error:
             raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
         if not index.schema.equals(INDEX_SCHEMA):
             raise EcgfastError(f"store: {file} has other columns than a store's index")
+        want = self.description["n_recordings"]
+        if index.num_rows != want:
+            raise EcgfastError(f"store: {file} has {index.num_rows} recordings, want {want}")
+        for name in INDEX_SCHEMA.names:
+            values = index[name]
+            nulls = 0 if name in _NULLABLE else values.null_count
+            if pa.types.is_list(values.type):
+                nulls += pc.list_flatten(values).null_count
+            if nulls:
+                raise EcgfastError(f"store: {file} has {nulls} nulls in column {name}")
+        leads = pc.unique(pc.list_flatten(index["leads"])).to_pylist()
+        unknown = sorted(set(leads) - set(STANDARD_LEADS))
+        if unknown:
+            raise EcgfastError(f"store: {file} has a lead {unknown[0]!r}, want standard ones")
         return index
 
     def _map_shard(self, shard: int) -> np.ndarray:
         file = self.path / shard_name(shard)
         try:
-            signals = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            signals = np.lib.format.open_memmap(file, mode="r")
+        except (OSError, ValueError, EOFError, OverflowError) as error:
             raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
         if signals.dtype != np.dtype("<i2") or signals.ndim != 1:
             got = f"{signals.dtype} of {signals.ndim} dimensions"
@@ -177,7 +214,8 @@ class Store:
         known = (self._shard >= 0) & (self._shard < len(sizes))
         inside = known & (self._offset >= 0) & (self._n_samples > 0)
         # divided, not multiplied: a damaged n_samples must not overflow
-        room = np.where(inside, sizes[np.where(known, self._shard, 0)] - self._offset, 0)
+        sizes = np.append(sizes, 0)  # of no shard: taken where the shard is unknown
+        room = np.where(inside, sizes[np.where(known, self._shard, -1)] - self._offset, 0)
         inside &= self._n_samples <= room // N_LEADS
         if not inside.all():
             record = self.index["record_id"][int(np.argmin(inside))].as_py()

@@ -80,6 +80,91 @@ def test_flipped_bit(store):
         Store(store.path).verify()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sample_rate", None),
+        ("sample_rate", 250),
+        ("sample_rate", "500"),
+        ("n_shards", None),
+        ("n_shards", -1),
+        ("n_shards", 1.0),
+        ("n_shards", True),
+        ("n_recordings", None),
+        ("n_recordings", [3]),
+        ("n_rejected", None),
+        ("rejected", None),
+        ("rejected", {"flat": "3"}),
+        ("leads", ["I"]),
+        ("version", None),
+        ("format", None),
+    ],
+)
+def test_bad_descriptions(store, name, value):
+    meta = store.path / "store.json"
+    content = json.loads(meta.read_text())
+    removed = {key: content[key] for key in content if key != name}
+    for damaged in (removed, content | {name: value}):
+        meta.write_text(json.dumps(damaged))
+        with pytest.raises(EcgfastError, match=rf"store\.json .*{name}|store\.json is not") as error:
+            Store(store.path)
+        assert "\n" not in str(error.value)
+
+
+def test_description_that_is_only_plausible(store):
+    meta = store.path / "store.json"
+    deep = '{"format":' + "[" * 100_000
+    for text in ('{"format":"ecgfast-store","version":1}', deep, "\0", '{"version":' + "9" * 5000 + "}"):
+        meta.write_text(text)
+        with pytest.raises(EcgfastError, match=r"store\.json"):
+            Store(store.path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("record_id", None, "1 nulls in column record_id"),
+        ("patient_id", None, "1 nulls in column patient_id"),
+        ("shard", None, "1 nulls in column shard"),
+        ("offset", None, "1 nulls in column offset"),
+        ("n_samples", None, "1 nulls in column n_samples"),
+        ("leads", None, "1 nulls in column leads"),
+        ("leads", ["I", None], "1 nulls in column leads"),
+        ("labels", [None], "1 nulls in column labels"),
+        ("checksum", None, "1 nulls in column checksum"),
+        ("leads", ["I", "MLII"], "a lead 'MLII'"),
+    ],
+)
+def test_bad_index(store, column, value, message):
+    file = store.path / "index.parquet"
+    rows = store.index.to_pylist()
+    rows[1][column] = value
+    pq.write_table(store.index.from_pylist(rows, schema=store.index.schema), file)
+    with pytest.raises(EcgfastError, match=rf"index\.parquet has {message}"):
+        Store(store.path)
+
+
+def test_index_of_another_length(store):
+    file = store.path / "index.parquet"
+    pq.write_table(store.index.slice(1), file)
+    with pytest.raises(EcgfastError, match=r"index\.parquet has 2 recordings, want 3"):
+        Store(store.path)
+
+
+def test_recordings_without_shards(store):
+    meta = store.path / "store.json"
+    meta.write_text(meta.read_text().replace('"n_shards": 1', '"n_shards": 0'))
+    with pytest.raises(EcgfastError, match="record 0 lies outside its shard"):
+        Store(store.path)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04rubbish", b"\x80\x04N.", b"rubbish"])
+def test_shards_of_another_kind(store, content):
+    (store.path / "signals-00000.npy").write_bytes(content)
+    with pytest.raises(EcgfastError, match=r"can't read .*signals-00000\.npy"):
+        Store(store.path)
+
+
 def test_blocks_outside_their_shard_are_refused(store):
     file = store.path / "index.parquet"
     table = pq.read_table(file)
