@@ -257,7 +257,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         _run(sys.argv[1:] if argv is None else argv)
-    except (EcgfastError, OSError) as error:
+    except (EcgfastError, ImportError, OSError) as error:
+        # Python's own ImportErrors name a module; ecgfast's tell a bad setting or installation.
+        if isinstance(error, ImportError) and error.name is not None:
+            raise
         print(f"ecgfast: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

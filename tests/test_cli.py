@@ -175,6 +175,24 @@ def test_module_tells_errors_in_one_line(tmp_path):
     assert child.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("variable", ["ECGFAST_CPU_ISA", "ECGFAST_OPS"])
+def test_bad_environment_is_told_in_one_line(tmp_path, variable):
+    environment = os.environ | {variable: "foo"}
+    child = run_process("pretrain", tmp_path / "none", tmp_path / "run", env=environment)
+    assert child.returncode == 2
+    assert child.stderr.startswith(f"ecgfast: error: {variable} must be ")
+    assert child.stderr.count("\n") == 1
+
+
+def test_missing_modules_keep_their_traceback(monkeypatch):
+    def show_config():
+        import no_such_module  # noqa: F401
+
+    monkeypatch.setitem(COMMANDS, "show-config", ("", lambda args: show_config))
+    with pytest.raises(ModuleNotFoundError):
+        main(["show-config"])
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_run_saves_and_exits(store, tmp_path, signum, code):
     run = tmp_path / "run"
