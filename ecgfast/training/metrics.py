@@ -60,12 +60,12 @@ class MetricSums:
         return means
 
 
-def check_finite(means: dict[str, float], step: int) -> None:
-    """Raise `EcgfastError` where the loss is no number any more: there is nothing to go on with."""
-    if not math.isfinite(means["loss"]):
+def check_finite(what: str, value: float, step: int) -> None:
+    """Raise `EcgfastError` where `value` is no number any more: there is nothing to go on with."""
+    if not math.isfinite(value):
         raise EcgfastError(
-            f"the loss became {means['loss']} by step {step}; the last checkpoint is kept: "
-            "a lower optim.lr, more optim.warmup_steps or optim.clip_norm may help"
+            f"the {what} became {value} by step {step}; the last checkpoint is kept: a lower optim.lr, "
+            "more optim.warmup_steps or optim.clip_norm may help, in a new run folder"
         )
 
 

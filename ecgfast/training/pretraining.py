@@ -1,5 +1,6 @@
 """Pre-training: the loop, from a store to a model folder."""
 
+import math
 import signal
 import sys
 import threading
@@ -67,6 +68,9 @@ class _Trainer:
         self.config, self.loader, self.world = config, loader, world
         torch.manual_seed(config.seed)
         self.model = W2VCMSC(config.model).to(world.device).train()
+        if config.model.encoder.feature_grad_mult == 0:
+            # DDP would wait for gradients that never come.
+            self.model.encoder.stem.requires_grad_(False)
         # Rank 0's weights go to every process; the dropout of each process is its own.
         forward: nn.Module = self.model
         if world.size > 1:
@@ -138,6 +142,11 @@ class _Trainer:
         self.world.sum_(self.sums.values)
         point = {"step": self.step, "epoch": self.epoch, **self.sums.read()}
         return point | {"lr": learning_rate(self.step - 1, self.config.optim)}
+
+    def largest(self) -> float:
+        """The largest absolute value of the weights and the optimiser's state; waits for the device."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        return float(torch.nn.utils.get_total_norm([*self.parameters, *moments], math.inf))
 
     def state(self) -> dict[str, Any] | None:
         """The training state on the main process, None elsewhere; every process must call it."""
@@ -240,6 +249,8 @@ def _train(trainer: _Trainer, run: RunFolder, steps: int, show: bool) -> None:
     progress = _Progress(run, trainer, steps, show)
 
     def save() -> None:
+        # Alike on all processes, which so stop together.
+        check_finite("largest weight or moment", trainer.largest(), trainer.step)
         state = trainer.state()
         if state is not None:
             progress.log.sync()
@@ -256,7 +267,7 @@ def _train(trainer: _Trainer, run: RunFolder, steps: int, show: bool) -> None:
                 signum = stop.signum if world.size == 1 else 0
                 if log:
                     point = trainer.read_metrics()
-                    check_finite(point, step)
+                    check_finite("loss", point["loss"], step)
                     progress.write(point)
                     # Processes must stop at the same step: they agree where they wait anyway.
                     agreed = torch.tensor(float(stop.signum), device=world.device)

@@ -35,12 +35,12 @@ TINY = PretrainConfig(
 
 def write_store(path: Path, recordings: int = 14, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
-    settings = {"format": "ecgfast-store", "version": 1, "sample_rate": 500}
+    leads = list(STANDARD_LEADS)
+    settings = {"format": "ecgfast-store", "version": 1, "sample_rate": 500, "leads": leads}
     with StoreWriter(path, settings) as writer:
         for i in range(recordings):
             signal = rng.integers(-500, 500, (12, 640)).astype(np.int16)
             name = f"r{i}"
-            leads = list(STANDARD_LEADS)
             record = Recording(name, f"p{i // 2}", name, signal, leads, [], None, None, 500.0)
             writer.add(record)
         writer.finish()

@@ -62,8 +62,9 @@ def test_points_after_the_resumed_step_are_dropped(tmp_path):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_no_number_is_an_error(loss):
-    with pytest.raises(EcgfastError, match=r"the loss became .* by step 3"):
-        check_finite({"loss": loss}, 3)
+    with pytest.raises(EcgfastError, match=r"the loss became .* by step 3.* in a new run folder"):
+        check_finite("loss", loss, 3)
+    check_finite("loss", 1.0, 3)
 
 
 def test_curves_and_summary(tmp_path):

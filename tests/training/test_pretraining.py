@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ecgfast.errors import EcgfastError
@@ -227,9 +228,49 @@ def test_lead_subset_trains(store, tiny, tmp_path):
 
 def test_lost_loss_stops_the_run(store, tiny, tmp_path):
     config = dataclasses.replace(tiny, optim=dataclasses.replace(tiny.optim, lr=1e30))
-    with pytest.raises(EcgfastError, match="the loss became"):
+    with pytest.raises(EcgfastError, match=r"became .* in a new run folder"):
         pretrain(store, tmp_path / "run", config, progress=False)
     assert not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize("part", ["weights", "moments"])
+def test_lost_weights_are_not_saved(store, tiny, tmp_path, monkeypatch, part):
+    """They go bad after the last log point before a checkpoint, in the update that it would save."""
+    update = _Trainer.update
+
+    def update_and_lose(self, batches):
+        update(self, batches)
+        if self.step == 6:
+            weight = self.parameters[0]
+            lost = weight if part == "weights" else self.optimizer.state[weight]["exp_avg_sq"]
+            lost.detach().fill_(float("nan"))
+
+    monkeypatch.setattr(_Trainer, "update", update_and_lose)
+    with pytest.raises(EcgfastError, match="the largest weight or moment became nan by step 6"):
+        pretrain(store, tmp_path / "run", dataclasses.replace(tiny, log_every=100), progress=False)
+    assert torch.load(tmp_path / "run/checkpoint/state.pt", weights_only=True)["step"] == 3
+
+
+@pytest.fixture
+def gloo():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_frozen_stem_trains_in_ddp(store, tiny, gloo):
+    encoder = dataclasses.replace(tiny.model.encoder, feature_grad_mult=0.0)
+    config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, encoder=encoder))
+    loader, _ = _open_loader(store, config, CPU)
+    trainer = _Trainer(config, loader, World(0, 2, torch.device("cpu")))
+    assert isinstance(trainer.replica, torch.nn.parallel.DistributedDataParallel)
+    before = trainer.model.encoder.stem.convs[0].weight.clone()
+    batches = trainer.batches()
+    for _ in range(2):
+        trainer.update(batches)
+    batches.close()
+    assert torch.equal(trainer.model.encoder.stem.convs[0].weight, before)
+    assert trainer.largest() > 0
 
 
 @pytest.mark.parametrize(
