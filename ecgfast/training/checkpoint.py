@@ -154,10 +154,12 @@ class RunFolder:
         """Replace the training state on the disk; the one before stays where that fails."""
         try:
             write_atomically(self.state, lambda file: torch.save(state, file))
-        except (OSError, RuntimeError) as error:  # torch.save makes a full disk a RuntimeError
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except (OSError, RuntimeError) as error:
+            # A full disk makes torch.save fail once more, obscurely, while it closes its archive.
+            first = error.__context__ if isinstance(error.__context__, OSError) else error
+            reason = str(first).splitlines()[0] if str(first) else type(first).__name__
             raise EcgfastError(
-                f"{self.state}: the training state can't be written, the one before is kept: {reason}"
+                f"{self.state}: the training state can't be written (an earlier one is kept): {reason}"
             ) from error
 
     def load_state(self) -> dict[str, Any] | None:
