@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ecgfast.data.preprocess import Rejected, standard_block
+from ecgfast.data.preprocess import Lead, Rejected, standard_block
 from ecgfast.data.store import first_line
 from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError
@@ -29,6 +27,13 @@ _BYTES_PER_SAMPLE = {"8": 1, "80": 1, "16": 2, "61": 2, "160": 2, "24": 3, "32":
     "212": 3 / 2,
     "310": 4 / 3,
     "311": 4 / 3,
+}
+_BITS = dict.fromkeys(("16", "61", "160", "516"), 16) | {
+    **dict.fromkeys(("80", "508"), 8),
+    **dict.fromkeys(("310", "311"), 10),
+    **dict.fromkeys(("24", "524"), 24),
+    "212": 12,
+    "32": 32,
 }
 _MOST_COMPRESSED = 1e-4  # bytes per sample: no FLAC file holds more samples than this allows
 
@@ -110,13 +115,14 @@ def read_recording(source: Path, name: str) -> Recording:
     path = source / name
     header = read_header(path)
     leads, rate = _read_leads(path, header)
+    block, present = standard_block(leads)
     record_id = name.removesuffix(".hea")
     return Recording(
         record_id=record_id,
         patient_id=_comment(_PATIENT, header) or record_id,
         source=name,
-        signal=standard_block(leads),
-        leads=[lead for i, lead in enumerate(STANDARD_LEADS) if i in leads],
+        signal=block,
+        leads=[STANDARD_LEADS[i] for i in present],
         labels=_labels(header),
         age=_age(header),
         sex=_sex(header),
@@ -167,7 +173,7 @@ def _segment_headers(path: Path) -> list[str]:
     return [f"{line.split()[0]}.hea" for line in header.lines] if header.n_segments else []
 
 
-def _read_leads(path: Path, header: Header) -> tuple[dict[int, tuple[np.ndarray, float]], float]:
+def _read_leads(path: Path, header: Header) -> tuple[dict[int, Lead], float]:
     """The standard leads, each in microvolts with its rate, and the highest of the rates."""
     if header.n_segments:
         headers = [header, *_segments(path, header)]
@@ -191,8 +197,23 @@ def _read_leads(path: Path, header: Header) -> tuple[dict[int, tuple[np.ndarray,
         if unit.lower() not in MICROVOLTS:
             raise Rejected(f"unit: {STANDARD_LEADS[lead]} is in {unit}, want volts")
         rate = float(record.fs * (record.samps_per_frame[i] or 1))
-        leads[lead] = (record.e_p_signal[i] * MICROVOLTS[unit.lower()], rate)
-    return leads, max(rate for _, rate in leads.values())
+        factor = MICROVOLTS[unit.lower()]
+        rails = (factor * rail for rail in _rails(record, i))
+        leads[lead] = Lead(record.e_p_signal[i] * factor, rate, tuple(rails))
+    return leads, max(lead.rate for lead in leads.values())
+
+
+def _rails(record: Any, i: int) -> tuple[float, float]:
+    """The ends of a signal's range in its unit; infinite for a record in segments.
+
+    They are those of the file format, half a step within: the resolution in headers is often wrong.
+    The lowest number of a format stands for an invalid sample; format 8, of differences, has none.
+    """
+    if not getattr(record, "fmt", None) or record.fmt[i] not in _BITS:
+        return -math.inf, math.inf
+    highest = 2 ** (_BITS[record.fmt[i]] - 1) - 1.5
+    ends = [(end - record.baseline[i]) / record.adc_gain[i] for end in (-highest, highest)]
+    return min(ends), max(ends)
 
 
 def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list[int] | None) -> Any:

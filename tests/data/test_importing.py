@@ -42,7 +42,11 @@ def test_real_records_as_wfdb_reads_them(shared, imported, name, count):
     store.verify()
     assert len(store) == count
     assert not reasons(store)
-    assert store.present_leads().all()
+    constant = {"JS11438"}  # its chest leads are all zero
+    for record_id, leads in zip(
+        *store.index.select(["record_id", "leads"]).to_pydict().values(), strict=True
+    ):
+        assert leads == list(STANDARD_LEADS[: 6 if record_id in constant else 12])
     random.seed(0)
     for i in random.sample(range(count), 10):
         record_id = store.index["record_id"][i].as_py()
@@ -210,6 +214,67 @@ def test_bad_records_are_rejected_with_a_reason(tmp_path, imported):
     assert found == {f"{name}.hea": kind for name, kind in want.items()}
     assert store.index["record_id"].to_pylist() == ["good"]
     np.testing.assert_array_equal(store.signal(0), sines())
+
+
+def test_ecg_id_is_taken(shared, imported):
+    store = imported(shared("data/ecgid"))
+    assert len(store) > 0
+    assert not reasons(store)
+
+
+def noisy(seed=0, n=5000):
+    """Sines with noise, int16 [12, n]: no value is held for long."""
+    return sines(n) + np.random.default_rng(seed).integers(-20, 21, (12, n)).astype(np.int16)
+
+
+@pytest.mark.parametrize("lead", [0, 7])
+@pytest.mark.parametrize("end", [np.minimum, np.maximum])
+def test_clipped_leads_are_rejected(tmp_path, imported, lead, end):
+    write_record(tmp_path / "in/good", noisy())
+    signal = noisy()
+    level = 40 if end is np.minimum else -40
+    signal[lead] = end(signal[lead], level)
+    write_record(tmp_path / "in/clipped", signal)
+    once = noisy()
+    once[lead, 1000:1300] = 20 * level
+    write_record(tmp_path / "in/once", once)
+    store = imported(tmp_path / "in")
+    assert store.index["record_id"].to_pylist() == ["good"]
+    found = reasons(store)
+    assert found["clipped.hea"].startswith(f"saturated: {STANDARD_LEADS[lead]} is at {level / 1000:.3f} mV")
+    assert found["once.hea"].endswith(f"{20 * level / 1000:.3f} mV for 0.600 s")
+
+
+@pytest.mark.parametrize("rail", [32767, -32767])
+@pytest.mark.parametrize(("n_held", "taken"), [(4, True), (5, False)])
+def test_the_converters_range(tmp_path, imported, rail, n_held, taken):
+    write_record(tmp_path / "in/good", noisy())
+    signal = noisy()
+    signal[3, 2000 : 2000 + n_held] = rail
+    write_record(tmp_path / "in/peak", signal, gain="2000(-100)/mV")
+    store = imported(tmp_path / "in")
+    assert len(store) == 1 + taken
+    if not taken:
+        assert reasons(store)["peak.hea"].startswith("saturated: aVR is at ")
+
+
+def test_one_wide_peak_is_no_saturation(tmp_path, imported):
+    signal = noisy()
+    signal[2, 700:900] = 600  # 0.4 s, 4 %
+    signal[2, 3000] = 600
+    write_record(tmp_path / "in/a", signal)
+    np.testing.assert_array_equal(imported(tmp_path / "in").signal(0), signal)
+
+
+def test_a_constant_lead_counts_as_absent(tmp_path, imported):
+    signal = noisy()
+    signal[4] = 77
+    write_record(tmp_path / "in/a", signal)
+    store = imported(tmp_path / "in")
+    assert store.index["leads"].to_pylist() == [[x for x in STANDARD_LEADS if x != "aVL"]]
+    assert not store.present_leads()[0, 4]
+    signal[4] = 0
+    np.testing.assert_array_equal(store.signal(0), signal)
 
 
 @pytest.mark.parametrize("digits", [16, 400, 5000])
