@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from typing_extensions import Self
 
 from ecgfast import ops
@@ -213,6 +214,7 @@ class W2VCMSC(nn.Module):
         draws: Draws | None = None,
         temperature: float | Tensor | None = None,
         intermediates: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> PretrainOutput:
         """The losses of 2P segments.
 
@@ -232,6 +234,8 @@ class W2VCMSC(nn.Module):
             draws: random choices given from outside.
             temperature: of the Gumbel-softmax, positive; None: by the schedule from rng's step.
             intermediates: return what the losses were made from as well.
+            process_group: contrast segments with those of all ranks of this group in the global
+                loss (as many on each); None: within this process, as the official code does.
 
         Raises:
             EcgfastError: an argument of another shape, dtype or device than the one taken.
@@ -277,7 +281,7 @@ class W2VCMSC(nn.Module):
             local.sum(),
             diversity * sample_size,
             penalty * sample_size,
-            self._global_loss(encoded, groups, segment) * sample_size,
+            self._global_loss(encoded, groups, segment, process_group) * sample_size,
         )
         details = None
         if intermediates:
@@ -328,7 +332,13 @@ class W2VCMSC(nn.Module):
             n_masked=config.n_masked,
         )
 
-    def _global_loss(self, encoded: EncoderOutput, groups: Tensor, segment: Tensor | None) -> Tensor:
+    def _global_loss(
+        self,
+        encoded: EncoderOutput,
+        groups: Tensor,
+        segment: Tensor | None,
+        process_group: ProcessGroup | None,
+    ) -> Tensor:
         z = wide(mean_tokens(encoded.tokens, encoded.padding))
         if segment is not None:
             # A stable sort puts first segments before second ones without a dynamic shape.
@@ -341,6 +351,7 @@ class W2VCMSC(nn.Module):
             groups[:pairs],
             groups[pairs:],
             temperature=self.config.global_temperature,
+            process_group=process_group,
         )
 
     def save_pretrained(self, folder: Path | str) -> None:

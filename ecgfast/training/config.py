@@ -60,6 +60,9 @@ class PretrainConfig:
     """Where a recording's pair starts: fixed as in the paper, or drawn each epoch."""
     seed: int = 0
     """Seed of the weights, the batches, the masks and the dropout."""
+    global_batch: bool = False
+    """With several processes, contrast segments with those of all of them in the global loss; the
+    official code contrasts within each process."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic: float32, or bfloat16 where autocast allows it."""
     device: str = "auto"

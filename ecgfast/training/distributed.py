@@ -24,6 +24,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """All processes; None for one alone."""
+        return dist.group.WORLD if self.size > 1 else None
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -112,8 +112,9 @@ class _Trainer:
         if self.lead_index is not None:
             signal_ = signal_.index_select(1, self.lead_index)
         bf16 = self.config.precision == "bf16"
+        group = self.world.group if self.config.global_batch else None
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return self.forward(signal_, groups, sample_ids, self.rng)
+            return self.forward(signal_, groups, sample_ids, self.rng, process_group=group)
 
     def update(self, batches: Iterator[Batch]) -> None:
         """One update; nothing in it waits for the device."""

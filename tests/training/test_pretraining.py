@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ecgfast.errors import EcgfastError
 from ecgfast.nn import Encoder
 from ecgfast.objectives import W2VCMSC
-from ecgfast.training import Interrupted, pretrain, read_metrics
+from ecgfast.training import Interrupted, PretrainConfig, pretrain, read_metrics
 from ecgfast.training.distributed import World, resolve_device
 from ecgfast.training.metrics import LOSS_TERMS
 from ecgfast.training.pretraining import _open_loader, _Trainer
@@ -330,19 +330,44 @@ TELLS = """
 """
 
 
-def test_two_processes_hold_the_same_model(store, tiny, tmp_path):
-    """DDP over gloo: the ranks see different data, end with the same weights, and resume."""
-    config = dataclasses.replace(tiny, accumulation=2, batch_pairs=1, max_steps=5)
-    script = tmp_path / "train.py"
+def train_with_two(config: PretrainConfig, store: Path, out: Path) -> None:
+    """Two processes over gloo leave out/run, and out/rank0 and out/rank1 tell what they held."""
+    script = out / "train.py"
     script.write_text(textwrap.dedent(TELLS).replace("CONFIG", repr(config)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     child = subprocess.run(
-        [*command, script, store, tmp_path],
+        [*command, script, store, out],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert child.returncode == 0, child.stderr
+
+
+def test_global_batch_of_two_is_that_of_one(store, tiny, tmp_path):
+    """Two processes with a pair each train like one with both, but for rounding."""
+    encoder = dataclasses.replace(tiny.model.encoder, dropout=0.0, attention_dropout=0.0, dropout_input=0.0)
+    # The diversity is that of each process's codes.
+    model = dataclasses.replace(tiny.model, encoder=encoder, dropout_features=0.0, diversity_weight=0.0)
+    # A large eps: Adam would make a rounding error of a small gradient a whole step.
+    optim = dataclasses.replace(tiny.optim, lr=1e-2, eps=1e-2)
+    one = dataclasses.replace(tiny, model=model, optim=optim, max_steps=3, log_every=1)
+    two = dataclasses.replace(one, batch_pairs=1, global_batch=True)
+    train_with_two(two, store, tmp_path)
+    pretrain(store, tmp_path / "one", one, progress=False)
+    runs = [tmp_path / name for name in ("run", "one")]
+    points = [read_metrics(run / "metrics.jsonl") for run in runs]
+    for name in ("loss", "global", "grad_norm"):
+        told = [[point[name] for point in some] for some in points]
+        assert told[0] == pytest.approx(told[1], rel=1e-4), name
+    weights = [torch.load(run / "checkpoint/state.pt", weights_only=True)["model"] for run in runs]
+    torch.testing.assert_close(*map(dict, weights), rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_hold_the_same_model(store, tiny, tmp_path):
+    """DDP over gloo: the ranks see different data, end with the same weights, and resume."""
+    config = dataclasses.replace(tiny, accumulation=2, batch_pairs=1, max_steps=5)
+    train_with_two(config, store, tmp_path)
     told = [(tmp_path / f"rank{rank}").read_text().split(" ", 1) for rank in (0, 1)]
     assert told[0][0] == told[1][0]
     ids = [set(json.loads(text)) for _, text in told]
