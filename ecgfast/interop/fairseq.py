@@ -19,6 +19,7 @@ from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
 
 _FIRST_CONV = "feature_extractor.conv_layers.0.0.weight"
 _HEADS = ("quantizer.vars", "project_q.weight", "final_proj.weight")
+_MAX_ITEMS, _MAX_TEXT = 1000, 10000  # of a setting
 
 _RENAMES = [
     (r"feature_extractor\.conv_layers\.(\d+)\.0\.(weight|bias)", r"stem.convs.\1.\2"),
@@ -67,15 +68,14 @@ def convert_fairseq(checkpoint: Path | str, out: Path | str) -> None:
 
     Args:
         checkpoint: `.pt` file written by the official trainer.
-        out: folder to write `model.safetensors` and `config.json` to; made if need be.
+        out: new or empty folder to write `model.safetensors` and `config.json` to.
 
     Raises:
-        EcgfastError: the file is absent, damaged, hostile or of another kind of model. Nothing is
-            written then.
+        EcgfastError: the file is absent, damaged, hostile or of another kind of model, or `out`
+            holds something. Nothing is written then.
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise EcgfastError(f"{out}: is there and is no folder")
+    _check_new(out)
     with TorchCheckpoint(checkpoint) as opened:
         root = opened.root
         if not isinstance(root, dict) or not isinstance(root.get("model"), dict):
@@ -89,15 +89,28 @@ def convert_fairseq(checkpoint: Path | str, out: Path | str) -> None:
         tensors = {name: opened.read(tensor).float() for name, tensor in stored.items()}
     settings = Settings(root.get("cfg"))
     try:
+        normalized = settings.get("task", "normalize", False)
         converted = build_model(tensors, settings, pretraining=pretraining)
     except EcgfastError as error:
         raise EcgfastError(f"{checkpoint}: {error}") from None
-    if settings.get("task", "normalize", False):
+    if normalized:
         warnings.warn(
             f"{checkpoint}: was trained on records of zero mean and unit variance per lead: "
             "normalise signals before encoding"
         )
     converted.save_pretrained(out)
+
+
+def _check_new(out: Path) -> None:
+    try:
+        if out.is_symlink() and not out.exists():
+            raise EcgfastError(f"out: {out} is a link to nothing, want a new or empty folder")
+        if out.exists() and not out.is_dir():
+            raise EcgfastError(f"out: {out} is there and is no folder, want a new or empty folder")
+        if out.is_dir() and any(out.iterdir()):
+            raise EcgfastError(f"out: {out} is not empty, want a new or empty folder")
+    except OSError as error:
+        raise EcgfastError(f"out: can't look into {out}: {error.strerror}") from None
 
 
 class Settings:
@@ -107,7 +120,11 @@ class Settings:
         self._root = root
 
     def get(self, section: str, name: str, default: Any) -> Any:
-        """A scalar or list of a section; for `model`, of the pre-training it was made from."""
+        """A scalar or flat list of a section; for `model`, of the pre-training it was made from.
+
+        Raises:
+            EcgfastError: it is anything else, which is not shown: its text could be endless.
+        """
         root = self._root
         if section == "model":
             # A fine-tuned model keeps the configuration of its pre-training in `args`.
@@ -116,7 +133,12 @@ class Settings:
         reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
         if reference:
             value = _lookup(root, *reference[1].split("."))
-        return default if value is None else _plain(value)
+        if value is None:
+            return default
+        plain = _plain(value)
+        if plain is None:
+            raise EcgfastError(f"has a {name} that is no number, text or short list of them")
+        return plain
 
 
 def _open(node: Any) -> Any:
@@ -134,9 +156,19 @@ def _lookup(node: Any, *path: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_open(item) for item in value]
-    return value
+    """A scalar or a list of scalars; None for what is neither."""
+    if not isinstance(value, list | tuple):
+        return value if _is_scalar(value) else None
+    items = [_open(item) for item in value[:_MAX_ITEMS]]
+    return items if len(value) <= _MAX_ITEMS and all(map(_is_scalar, items)) else None
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _MAX_TEXT
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 63
+    return isinstance(value, float)
 
 
 def _find_encoder(model: Mapping[str, Any], source: Path | str) -> str:
@@ -310,7 +342,7 @@ def _conv_layers(settings: Settings) -> Iterator[tuple[int, ...]]:
     """The convolutions in a text such as "[(256, 2, 2)] * 4", which is searched, not evaluated."""
     text = settings.get("model", "conv_feature_layers", "[(256, 2, 2)] * 4")
     triple = r"\(\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,?\s*\)"
-    if not isinstance(text, str) or len(text) > 10000:
+    if not isinstance(text, str):
         raise EcgfastError("has conv_feature_layers of a strange form")
     if re.sub(triple, "", text).strip(" []*+,0123456789"):
         raise EcgfastError(f"has conv_feature_layers {text[:60]!r}, takes [(channels, 2, 2)] * layers")

@@ -191,7 +191,7 @@ class InertUnpickler:
         if isinstance(target, Inert):
             target.contents.extend(pairs)
         elif isinstance(target, dict):
-            target.update(pairs)
+            target.update(_with_plain_keys(pairs))
         else:
             raise TypeError("sets items of what is no dict")
 
@@ -226,8 +226,8 @@ class InertUnpickler:
         if kind.module == "torch._utils":
             return self._rebuild(kind.name, args)
         if kind.name in _MAPPINGS and kind.module not in _PACKAGES:
-            pairs = args[0] if args and isinstance(args[0], list) else ()
-            return dict(pairs)
+            pairs = args[0] if args and isinstance(args[0], list) else []
+            return dict(_with_plain_keys(pairs))
         return Inert(kind, args)
 
     def _build(self, _: None) -> None:
@@ -239,6 +239,14 @@ class InertUnpickler:
 
     def _binpersid(self, _: None) -> None:
         self._stack.append(self._persistent(self._stack.pop()))
+
+
+def _with_plain_keys(pairs: list[Any]) -> list[Any]:
+    """The pairs, whose keys hash at once: nested tuples can take for ever."""
+    for key, _ in pairs:
+        if key is not None and not isinstance(key, str | bytes | int | float | Global | Inert):
+            raise TypeError("a key that is no scalar")
+    return pairs
 
 
 _CONSTANTS: dict[str, Callable[[], Any]] = {

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -257,6 +258,52 @@ def test_names_and_calls_stay_data():
     assert loaded.state == {"a": Global("argparse", "Namespace")}
 
 
+def nested(depth: int, kind: type = list) -> list | tuple:
+    """A list or tuple whose text has 2**depth items, though it is small."""
+    value = kind(("x", "y"))
+    for _ in range(depth):
+        value = kind((value, value))
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [nested(60), nested(60, tuple), {"a": nested(60)}, 10**5000, [10**5000], "x" * 10001, [1] * 1001],
+    ids=["lists", "tuples", "dict", "integer", "integers", "text", "long list"],
+)
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ("model", "extractor_mode"),
+        ("model", "latent_groups"),
+        ("model", "conv_feature_layers"),
+        ("model", "encoder_attention_heads"),
+        ("model", "latent_temp"),
+        ("model", "dropout"),
+        ("criterion", "loss_weights"),
+        ("criterion", "temp"),
+        ("task", "normalize"),
+    ],
+)
+def test_endless_settings(section, name, value, model, save):
+    content = {"cfg": settings(), "model": official_names(model)}
+    content["cfg"][section][name] = value
+    start = time.monotonic()
+    refused(save(content), f"has a {name} that is no number, text or short list of them")
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("make", [b"}", b"ccollections\nOrderedDict\n)R"])
+@pytest.mark.parametrize("setter", [b"%sNs", b"(%sNu"])
+def test_keys_that_hash_for_ever(make, setter, tmp_path):
+    key = b"K\x01" + b"q\x00h\x00\x86" * 60
+    start = time.monotonic()
+    refused(zipped(tmp_path / "bad.pt", b"\x80\x02" + make + setter % key + b"."), "key that is no scalar")
+    reduced = b"\x80\x02ccollections\nOrderedDict\n](" + key + b"N\x86e\x85R."
+    refused(zipped(tmp_path / "bad.pt", reduced), "key that is no scalar")
+    assert time.monotonic() - start < 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -322,6 +369,21 @@ def test_out_is_a_file(model, save, tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(EcgfastError, match="is there and is no folder"):
         convert_fairseq(path, tmp_path / "out")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(EcgfastError, match="is a link to nothing"):
+        convert_fairseq(path, tmp_path / "link")
+
+
+def test_out_is_not_empty(model, save, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("mine")
+    with pytest.raises(EcgfastError, match=r"out: .* is not empty"):
+        convert_fairseq(tmp_path / "never read", out)
+    assert (out / "config.json").read_text() == "mine"
+    (out / "config.json").unlink()
+    convert_fairseq(save({"cfg": settings(), "model": official_names(model)}), out)
+    assert (out / "config.json").exists()
 
 
 def test_every_official_name_is_known(model):
