@@ -16,10 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ecgfast.data.folders import partial_folder
 from ecgfast.data.preprocess import MIN_SECONDS, Rejected
 from ecgfast.data.store import SAMPLE_RATE, STORE_FORMAT, STORE_VERSION
 from ecgfast.data.wfdb_source import find_records, read_recording
-from ecgfast.data.writer import Recording, StoreWriter, finished_store, partial_folder
+from ecgfast.data.writer import Recording, StoreWriter, finished_store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 
@@ -73,7 +74,8 @@ def prepare(
 
     Raises:
         EcgfastError: `source` is absent, has no records or none that can be taken; `store` is
-            something else or of another source; another import into it runs; the disk is full.
+            something else, of another source or can't be replaced (the current directory, a mount
+            point, a link); another import into it runs; the disk is full.
     """
     source, store = Path(source), Path(store)
     if workers < 1:

@@ -38,7 +38,7 @@ INDEX_SCHEMA = pa.schema(
         ("shard", pa.int32()),
         ("offset", pa.int64()),  # of the block in the shard, in elements
         ("n_samples", pa.int64()),  # per lead
-        ("leads", pa.list_(pa.string())),  # present in the source
+        ("leads", pa.list_(pa.string())),  # present in the source, and not constant
         ("labels", pa.list_(pa.string())),  # diagnosis codes as in the source
         ("age", pa.float32()),  # years
         ("sex", pa.string()),  # "F", "M" or null

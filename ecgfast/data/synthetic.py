@@ -18,6 +18,7 @@ import numba
 import numpy as np
 from tqdm import tqdm
 
+from ecgfast.data.folders import check_creatable, partial_folder
 from ecgfast.data.store import SAMPLE_RATE
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
@@ -361,7 +362,8 @@ def write_synthetic(
         Number of records written: 0 where `out` holds these records already.
 
     Raises:
-        EcgfastError: an argument out of range, or `out` holds anything else.
+        EcgfastError: an argument out of range, `out` holds anything else, or can't be replaced (the
+            current directory, a mount point, a link).
     """
     generated = synthesize(patients, records, seconds, seed)
     out = Path(out)
@@ -372,7 +374,8 @@ def write_synthetic(
         if _settings_in(out) == settings:
             return 0
         raise EcgfastError(f"out: {out} is not empty, and holds other than these records")
-    partial = out.parent / f"{out.name}.partial"
+    check_creatable(out, "out")
+    partial = partial_folder(out)
     if partial.exists():
         if _settings_in(partial) is None:
             raise EcgfastError(f"out: {partial} is in the way")

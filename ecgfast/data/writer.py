@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ecgfast.data.folders import check_creatable, partial_folder, sync_file, sync_folder
 from ecgfast.data.store import INDEX_SCHEMA, block_checksum, read_store_json, shard_name
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS
@@ -171,7 +172,9 @@ class StoreWriter:
                 "n_shards": self._shard + 1,
             }
             write_json(self._folder / "store.json", self.settings | counts)
+            sync_folder(self._folder)
             self._folder.rename(self.path)
+            sync_folder(self.path.parent)
             self._remove_partial()
 
     def discard(self) -> None:
@@ -194,6 +197,8 @@ class StoreWriter:
             self._folder.mkdir()
             write_json(self._partial / "settings.json", self.settings)
         self._open_shard(self._shard, self._end)
+        self._journal_path.touch()
+        sync_folder(self._partial)
 
     def _empty_partial(self) -> None:
         for stale in self._partial.iterdir():
@@ -223,7 +228,7 @@ class StoreWriter:
                 self.n_imported += 1
             else:
                 self.rejected[_kind(entry["reason"])] += 1
-        if good:
+        if self._journal_path.exists():
             os.truncate(self._journal_path, good)
         return self._shards_reach(self._shard, self._end)
 
@@ -244,6 +249,7 @@ class StoreWriter:
             self._file.write(_npy_header(end))
             self._file.seek(_NPY_HEADER + 2 * end)
             self._file.truncate()
+            sync_folder(self._folder)
         self._shard, self._end = shard, end
 
     def _close_shard(self) -> None:
@@ -272,11 +278,8 @@ class StoreWriter:
                     index.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
                     rows = []
             index.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
-
-
-def partial_folder(path: Path) -> Path:
-    """Where the store `path` grows until it is complete."""
-    return path.parent / f"{path.name}.partial"
+        for name in ("index.parquet", "rejected.csv"):
+            sync_file(self._folder / name)
 
 
 def finished_store(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -285,9 +288,11 @@ def finished_store(path: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
     None where there is nothing yet.
 
     Raises:
-        EcgfastError: something else lies there, or a store made in another way.
+        EcgfastError: something else lies there, a store made in another way, or what no store can
+            replace.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        check_creatable(path, "store")
         return None
     if not path.is_dir():
         raise EcgfastError(f"store: {path} is a file, want a folder to create")
@@ -341,19 +346,38 @@ def lock_folder(folder: Path) -> int:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON for people and programs, the same bytes for the same content."""
+    """Write JSON for people and programs, the same bytes for the same content, safely on disk."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    sync_file(path)
 
 
 def _journal_entries(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The journal's complete lines; an interrupted run may have left a torn last one."""
+    """The journal's lines up to the first torn or damaged one, which a crash may have left."""
     if not path.exists():
         return
     with path.open("rb") as journal:
         for line in journal:
-            if not line.endswith(b"\n"):
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
                 return
-            yield line, json.loads(line)
+            if not line.endswith(b"\n") or not _is_entry(entry):
+                return
+            yield line, entry
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    if entry.keys() != {"row"}:
+        return entry.keys() == {"source", "reason"} and all(isinstance(v, str) for v in entry.values())
+    row = entry["row"]
+    places = ("shard", "offset", "n_samples")
+    return (
+        isinstance(row, dict)
+        and row.keys() == set(INDEX_SCHEMA.names)
+        and all(type(row[name]) is int and row[name] >= 0 for name in places)
+    )
 
 
 def _kind(reason: str) -> str:

@@ -473,6 +473,56 @@ def test_killed_import_resumes_to_the_same_bytes(tmp_path):
     assert not (tmp_path / "killed.partial").exists()
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\0\0\0\n", b"rubbish\n", b"[1]\n", b"{}\n", b'{"row": {}}\n', b'{"row": 3}\n', b'{"source": "a"}\n'],
+)
+@pytest.mark.parametrize("kept", [0, 2])
+def test_damaged_journal_ends_at_the_first_bad_line(tmp_path, monkeypatch, garbage, kept):
+    for i in range(4):
+        write_record(tmp_path / f"in/r{i}", sines(1000 + 100 * i))
+    prepare(tmp_path / "in", tmp_path / "whole", progress=False)
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ecgfast.data.writer.StoreWriter.finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "in", tmp_path / "store", progress=False)
+    journal = tmp_path / "store.partial/journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4
+    journal.write_bytes(b"".join([*lines[:kept], garbage, *lines[kept:]]))
+    prepare(tmp_path / "in", tmp_path / "store", progress=False)
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("store", [".", "..", "../cwd", "/", "empty/..", "link", "dangling"])
+def test_folders_that_cannot_be_replaced(tmp_path, monkeypatch, store):
+    write_record(tmp_path / "in/a")
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
+    if "/.." in store or "l" in store:
+        (tmp_path / "empty").mkdir()
+        (cwd / "link").symlink_to(tmp_path / "empty")
+        (cwd / "dangling").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(EcgfastError, match=r"^store: [^\n]*want (a folder|one) to create"):
+        prepare(tmp_path / "in", store, progress=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_mount_points_are_refused(tmp_path, monkeypatch):
+    write_record(tmp_path / "in/a")
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "disk")
+    with pytest.raises(EcgfastError, match="is a mount point"):
+        prepare(tmp_path / "in", tmp_path / "disk", progress=False)
+    assert not (tmp_path / "disk.partial").exists()
+
+
 def test_interrupted_import_with_other_settings_starts_afresh(tmp_path):
     write_record(tmp_path / "in/a", sines(3000))
     partial = tmp_path / "store.partial"

@@ -121,3 +121,10 @@ def test_other_arguments_and_foreign_folders_are_refused(tmp_path):
 def test_refused(arguments, message):
     with pytest.raises(EcgfastError, match=message):
         synthesize(*arguments)
+
+
+def test_current_directory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EcgfastError, match=r"out: can't replace the folder \."):
+        write_synthetic(Path("."), patients=1, records=1, seconds=2.0, seed=0, progress=False)
+    assert not list(tmp_path.iterdir())
