@@ -60,7 +60,12 @@ std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> found;
 #ifdef __x86_64__
   __builtin_cpu_init();
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  // All that -march=x86-64-v3 lets the compiler use; virtual machines may mask some of it.
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+                  __builtin_cpu_supports("lzcnt") && __builtin_cpu_supports("movbe") &&
+                  __builtin_cpu_supports("f16c");
+  const bool avx512 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512cd");
   [[maybe_unused]] const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
@@ -74,8 +79,7 @@ std::vector<const Kernels*> usable() {
   if (avx512) found.push_back(&avx512::table);
 #endif
 #ifdef ECGFAST_HAS_avx2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
-    found.push_back(&avx2::table);
+  if (v3) found.push_back(&avx2::table);
 #endif
 #endif
   found.push_back(&baseline::table);

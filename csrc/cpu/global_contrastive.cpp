@@ -66,14 +66,14 @@ struct Scratch {
   }
 };
 
-// A running logsumexp: sum of exp(x - max).
+// A running logsumexp: sum of exp(x - max). A NaN stays.
 template <class T>
 static void merge(T& max, T& sum, T other_max, T other_sum) {
   if (other_max > max) {
     sum = sum * exp(Vec<T>{} + (max - other_max))[0] + other_sum;
     max = other_max;
-  } else if (other_sum > T(0)) {
-    sum += other_sum * exp(Vec<T>{} + (other_max - max))[0];
+  } else if (!(other_sum <= T(0))) {
+    sum += other_sum != other_sum ? other_sum : other_sum * exp(Vec<T>{} + (other_max - max))[0];
   }
 }
 

@@ -85,9 +85,9 @@ static Largest<T> largest(const T* x, int64_t n) {
   using Index = decltype(Vec<T>{} > Vec<T>{});
   Index lane, at;
   for (int l = 0; l < kLanes<T>; ++l) lane[l] = l;
-  Vec<T> best = load(x);
+  Vec<T> best = Vec<T>{} - static_cast<T>(__builtin_inf());
   at = lane;
-  for (int64_t v = kLanes<T>; v < n; v += kLanes<T>) {
+  for (int64_t v = 0; v < n; v += kLanes<T>) {
     const Vec<T> c = load(x + v);
     const Index more = c > best;
     best = more ? c : best;

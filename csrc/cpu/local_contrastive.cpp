@@ -62,6 +62,7 @@ struct Segment {
   using T = Acc<In>;
   const LocalArgs& a;
   int64_t b;
+  bool for_backward;
   Scratch<T>& w;
 
   const In* row(const void* base, int64_t i) const {
@@ -150,11 +151,17 @@ struct Segment {
     return excluded != 0;
   }
 
+  // The inverse norm of a row: computed and kept by the forward pass, read by the backward pass.
+  T norm_of(int which, int64_t i, const T* x) const {
+    if (!for_backward) inv_norm(which, i) = inverse_norm(x, w.dp, kEps);
+    return inv_norm(which, i);
+  }
+
   void load_targets() const {
     for (int64_t j = 0; j < a.M; ++j) {
       T* t = w.t + j * w.dp;
       widen(row(a.targets, j), a.D, w.dp, t);
-      scale(t, inv_norm(1, j) = inverse_norm(t, w.dp, kEps), w.dp);
+      scale(t, norm_of(1, j, t), w.dp);
     }
     transpose_rows(w.t, a.M, w.dp, w.tt, w.mp);
     find_kinds();
@@ -164,7 +171,7 @@ struct Segment {
     for (int64_t i = 0; i < n; ++i) {
       T* p = w.p + i * w.dp;
       widen(row(a.predictions, i0 + i), a.D, w.dp, p);
-      scale(p, inv_norm(0, i0 + i) = inverse_norm(p, w.dp, kEps), w.dp);
+      scale(p, norm_of(0, i0 + i, p), w.dp);
     }
   }
 
@@ -264,7 +271,7 @@ template <class In>
 static void run(const LocalArgs& a, bool backward, int64_t begin, int64_t end, void* base) {
   Scratch<Acc<In>> scratch(a, backward, base);
   for (int64_t b = begin; b < end; ++b) {
-    const Segment<In> segment{a, b, scratch};
+    const Segment<In> segment{a, b, backward, scratch};
     backward ? segment.backward() : segment.forward();
   }
 }

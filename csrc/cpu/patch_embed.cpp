@@ -49,7 +49,7 @@ struct Stem {
     shift = arena.take<T>(cp);
     values = arena.take<El>((rows0 + kSlack) * ld0);
     weight0_panels = arena.take<El>(E::panel_elements(k0, cp));
-    products = arena.take<T>((2 * kBlock + kSlack) * 2 * cp);
+    products = arena.take<T>((2 * kBlock + kSlack) * 2 * cp + 2 * ld0);
     const int64_t buffer_rows[2] = {rows0 + kSlack, rows1 + kSlack};
     for (int i = 0; i < 2; ++i) h[i] = backward ? nullptr : arena.take<El>(buffer_rows[i] * cp);
     for (int i = 0; i < 2 && backward; ++i) {
@@ -155,7 +155,7 @@ struct Stem {
 
   void covariance() const {
     T* block = products;  // free until the first product
-    const int64_t rows = 2 * kBlock * 2 * cp / ld0 < 128 ? 2 * kBlock * 2 * cp / ld0 : 128;
+    const int64_t fit = (2 * kBlock * 2 * cp + ld0) / ld0, rows = fit < 128 ? fit : 128;  // at least one
     memset(cov, 0, sizeof(T) * k0 * ld0);
     for (int64_t t = 0; t < n0; t += rows) {
       const int64_t n = n0 - t < rows ? n0 - t : rows;

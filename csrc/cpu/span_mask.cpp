@@ -50,7 +50,7 @@ int64_t SpanMasker::cover(int64_t segment, int64_t at_least) {
   for (int64_t k = 0; k < n_starts && (k < n_spans || covered < at_least); ++k) {
     if (k == n_spans) std::sort(s.keys.begin() + n_spans, s.keys.end());
     const int64_t start = static_cast<uint32_t>(s.keys[k]);
-    for (int64_t t = start; t < std::min(start + a.length, s.valid); ++t) {
+    for (int64_t t = start; t < s.valid && t - start < a.length; ++t) {
       covered += s.group[t];
       s.group[t] = 0;
     }

@@ -61,6 +61,9 @@ inline void check_local(const Tensor& predictions, const Tensor& targets, const 
       sample_ids->dim() == 1 && sample_ids->size(0) == b && sample_ids->scalar_type() == ScalarType::Long, op,
       "sample_ids must be int64 [B]");
   STD_TORCH_CHECK(n_negatives >= 1, op, "n_negatives must be at least 1, got ", n_negatives);
+  STD_TORCH_CHECK(n_negatives < (int64_t{1} << 31) && n_negatives < (int64_t{1} << 34) / (m > 0 ? m : 1), op,
+                  "a token draws fewer than 2^31 negatives, a segment fewer than 2^34; got n_negatives ",
+                  n_negatives, " for ", m, " tokens");
 }
 
 }  // namespace ecgfast

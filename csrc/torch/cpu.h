@@ -43,17 +43,17 @@ class Scratch {
 
 struct Rng {
   int64_t seed = 0, step = 0;
-  explicit Rng(const std::optional<Tensor>& rng) {
+  Rng(const char* op, const std::optional<Tensor>& rng) {
     if (!rng.has_value()) return;
+    STD_TORCH_CHECK(rng->dim() == 1 && rng->size(0) == 2 && rng->scalar_type() == ScalarType::Long, op,
+                    ": rng must be int64 [2]");
     const Tensor c = dense(*rng);
     seed = c.const_data_ptr<int64_t>()[0];
     step = c.const_data_ptr<int64_t>()[1];
   }
 };
 
-inline void check_draw(const char* op, const Tensor& rng, const Tensor& sample_ids) {
-  STD_TORCH_CHECK(rng.dim() == 1 && rng.size(0) == 2 && rng.scalar_type() == ScalarType::Long, op,
-                  ": rng must be int64 [2]");
+inline void check_ids(const char* op, const Tensor& sample_ids) {
   STD_TORCH_CHECK(sample_ids.dim() == 1 && sample_ids.scalar_type() == ScalarType::Long, op,
                   ": sample_ids must be int64 [B]");
 }

@@ -76,9 +76,9 @@ struct Inputs {
   }
 };
 
-void run(const GlobalArgs& args, const GlobalSizes& sizes, GlobalPass pass, int64_t n) {
+void run(const Kernels& k, const GlobalArgs& args, const GlobalSizes& sizes, GlobalPass pass, int64_t n) {
   torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-    kernels().global_contrastive(args, pass, begin, end, Scratch(sizes.scratch).get());
+    k.global_contrastive(args, pass, begin, end, Scratch(sizes.scratch).get());
   });
 }
 
@@ -99,11 +99,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> global_contrastive_cpu(const Tensor& 
                                                                   const Tensor& group_a,
                                                                   const Tensor& group_b, double temperature,
                                                                   bool detach_norm) {
+  const Kernels& k = kernels();
   Inputs in(a, b, group_a, group_b, temperature, detach_norm);
   GlobalArgs& g = in.args;
   const ScalarType wide = statistics_type(a);
   const int64_t n = g.N[0] + g.N[1];
-  const GlobalSizes s = kernels().global_sizes(g);
+  const GlobalSizes s = k.global_sizes(g);
   Tensor loss = torch::stable::new_empty(a, {}, wide);
   Tensor lse[2] = {torch::stable::new_empty(a, {g.N[0]}, wide), torch::stable::new_empty(a, {g.N[1]}, wide)};
   Tensor inv_norms = torch::stable::new_empty(a, {n}, wide),
@@ -116,40 +117,40 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> global_contrastive_cpu(const Tensor& 
   const int64_t bytes = wide == ScalarType::Double ? 8 : 4;
   g.inv_norms[0] = inv_norms.mutable_data_ptr();
   g.inv_norms[1] = static_cast<char*>(g.inv_norms[0]) + g.N[0] * bytes;
-  run(g, s, GlobalPass::norms, n);
-  run(g, s, GlobalPass::begin, 1);
+  run(k, g, s, GlobalPass::norms, n);
+  run(k, g, s, GlobalPass::begin, 1);
   for_blocks(g, s, 0, [&] {
-    run(g, s, GlobalPass::pack_left, panels(g, s, 0));
+    run(k, g, s, GlobalPass::pack_left, panels(g, s, 0));
     for_blocks(g, s, 1, [&] {
-      run(g, s, GlobalPass::pack_right, panels(g, s, 1));
-      run(g, s, GlobalPass::forward, panels(g, s, 0));
-      run(g, s, GlobalPass::merge_columns, panels(g, s, 1));
+      run(k, g, s, GlobalPass::pack_right, panels(g, s, 1));
+      run(k, g, s, GlobalPass::forward, panels(g, s, 0));
+      run(k, g, s, GlobalPass::merge_columns, panels(g, s, 1));
     });
   });
-  run(g, s, GlobalPass::loss, 1);
+  run(k, g, s, GlobalPass::loss, 1);
   return {loss, lse[0], lse[1], inv_norms};
 }
 
 // The gradients of a's rows and, where g.grad_right says where to add it up, of b's.
-void backward_blocks(GlobalArgs& g, const Tensor& like) {
-  const GlobalSizes s = kernels().global_sizes(g);
+void backward_blocks(const Kernels& k, GlobalArgs& g, const Tensor& like) {
+  const GlobalSizes s = k.global_sizes(g);
   Tensor workspace = torch::stable::new_empty(like, {s.workspace}, ScalarType::Byte);
   Tensor sums = torch::stable::new_empty(like, {s.sums}, statistics_type(like));
   g.workspace = workspace.mutable_data_ptr();
   g.sums = sums.mutable_data_ptr();
   const bool both = g.grad_right != nullptr;
-  run(g, s, GlobalPass::begin, 1);
+  run(k, g, s, GlobalPass::begin, 1);
   for_blocks(g, s, 0, [&] {
-    run(g, s, GlobalPass::pack_left, panels(g, s, 0));
+    run(k, g, s, GlobalPass::pack_left, panels(g, s, 0));
     for_blocks(g, s, 1, [&] {
-      run(g, s, GlobalPass::pack_right, panels(g, s, 1));
-      run(g, s, GlobalPass::gradients, panels(g, s, 0));
+      run(k, g, s, GlobalPass::pack_right, panels(g, s, 1));
+      run(k, g, s, GlobalPass::gradients, panels(g, s, 0));
       const int64_t columns = (g.size[1] + s.panel[0] - 1) / s.panel[0];
-      run(g, s, GlobalPass::products, panels(g, s, 0) + (both ? columns : 0));
+      run(k, g, s, GlobalPass::products, panels(g, s, 0) + (both ? columns : 0));
     });
-    run(g, s, GlobalPass::finish_left, panels(g, s, 0));
+    run(k, g, s, GlobalPass::finish_left, panels(g, s, 0));
   });
-  if (both) for_blocks(g, s, 1, [&] { run(g, s, GlobalPass::finish_right, panels(g, s, 1)); });
+  if (both) for_blocks(g, s, 1, [&] { run(k, g, s, GlobalPass::finish_right, panels(g, s, 1)); });
 }
 
 GlobalArgs swapped(GlobalArgs g) {
@@ -168,6 +169,7 @@ std::tuple<Tensor, Tensor> global_contrastive_backward_cpu(const Tensor& grad_lo
                                                            const Tensor& group_b, const Tensor& lse_rows,
                                                            const Tensor& lse_columns, const Tensor& inv_norms,
                                                            double temperature, bool detach_norm) {
+  const Kernels& k = kernels();
   Inputs in(a, b, group_a, group_b, temperature, detach_norm);
   GlobalArgs& g = in.args;
   g.backward = true;
@@ -191,16 +193,16 @@ std::tuple<Tensor, Tensor> global_contrastive_backward_cpu(const Tensor& grad_lo
   if (wide == a.scalar_type()) {
     torch::stable::zero_(grad[1]);
     g.grad_right = g.grad[1];
-    backward_blocks(g, a);
+    backward_blocks(k, g, a);
   } else if (g.N[1] * g.D * bytes <= kMostAccumulator) {
     Tensor sum = torch::stable::new_zeros(b, {g.N[1], g.D}, wide);
     g.grad_right = sum.mutable_data_ptr();
-    backward_blocks(g, a);
+    backward_blocks(k, g, a);
   } else {
     // b's gradient would need N x D sums in fp32: the similarities are computed once more instead.
     GlobalArgs other = swapped(g);
-    backward_blocks(g, a);
-    backward_blocks(other, a);
+    backward_blocks(k, g, a);
+    backward_blocks(k, other, a);
   }
   return {grad[0], grad[1]};
 }

@@ -56,7 +56,7 @@ struct Inputs {
     a.draw = true;
     a.rows_per_sample = std::max<int64_t>(a.R, 1);
     if (ids.has_value()) {
-      check_draw(kOp, rng, *ids);
+      check_ids(kOp, *ids);
       const int64_t samples = ids->size(0);
       STD_TORCH_CHECK(samples ? a.R % samples == 0 : a.R == 0, kOp,
                       ": logits must have equally many rows per sample");
@@ -65,7 +65,7 @@ struct Inputs {
     }
     STD_TORCH_CHECK(a.rows_per_sample < (int64_t{1} << 34) / (a.G * a.V), kOp,
                     ": a sample draws fewer than 2^34 numbers");
-    const Rng state(rng);
+    const Rng state(kOp, rng);
     a.seed = state.seed;
     a.step = state.step;
   }
@@ -75,9 +75,9 @@ struct Inputs {
   }
 };
 
-void run(const GumbelArgs& args, const GumbelSizes& sizes, GumbelPass pass, int64_t n) {
+void run(const Kernels& k, const GumbelArgs& args, const GumbelSizes& sizes, GumbelPass pass, int64_t n) {
   torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-    kernels().gumbel_quantize(args, pass, begin, end, Scratch(sizes.scratch).get());
+    k.gumbel_quantize(args, pass, begin, end, Scratch(sizes.scratch).get());
   });
 }
 
@@ -88,10 +88,11 @@ std::tuple<Tensor, Tensor, Tensor> gumbel_quantize_cpu(const Tensor& logits, con
                                                        const std::optional<Tensor>& noise,
                                                        const std::optional<Tensor>& rng,
                                                        const std::optional<Tensor>& sample_ids, bool hard) {
+  const Kernels& k = kernels();
   Inputs in(logits, codebook, temperature, noise, rng, sample_ids, hard);
   GumbelArgs& a = in.args;
   a.chunk_rows = chunk_rows(a.R, 256);
-  const GumbelSizes sizes = kernels().gumbel_sizes(a, false);
+  const GumbelSizes sizes = k.gumbel_sizes(a, false);
   Tensor quantized = torch::stable::new_empty(in.codebook, {a.R, a.G * a.W});
   Tensor codes = torch::stable::new_empty(in.logits, {a.R, a.G}, ScalarType::Int);
   Tensor mean_probs = in.wide({a.G, a.V}), panels = in.wide({sizes.panels}),
@@ -101,9 +102,9 @@ std::tuple<Tensor, Tensor, Tensor> gumbel_quantize_cpu(const Tensor& logits, con
   a.mean_probs = mean_probs.mutable_data_ptr();
   a.panels = panels.mutable_data_ptr();
   a.partial = partial.mutable_data_ptr();
-  if (sizes.panels) run(a, sizes, GumbelPass::pack, a.G);
-  run(a, sizes, GumbelPass::forward, chunks(a));
-  run(a, sizes, GumbelPass::mean_probs, a.G);
+  if (sizes.panels) run(k, a, sizes, GumbelPass::pack, a.G);
+  run(k, a, sizes, GumbelPass::forward, chunks(a));
+  run(k, a, sizes, GumbelPass::mean_probs, a.G);
   return {quantized, codes, mean_probs};
 }
 
@@ -114,6 +115,7 @@ std::tuple<Tensor, Tensor> gumbel_quantize_backward_cpu(const std::optional<Tens
                                                         const std::optional<Tensor>& noise,
                                                         const std::optional<Tensor>& rng,
                                                         const std::optional<Tensor>& sample_ids, bool hard) {
+  const Kernels& k = kernels();
   Inputs in(logits, codebook, temperature, noise, rng, sample_ids, hard);
   GumbelArgs& a = in.args;
   const std::optional<Tensor> grad = dense(grad_quantized), grad_probs = dense(grad_mean_probs);
@@ -127,7 +129,7 @@ std::tuple<Tensor, Tensor> gumbel_quantize_backward_cpu(const std::optional<Tens
   STD_TORCH_CHECK(chosen.numel() == a.R * a.G && chosen.scalar_type() == ScalarType::Int,
                   "gumbel_quantize_backward: codes must be int32 [R, G]");
   a.chunk_rows = chunk_rows(a.R, hard ? 256 : 8);
-  const GumbelSizes sizes = kernels().gumbel_sizes(a, true);
+  const GumbelSizes sizes = k.gumbel_sizes(a, true);
   Tensor grad_logits = torch::stable::empty_like(in.logits);
   Tensor grad_codebook = torch::stable::empty_like(in.codebook);
   Tensor panels = in.wide({sizes.panels}), partial = in.wide({sizes.partial});
@@ -138,9 +140,9 @@ std::tuple<Tensor, Tensor> gumbel_quantize_backward_cpu(const std::optional<Tens
   a.grad_codebook = grad_codebook.mutable_data_ptr();
   a.panels = panels.mutable_data_ptr();
   a.partial = partial.mutable_data_ptr();
-  run(a, sizes, GumbelPass::pack_transposed, a.G);
-  run(a, sizes, GumbelPass::backward, chunks(a));
-  run(a, sizes, GumbelPass::codebook_backward, a.G * ((a.V + kGumbelEntries - 1) / kGumbelEntries));
+  run(k, a, sizes, GumbelPass::pack_transposed, a.G);
+  run(k, a, sizes, GumbelPass::backward, chunks(a));
+  run(k, a, sizes, GumbelPass::codebook_backward, a.G * ((a.V + kGumbelEntries - 1) / kGumbelEntries));
   return {grad_logits, grad_codebook};
 }
 

@@ -19,7 +19,7 @@ struct LocalInputs {
         index(use_all ? std::nullopt : dense(index_)),
         ids(dense(ids_)) {
     check_local(predictions, targets, codes, index, rng, ids, n_negatives, temperature, use_all);
-    const Rng state(rng);
+    const Rng state("local_contrastive", rng);
     args.dtype = dtype_of(predictions, "local_contrastive");
     args.B = predictions.size(0);
     args.M = predictions.size(1);
@@ -51,11 +51,11 @@ struct LocalInputs {
   }
 };
 
-using LocalKernel = void (*)(const LocalArgs&, int64_t, int64_t, void*);
-
-void for_segments(const LocalArgs& args, bool backward, LocalKernel kernel) {
+void for_segments(const LocalArgs& args, bool backward) {
   if (args.M == 0) return;
-  const int64_t scratch = kernels().local_contrastive_scratch(args, backward);
+  const Kernels& k = kernels();
+  const int64_t scratch = k.local_contrastive_scratch(args, backward);
+  const auto kernel = backward ? k.local_contrastive_backward : k.local_contrastive;
   torch::stable::parallel_for(0, args.B, 1,
                               [&](int64_t b, int64_t e) { kernel(args, b, e, Scratch(scratch).get()); });
 }
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> local_contrastive_cpu(
   a.correct = static_cast<bool*>(correct.mutable_data_ptr());
   a.lse = lse.mutable_data_ptr();
   a.inv_norms = inv_norms.mutable_data_ptr();
-  for_segments(a, false, kernels().local_contrastive);
+  for_segments(a, false);
   return {loss, correct, lse, inv_norms};
 }
 
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor> local_contrastive_backward_cpu(
   a.inv_norms = const_cast<void*>(saved_norms.const_data_ptr());
   a.grad_predictions = grad_predictions.mutable_data_ptr();
   a.grad_targets = grad_targets.mutable_data_ptr();
-  for_segments(a, true, kernels().local_contrastive_backward);
+  for_segments(a, true);
   return {grad_predictions, grad_targets};
 }
 

@@ -8,10 +8,10 @@ namespace ecgfast {
 namespace {
 
 Tensor lead_mask_cpu(const Tensor& sample_ids, int64_t n_leads, double p, const Tensor& rng, bool keep_one) {
-  check_draw("lead_mask", rng, sample_ids);
+  check_ids("lead_mask", sample_ids);
   STD_TORCH_CHECK(n_leads >= 1 && p >= 0 && p <= 1, "lead_mask: n_leads must be positive and p in [0, 1]");
   const Tensor ids = dense(sample_ids);
-  const Rng state(rng);
+  const Rng state("lead_mask", rng);
   Tensor keep = torch::stable::new_empty(sample_ids, {ids.size(0), n_leads}, ScalarType::Bool);
   const LeadMaskArgs args{ids.const_data_ptr<int64_t>(),
                           state.seed,
@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor> span_mask_cpu(const Tensor& sample_ids, int64_t n_tok
                                          int64_t length, const Tensor& rng,
                                          const std::optional<Tensor>& lengths,
                                          std::optional<int64_t> n_masked) {
-  check_draw("span_mask", rng, sample_ids);
+  check_ids("span_mask", sample_ids);
   STD_TORCH_CHECK(n_tokens >= 1 && n_tokens < (1 << 30), "span_mask: n_tokens must lie in 1..2^30, got ",
                   n_tokens);
   STD_TORCH_CHECK(length >= 1 && prob >= 0 && prob <= 1,
@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> span_mask_cpu(const Tensor& sample_ids, int64_t n_tok
   STD_TORCH_CHECK(!valid.has_value() || (valid->dim() == 1 && valid->size(0) == batch &&
                                          valid->scalar_type() == ScalarType::Long),
                   "span_mask: lengths must be int64 [B]");
-  const Rng state(rng);
+  const Rng state("span_mask", rng);
   const SpanMaskArgs args{ids.const_data_ptr<int64_t>(), state.seed, state.step, n_tokens, length, prob,
                           data_or_null<int64_t>(valid)};
   int64_t m = n_masked.value_or(batch ? n_tokens : 0);

@@ -73,13 +73,12 @@ struct StemInputs {
   }
 };
 
-Tensor packed_weights(StemInputs& in, const StemSizes& sizes, bool backward) {
+Tensor packed_weights(const Kernels& k, StemInputs& in, const StemSizes& sizes, bool backward) {
   Tensor packed = torch::stable::new_empty(in.signal, {sizes.packed_bytes + 64}, ScalarType::Byte);
   auto at = reinterpret_cast<uintptr_t>(packed.mutable_data_ptr());
   void* aligned = reinterpret_cast<void*>((at + 63) / 64 * 64);
   torch::stable::parallel_for(1, in.args.n_layers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t layer = begin; layer < end; ++layer)
-      kernels().patch_embed_pack(in.args, backward, layer, aligned);
+    for (int64_t layer = begin; layer < end; ++layer) k.patch_embed_pack(in.args, backward, layer, aligned);
   });
   in.args.packed = aligned;
   return packed;
@@ -97,7 +96,7 @@ std::tuple<Tensor, Tensor> patch_embed_cpu(const Tensor& signal, const std::opti
   Tensor saved =
       torch::stable::new_empty(in.weights[0], {for_backward ? a.B : 0, sizes.saved_rows, sizes.channels});
   if (a.B == 0 || a.N == 0) return {tokens, saved};
-  const Tensor packed = packed_weights(in, sizes, false);
+  const Tensor packed = packed_weights(k, in, sizes, false);
   a.tokens = tokens.mutable_data_ptr();
   a.saved = for_backward ? saved.mutable_data_ptr() : nullptr;
   torch::stable::parallel_for(0, a.B, 1, [&](int64_t begin, int64_t end) {
@@ -124,7 +123,8 @@ std::vector<Tensor> patch_embed_backward_cpu(const Tensor& grad_tokens, const Te
                       grad.scalar_type() == in.weights[0].scalar_type(),
                   "patch_embed_backward: grad_tokens must be [B, N, C] of the weights' dtype");
   STD_TORCH_CHECK(
-      kept.numel() == a.B * sizes.saved_rows * sizes.channels,
+      kept.numel() == a.B * sizes.saved_rows * sizes.channels &&
+          kept.scalar_type() == in.weights[0].scalar_type(),
       "patch_embed_backward: saved does not fit; were the kernels' ISA changed between the passes?");
   STD_TORCH_CHECK(!(for_signal && a.signal_is_int16),
                   "patch_embed_backward: an int16 signal has no gradient");
@@ -148,7 +148,7 @@ std::vector<Tensor> patch_embed_backward_cpu(const Tensor& grad_tokens, const Te
   a.grad_biases = bias_grads.data();
   a.grad_tokens = grad.const_data_ptr();
   a.saved = const_cast<void*>(kept.const_data_ptr());
-  const Tensor packed = packed_weights(in, sizes, true);
+  const Tensor packed = packed_weights(k, in, sizes, true);
   sizes = k.patch_embed_sizes(a);
   const int64_t n_chunks = chunks_of(a.B);
   Tensor partials = torch::stable::new_empty(in.signal, {n_chunks * sizes.partials_bytes}, ScalarType::Byte);

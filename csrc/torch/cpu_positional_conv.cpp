@@ -83,17 +83,14 @@ struct Transform {
   }
 };
 
-void check_conv(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t groups) {
+void check_conv(const Tensor& x, const Tensor& weight, int64_t groups) {
   const char* op = "positional_conv: ";
-  STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 3 && bias.dim() == 1, op,
-                  "x must be [B, N, E], weight [E, E / groups, K], bias [E]");
+  STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 3, op, "x must be [B, N, E], weight [E, E / groups, K]");
   const int64_t width = x.size(2);
   STD_TORCH_CHECK(groups >= 1 && width % groups == 0, op, "groups must divide E = ", width, ", got ", groups);
   STD_TORCH_CHECK(weight.size(0) == width && weight.size(1) == width / groups && weight.size(2) >= 1, op,
                   "weight must be [E, E / groups, K] = [", width, ", ", width / groups, ", K >= 1]");
-  STD_TORCH_CHECK(bias.size(0) == width, op, "bias must be [E] = [", width, "]");
-  STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type() && x.scalar_type() == bias.scalar_type(), op,
-                  "x, weight and bias differ in dtype");
+  STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(), op, "x and weight differ in dtype");
 }
 
 using ConvKernel = void (*)(const ConvArgs&, int64_t, int64_t, void*);
@@ -104,6 +101,7 @@ struct ConvCall {
   ConvArgs args{};
 
   ConvCall(const Tensor& x_, const Tensor& weight_, int64_t groups) : x(dense(x_)), weight(dense(weight_)) {
+    check_conv(x, weight, groups);
     ConvArgs& a = args;
     a.dtype = dtype_of(x, "positional_conv");
     a.B = x.size(0);
@@ -122,7 +120,7 @@ struct ConvCall {
 
   bool empty() const { return x.numel() == 0; }
 
-  void run(ConvKernel kernel) {
+  void run(ConvKernel Kernels::* kernel) {
     ConvArgs& a = args;
     const Cut cut = choose(a);
     a.segment = cut.segment;
@@ -136,19 +134,21 @@ struct ConvCall {
 
  private:
   template <class T>
-  void run_with(int64_t n, ConvKernel kernel) {
+  void run_with(int64_t n, ConvKernel Kernels::* kernel) {
+    const Kernels& k = kernels();
     const Transform<T> transform(n, args.plan);
-    const int64_t scratch = kernels().positional_conv_scratch(args);
-    torch::stable::parallel_for(0, kernels().positional_conv_units(args), 1, [&](int64_t b, int64_t e) {
-      kernel(args, b, e, ::ecgfast::Scratch(scratch).get());
+    const int64_t scratch = k.positional_conv_scratch(args);
+    torch::stable::parallel_for(0, k.positional_conv_units(args), 1, [&](int64_t b, int64_t e) {
+      (k.*kernel)(args, b, e, ::ecgfast::Scratch(scratch).get());
     });
   }
 };
 
 std::tuple<Tensor, Tensor> positional_conv_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                                int64_t groups, bool save) {
-  check_conv(x, weight, bias, groups);
   ConvCall call(x, weight, groups);
+  STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == x.size(2) && bias.scalar_type() == x.scalar_type(),
+                  "positional_conv: bias must be [E] = [", x.size(2), "] of x's dtype");
   const Tensor dense_bias = dense(bias);
   Tensor out = torch::stable::empty_like(call.x);
   Tensor conv = save ? torch::stable::empty_like(call.x) : torch::stable::new_empty(call.x, {0});
@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensor> positional_conv_cpu(const Tensor& x, const Tensor& we
   call.args.bias = dense_bias.const_data_ptr();
   call.args.out = out.mutable_data_ptr();
   call.args.conv = save ? conv.mutable_data_ptr() : nullptr;
-  call.run(kernels().positional_conv);
+  call.run(&Kernels::positional_conv);
   return {out, conv};
 }
 
@@ -183,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor> positional_conv_backward_cpu(const Tensor& gr
     call.args.grad_weight = grad_weight.mutable_data_ptr();
     call.args.grad_bias = grad_bias.mutable_data_ptr();
   }
-  call.run(kernels().positional_conv_backward);
+  call.run(&Kernels::positional_conv_backward);
   return {grad_x, grad_weight, grad_bias};
 }
 

@@ -7,7 +7,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ecgfast.ops._dispatch import FLOATS, check, check_tensor, fused, wide
+from ecgfast.ops._dispatch import (
+    FLOATS,
+    check,
+    check_tensor,
+    full_precision,
+    fused,
+    refuse_second_derivative,
+    wide,
+)
 
 _OP = "global_contrastive"
 _EPS = 1e-8
@@ -18,7 +26,7 @@ def _validate(a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperatur
     check_tensor(_OP, "b", b, (None, a.shape[1]), (a.dtype,), a)
     check_tensor(_OP, "group_a", group_a, (a.shape[0],), (torch.int64,), a)
     check_tensor(_OP, "group_b", group_b, (b.shape[0],), (torch.int64,), a)
-    check(temperature > 0, _OP, f"temperature must be positive, got {temperature}")
+    check(0 < temperature < torch.inf, _OP, f"temperature must be positive, got {temperature}")
 
 
 class _AllRows(torch.autograd.Function):
@@ -64,7 +72,8 @@ def global_contrastive_reference(
         norm = z.norm(dim=1, keepdim=True).clamp(min=_EPS)
         return z / (norm.detach() if detach_norm else norm)
 
-    logits = unit(a) @ unit(b).T / temperature
+    with full_precision(a):
+        logits = unit(a) @ unit(b).T / temperature
     positive = group_a[:, None] == group_b[None, :]
     n_positive = positive.sum().clamp(min=1)
     forward = torch.logsumexp(logits, dim=1, keepdim=True) - logits
@@ -103,6 +112,9 @@ def global_contrastive(
 
     Source: Kiyasseh et al., CLOCS, ICML 2021, equation 2; Oh et al., CHIL 2022, section 3.2.
     """
+    if torch.is_autocast_enabled(a.device.type) and a.dtype != b.dtype:
+        common = torch.promote_types(a.dtype, b.dtype)
+        a, b = a.to(common), b.to(common)
     if not fused(_OP, a):
         return global_contrastive_reference(
             a,
@@ -152,3 +164,4 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
 
 
 torch.library.register_autograd("ecgfast::global_contrastive", _backward, setup_context=_setup)
+refuse_second_derivative(_OP)

@@ -6,7 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._dispatch import FLOATS, check, check_rng, check_tensor, fused, wide
+from ecgfast.ops._dispatch import (
+    FLOATS,
+    check,
+    check_rng,
+    check_tensor,
+    full_precision,
+    fused,
+    refuse_second_derivative,
+    wide,
+)
 from ecgfast.ops.random import Purpose, gumbel_from_words, words
 
 _OP = "gumbel_quantize"
@@ -28,7 +37,7 @@ def _validate(
         check_tensor(_OP, "temperature", temperature, (), FLOATS, codebook)
         check(not temperature.requires_grad, _OP, "temperature takes no gradient, got one that requires it")
     else:
-        check(temperature > 0, _OP, f"temperature must be positive, got {temperature}")
+        check(0 < temperature < torch.inf, _OP, f"temperature must be positive, got {temperature}")
     check(noise is None or rng is None, _OP, "takes noise or rng, got both")
     if noise is not None:
         check_tensor(_OP, "noise", noise, tuple(logits.shape), FLOATS, codebook)
@@ -80,7 +89,8 @@ def gumbel_quantize_reference(
     if hard:
         one_hot = F.one_hot(codes, v).to(dtype)
         soft = one_hot + (soft - soft.detach())
-    quantized = torch.einsum("rgv,gvd->rgd", soft, codebook.to(dtype)).reshape(rows, g * width)
+    with full_precision(logits):
+        quantized = torch.einsum("rgv,gvd->rgd", soft, codebook.to(dtype)).reshape(rows, g * width)
     mean_probs = torch.softmax(x, dim=-1).sum(0) / max(rows, 1)
     return quantized.to(codebook.dtype), codes.to(torch.int32), mean_probs
 
@@ -189,3 +199,4 @@ def _backward(
 
 
 torch.library.register_autograd("ecgfast::gumbel_quantize", _backward, setup_context=_setup)
+refuse_second_derivative(_OP)

@@ -14,6 +14,7 @@ from ecgfast.ops._dispatch import (
     check_tensor,
     describe,
     fused,
+    refuse_second_derivative,
     wide,
 )
 from ecgfast.ops.random import Purpose, bounded, words
@@ -38,7 +39,7 @@ def _validate(
     check_tensor(_OP, "targets", targets, (b, m, d), (predictions.dtype,), predictions)
     if codes is not None:
         check_tensor(_OP, "codes", codes, (b, m, None), (torch.int32, torch.int64), predictions)
-    check(temperature > 0, _OP, f"temperature must be positive, got {temperature}")
+    check(0 < temperature < torch.inf, _OP, f"temperature must be positive, got {temperature}")
     check(
         negatives in ("sampled", "all"),
         _OP,
@@ -113,7 +114,8 @@ def local_contrastive_reference(
     same_as = targets if codes is None else codes
 
     def gather(x: Tensor) -> Tensor:
-        return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1])).view(b, m, -1, x.shape[-1])
+        rows = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+        return rows.view(b, m, negative_index.shape[-1], x.shape[-1])
 
     positive = (p * t).sum(-1, keepdim=True) / temperature
     negative = (p[:, :, None] * gather(t)).sum(-1) / temperature
@@ -240,3 +242,4 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
 
 
 torch.library.register_autograd("ecgfast::local_contrastive", _backward, setup_context=_setup)
+refuse_second_derivative(_OP)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._dispatch import FLOATS, autocast, check, check_tensor, fused
+from ecgfast.ops._dispatch import FLOATS, autocast, check, check_tensor, fused, refuse_second_derivative
 
 _OP = "patch_embed"
 MILLIVOLTS_PER_UNIT = 1e-3
@@ -59,8 +59,9 @@ def patch_embed_reference(
     """Plain PyTorch form of :func:`patch_embed`: conv1d, group_norm, gelu."""
     _validate(signal, keep, weights, gn_weight, gn_bias, biases)
     dtype, channels = weights[0].dtype, weights[0].shape[0]
-    x = signal * MILLIVOLTS_PER_UNIT if signal.dtype == torch.int16 else signal
-    x = x.to(dtype)
+    x = signal.to(dtype)
+    if signal.dtype == torch.int16:
+        x = x * MILLIVOLTS_PER_UNIT
     if keep is not None:
         x = x.masked_fill(~keep[:, :, None], 0.0)
     if signal.shape[0] == 0 or signal.shape[2] >> len(weights) == 0:
@@ -69,7 +70,7 @@ def patch_embed_reference(
     for i, w in enumerate(weights):
         x = F.conv1d(x, w, biases[i] if biases is not None else None, stride=2)
         if i == 0:
-            x = F.group_norm(x, channels, gn_weight, gn_bias, eps)
+            x = torch.group_norm(x, channels, gn_weight, gn_bias, eps)
         x = F.gelu(x)
     return x.transpose(1, 2)
 
@@ -176,9 +177,10 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _backward(ctx: Any, grad_tokens: Tensor | None, _: Any) -> tuple:
-    none = (None, None, [None] * ctx.n_weights, None, None, [None] * ctx.n_biases, None, None)
+    if not ctx.saved_tensors:
+        raise RuntimeError("patch_embed: the forward pass ran with for_backward=False")
     if grad_tokens is None:
-        return none
+        return (None, None, [None] * ctx.n_weights, None, None, [None] * ctx.n_biases, None, None)
     signal, keep, gn_weight, gn_bias, saved, *rest = ctx.saved_tensors
     weights, biases = rest[: ctx.n_weights], rest[ctx.n_weights :]
     for_signal = ctx.needs_input_grad[0]
@@ -191,3 +193,4 @@ def _backward(ctx: Any, grad_tokens: Tensor | None, _: Any) -> tuple:
 
 
 torch.library.register_autograd("ecgfast::patch_embed", _backward, setup_context=_setup)
+refuse_second_derivative(_OP)

@@ -6,7 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._dispatch import FLOATS, autocast, check, check_tensor, fused, wide
+from ecgfast.ops._dispatch import (
+    FLOATS,
+    autocast,
+    check,
+    check_tensor,
+    full_precision,
+    fused,
+    refuse_second_derivative,
+    wide,
+)
 
 _OP = "positional_conv"
 
@@ -30,7 +39,9 @@ def positional_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, groups: i
     tokens = x.to(dtype)
     if x.numel() == 0:
         return x + 0 * (weight.sum() + bias.sum())
-    y = F.conv1d(tokens.transpose(1, 2), weight.to(dtype), bias.to(dtype), padding=taps // 2, groups=groups)
+    wide_weight, wide_bias = weight.to(dtype), bias.to(dtype)
+    with full_precision(x):
+        y = F.conv1d(tokens.transpose(1, 2), wide_weight, wide_bias, padding=taps // 2, groups=groups)
     return (tokens + F.gelu(y[..., : x.shape[1]].transpose(1, 2))).to(x.dtype)
 
 
@@ -108,3 +119,4 @@ def _backward(ctx: Any, grad_out: Tensor | None, _: Any) -> tuple[Tensor | None,
 
 
 torch.library.register_autograd("ecgfast::positional_conv", _backward, setup_context=_setup)
+refuse_second_derivative(_OP)
