@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
@@ -30,6 +31,8 @@ def torch_root() -> Path:
         os.environ.get("ECGFAST_TORCH_ROOT"),
         Path(spec.origin).parent if spec and spec.origin else None,
         *(Path(sysconfig.get_path(key)) / "torch" for key in ("purelib", "platlib")),
+        Path(sysconfig.get_path("purelib", vars={"base": sys.base_prefix})) / "torch",
+        Path(site.getusersitepackages()) / "torch",
     ]
     for candidate in filter(None, candidates):
         if (Path(candidate) / "include/torch/csrc/stable/library.h").exists():
@@ -70,7 +73,9 @@ class CMakeBuild(build_ext):
 
             options["CMAKE_MAKE_PROGRAM"] = Path(ninja.BIN_DIR) / "ninja"
         cmake = cmake_command()
-        flags = [f"-D{key}={value}" for key, value in options.items()]
+        # An isolated build leaves its temporary ninja's path in the cache.
+        flags = [] if "CMAKE_MAKE_PROGRAM" in options else ["-UCMAKE_MAKE_PROGRAM"]
+        flags += [f"-D{key}={value}" for key, value in options.items()]
         # Unset means CMakeLists.txt's default, not what an earlier build in this folder was told.
         archs = os.environ.get("ECGFAST_CUDA_ARCHS")
         flags.append(
@@ -81,6 +86,9 @@ class CMakeBuild(build_ext):
         flags += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         subprocess.run([*cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *flags], check=True)
         subprocess.run([*cmake, "--build", build], check=True)
+        # A library that this build leaves out must not stay from an earlier one.
+        for stale in (destination / "ecgfast").glob("libecgfast_*.so"):
+            stale.unlink()
         subprocess.run([*cmake, "--install", build, "--prefix", destination, "--strip"], check=True)
 
     def get_outputs(self) -> list[str]:

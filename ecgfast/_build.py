@@ -19,7 +19,7 @@ _CUDA_LIBRARY = _HERE / "libecgfast_cuda.so"
 
 # The CPU library defines the ops, so it comes first; the CUDA one needs a torch built with CUDA.
 torch.ops.load_library(str(_HERE / "libecgfast_cpu.so"))
-cuda_loaded = torch.version.cuda is not None and _CUDA_LIBRARY.exists()
+cuda_loaded = bool(torch.version.cuda and _C.build_info()["cuda_architectures"] and _CUDA_LIBRARY.exists())
 if cuda_loaded:
     torch.ops.load_library(str(_CUDA_LIBRARY))
 
