@@ -5,8 +5,9 @@
 // to their bound 1 / temperature, and one exponential serves its row and its column; else the sums keep
 // running maxima.
 #include "arena.h"
-#include "gemm_packed.h"
 #include "kernels.h"
+#include "products.h"
+#include "rows.h"
 
 namespace ecgfast {
 namespace {
@@ -14,18 +15,21 @@ namespace {
 constexpr double kEps = 1e-8;
 constexpr double kMostBounded = 64;                // of 2 / temperature
 constexpr int64_t kWorkspace = int64_t{30} << 20;  // bytes, unless 96 rows of this width ask for more
-constexpr int64_t kGroup = 8 * kGemmRows;          // rows worked on together: their tile stays in L2
 
 static int64_t blocks_of(int64_t n, int64_t most, int64_t multiple) {
   const int64_t count = n > most ? (n + most - 1) / most : 1;
   return round_up((n + count - 1) / count, multiple);
 }
 
-template <class T>
+template <class In>
 struct Layout {
-  static constexpr int64_t W = kGemmColumns<T>, R = kGemmRows;
+  using T = Acc<In>;
+  using P = typename ProductsOf<In>::type;
+  using Element = typename P::Element;
+  static constexpr int64_t W = P::kColumns, R = P::kRows;
   int64_t rows, cols, dp, ld;  // of a block, padded; D padded; of the tile of similarities
-  T *left, *left_rows, *right, *right_rows, *tile, *grad_left, *col_max, *col_sum;
+  Element *left, *left_rows, *right, *right_rows;
+  T *tile, *grad_left, *col_max, *col_sum;
   int64_t bytes;
 
   Layout(const GlobalArgs& a, void* base) : dp(round_up(a.D, W)) {
@@ -35,10 +39,10 @@ struct Layout {
     cols = blocks_of(a.N[1], most, W);
     ld = cols + 16;  // no power of two: rows of a tile fall on different cache sets
     Arena arena(base);
-    left = arena.take<T>(rows * a.D);
-    right = arena.take<T>(cols * a.D);
-    left_rows = a.backward ? arena.take<T>(rows * dp) : nullptr;
-    right_rows = a.backward ? arena.take<T>(cols * dp) : nullptr;
+    left = arena.take<Element>(P::left_elements(rows, a.D));
+    right = arena.take<Element>(P::right_elements(a.D, cols));
+    left_rows = a.backward ? arena.take<Element>(P::right_elements(rows, a.D)) : nullptr;
+    right_rows = a.backward ? arena.take<Element>(P::right_elements(cols, a.D)) : nullptr;
     tile = a.backward ? arena.take<T>(rows * ld) : nullptr;
     grad_left = a.backward ? arena.take<T>(rows * dp) : nullptr;
     col_max = a.backward ? nullptr : arena.take<T>(rows / R * cols);
@@ -48,20 +52,25 @@ struct Layout {
 
   // Of a block of n by n.
   int64_t size(const GlobalArgs& a, int64_t n) const {
-    return (a.backward ? 5 * dp + n : 2 * dp + 2 * n / R) * n * static_cast<int64_t>(sizeof(T));
+    const int64_t each = sizeof(T), packed = P::kBytes * dp;
+    return n * (a.backward ? 4 * packed + (dp + n) * each : 2 * packed + 2 * n / R * each);
   }
 };
 
 // One thread's scratch.
-template <class T>
+template <class In>
 struct Scratch {
-  T *rows, *group;
+  using P = typename ProductsOf<In>::type;
+  Acc<In>*rows, *tile;
+  typename P::Element* left;
   int64_t bytes;
 
-  Scratch(const GlobalArgs& a, const Layout<T>& l, void* base) {
+  Scratch(const GlobalArgs& a, const Layout<In>& l, void* base) {
     Arena arena(base);
-    rows = arena.take<T>((Layout<T>::W > Layout<T>::R ? Layout<T>::W : Layout<T>::R) * l.dp);
-    group = arena.take<T>(a.backward ? kGroup * l.rows : kGroup * l.ld);
+    rows = arena.take<Acc<In>>((l.W > l.R ? l.W : l.R) * l.dp);
+    tile = a.backward ? nullptr : arena.take<Acc<In>>(P::kGroup * l.ld);
+    const int64_t deep = l.rows > l.cols ? l.rows : l.cols;
+    left = a.backward ? arena.take<typename P::Element>(P::left_elements(P::kGroup, deep)) : nullptr;
     bytes = arena.bytes();
   }
 };
@@ -82,10 +91,11 @@ struct Contrast {
   using T = Acc<In>;
   using V = Vec<T>;
   using Index = decltype(V{} > V{});
-  static constexpr int64_t L = kLanes<T>, W = kGemmColumns<T>, R = kGemmRows;
+  using P = typename ProductsOf<In>::type;
+  static constexpr int64_t L = kLanes<T>, W = P::kColumns, R = P::kRows;
   const GlobalArgs& a;
-  Layout<T> w;
-  Scratch<T> s;
+  Layout<In> w;
+  Scratch<In> s;
   bool bounded;
   T shift;
 
@@ -131,55 +141,48 @@ struct Contrast {
   }
   double gradient_scale() const { return a.factor * a.inv_temperature; }
 
-  // Unit rows of a block, `n` from row `i` on of which `valid` exist.
-  void load_units(int side, int64_t i, int64_t n, int64_t valid) const {
+  // Unit rows of a block, from row `i` on.
+  void load_units(int side, int64_t i, int64_t n) const {
     for (int64_t r = 0; r < n; ++r) {
-      T* to = s.rows + r * w.dp;
-      if (r >= valid) {
-        memset(to, 0, sizeof(T) * w.dp);
-        continue;
-      }
-      widen(x(side, i + r), a.D, w.dp, to);
-      scale(to, inv_norm(side)[i + r], w.dp);
+      widen(x(side, i + r), a.D, w.dp, s.rows + r * w.dp);
+      scale(s.rows + r * w.dp, inv_norm(side)[i + r], w.dp);
     }
   }
 
   void pack_left(int64_t panel) const {
     const int64_t i = panel * R, valid = least(R, a.size[0] - i);
-    load_units(0, a.begin[0] + i, R, valid);
-    T* to = w.left + i * a.D;
-    for (int64_t r = 0; r < R; ++r)
-      for (int64_t d = 0; d < a.D; ++d) to[d * R + r] = s.rows[r * w.dp + d];
+    load_units(0, a.begin[0] + i, valid);
+    P::pack_left(s.rows, w.dp, valid, a.D, w.left + P::left_elements(i, a.D));
     if (!a.backward) return;
-    pack_rows(s.rows, w.dp, i, valid, a.D, a.size[0], w.left_rows);
+    P::pack_right_rows(s.rows, w.dp, i, valid, a.D, a.size[0], w.left_rows);
     memset(w.grad_left + i * w.dp, 0, sizeof(T) * R * w.dp);
   }
 
   void pack_right(int64_t panel) const {
     const int64_t j = panel * W, valid = least(W, a.size[1] - j);
-    load_units(1, a.begin[1] + j, valid, valid);
-    pack_transposed(s.rows, w.dp, j, valid, a.D, w.right);
-    if (a.backward) pack_rows(s.rows, w.dp, j, valid, a.D, a.size[1], w.right_rows);
+    load_units(1, a.begin[1] + j, valid);
+    P::pack_right(s.rows, w.dp, j, valid, a.D, w.right);
+    if (a.backward) P::pack_right_rows(s.rows, w.dp, j, valid, a.D, a.size[1], w.right_rows);
   }
 
   // Cosines of `panels` row panels from `panel` on with the whole block of b.
   void cosines(int64_t panel, int64_t panels, T* out) const {
-    const Left<T> left = row_blocks(w.left + panel * R * a.D, a.D);
-    gemm_packed(panels * R, a.size[1], a.D, left, w.right, out, w.ld, w.ld);
+    const auto left = P::packed(w.left + P::left_elements(panel * R, a.D), a.D);
+    P::template multiply<false>(panels * R, a.size[1], a.D, left, w.right, out, w.ld, w.ld);
   }
 
   // f(panel, panels): groups of row panels, or of column panels counted in rows of a product.
   template <class F>
   static void for_groups(int64_t begin, int64_t end, F f) {
-    for (int64_t p = begin; p < end; p += kGroup / R) f(p, least(kGroup / R, end - p));
+    for (int64_t p = begin; p < end; p += P::kGroup / R) f(p, least(P::kGroup / R, end - p));
   }
 
   void forward(int64_t begin, int64_t end) const {
     for_groups(begin, end, [&](int64_t panel, int64_t panels) {
-      cosines(panel, panels, s.group);
+      cosines(panel, panels, s.tile);
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t rows = least(R, a.size[0] - (panel + p) * R);
-        T* tile = s.group + p * R * w.ld;
+        T* tile = s.tile + p * R * w.ld;
         to_similarities(tile, rows);
         bounded ? sum_bounded(panel + p, tile, rows) : sum_running(panel + p, tile, rows);
       }
@@ -291,18 +294,15 @@ struct Contrast {
       for (int64_t r = 0; r < panels * R; ++r) {
         T* row = tile + r * w.ld;
         const int64_t i = panel * R + r;
-        if (i >= a.size[0]) {
-          memset(row, 0, sizeof(T) * w.ld);
-        } else if (bounded) {
-          differentiate_bounded(a.begin[0] + i, row);
-        } else {
-          differentiate(a.begin[0] + i, row);
-        }
+        if (i < a.size[0])
+          bounded ? differentiate_bounded(a.begin[0] + i, row) : differentiate(a.begin[0] + i, row);
+        const int64_t valid = i < a.size[0] ? a.size[1] : 0;  // the rest is padding of the products
+        memset(row + valid, 0, sizeof(T) * (w.ld - valid));
       }
     });
   }
 
-  // Cosines of a row to the gradients of the loss to them. Past the block's columns anything may be left.
+  // Cosines of a row to the gradients of the loss to them.
   void differentiate_bounded(int64_t i, T* row) const {
     const T own = sums(0)[i], hit = static_cast<T>(-2 * gradient_scale());
     const T* factor = sums(1) + a.begin[1];
@@ -339,16 +339,16 @@ struct Contrast {
   void products(int64_t begin, int64_t end) const {
     const int64_t split = row_panels();
     for_groups(begin, least(end, split), [&](int64_t panel, int64_t panels) {
-      const Left<T> left = row_major(static_cast<const T*>(w.tile) + panel * R * w.ld, w.ld);
-      gemm_packed<true>(panels * R, a.D, a.size[1], left, w.right_rows, w.grad_left + panel * R * w.dp, w.dp,
-                        w.dp);
+      const int64_t i = panel * R;
+      const auto left = P::rows_of(w.tile + i * w.ld, w.ld, panels * R, a.size[1], s.left);
+      P::template multiply<true>(panels * R, a.D, a.size[1], left, w.right_rows, w.grad_left + i * w.dp, w.dp,
+                                 w.dp);
     });
     for_groups(begin > split ? begin - split : 0, end - split, [&](int64_t panel, int64_t panels) {
       const int64_t j = panel * R, cols = least(panels * R, a.size[1] - j);
-      pack_left_transposed(w.tile, w.ld, j, cols, a.size[0], s.group);
+      const auto left = P::columns_of(w.tile, w.ld, j, cols, a.size[0], s.left);
       T* grad = static_cast<T*>(a.grad_right) + (a.begin[1] + j) * a.D;
-      gemm_packed<true>(cols, a.D, a.size[0], row_blocks(static_cast<const T*>(s.group), a.size[0]),
-                        w.left_rows, grad, a.D, a.D);
+      P::template multiply<true>(cols, a.D, a.size[0], left, w.left_rows, grad, a.D, a.D);
     });
   }
 
@@ -388,6 +388,12 @@ struct Contrast {
   }
 
   void run(GlobalPass pass, int64_t begin, int64_t end) const {
+    P::begin();
+    run_pass(pass, begin, end);
+    P::end();
+  }
+
+  void run_pass(GlobalPass pass, int64_t begin, int64_t end) const {
     switch (pass) {
       case GlobalPass::norms:
         return each(begin, end, [&](int64_t i) { norm(i); });
@@ -415,11 +421,11 @@ struct Contrast {
   }
 };
 
-template <class T>
+template <class In>
 static GlobalSizes sizes(const GlobalArgs& a) {
-  const Layout<T> l(a, nullptr);
-  const Scratch<T> s(a, l, nullptr);
-  return {{l.rows, l.cols}, {l.R, l.W}, l.bytes, s.bytes, Contrast<T>::sum_size(a)};
+  const Layout<In> l(a, nullptr);
+  const Scratch<In> s(a, l, nullptr);
+  return {{l.rows, l.cols}, {l.R, l.W}, l.bytes, s.bytes, Contrast<In>::sum_size(a)};
 }
 
 }  // namespace
@@ -429,7 +435,17 @@ namespace ECGFAST_ISA {
 ECGFAST_KERNELS(ECGFAST_DECLARE)
 
 GlobalSizes global_sizes(const GlobalArgs& args) {
-  return args.dtype == DType::f64 ? sizes<double>(args) : sizes<float>(args);
+  switch (args.dtype) {
+    case DType::f32:
+      return sizes<float>(args);
+    case DType::bf16:
+      return sizes<BFloat16>(args);
+    case DType::f16:
+      return sizes<Half>(args);
+    case DType::f64:
+      break;
+  }
+  return sizes<double>(args);
 }
 
 void global_contrastive(const GlobalArgs& args, GlobalPass pass, int64_t begin, int64_t end, void* scratch) {
