@@ -27,11 +27,11 @@ template <int Parts>
 struct SplitTiles {
   using Element = uint16_t;  // a part
   static constexpr int64_t kRows = 32, kColumns = 32, kDepth = 32;
-  static constexpr int64_t kGroup = 6 * kRows;         // rows to multiply at a time
-  static constexpr int64_t kBytes = 2 * Parts;         // of a number
-  static constexpr int64_t kTile = 512;                // elements: 16 rows of 64 bytes
+  static constexpr int64_t kGroup = 8 * kRows;  // rows at a time: with a slice of B and of C they fit in L2
+  static constexpr int64_t kBytes = 2 * Parts;  // of a number
+  static constexpr int64_t kTile = 512;         // elements: 16 rows of 64 bytes
   static constexpr int64_t kStep = 2 * Parts * kTile;  // 32 of k, for 32 rows or columns
-  static constexpr int64_t kSlice = 8;                 // steps that a slice of B is deep
+  static constexpr int64_t kSlice = 16;                // steps that a slice of B is deep
 
   static int64_t steps(int64_t k) { return (k + kDepth - 1) / kDepth; }
   static int64_t left_elements(int64_t m, int64_t k) { return (m + 31) / 32 * steps(k) * kStep; }
@@ -71,8 +71,8 @@ struct SplitTiles {
           first[q] = bit_cast<VU>(load(from + q * ld));
           second[q] = bit_cast<VU>(load(from + (q + 16) * ld));
         }
-        transpose16(first);
-        transpose16(second);
+        ecgfast::transpose<uint32_t>(first);
+        ecgfast::transpose<uint32_t>(second);
         uint16_t* to = out + (j / kRows * steps(k) + s) * kStep;
         for (int q = 0; q < 16; ++q) put(bit_cast<VF>(first[q]), bit_cast<VF>(second[q]), to, j % kRows + q);
       }
@@ -93,7 +93,7 @@ struct SplitTiles {
           for (int p = 0; p < Parts; ++p) words[p][q] = row[p];
         }
         for (int p = 0; p < Parts; ++p) {
-          transpose16(words[p]);
+          ecgfast::transpose<uint32_t>(words[p]);
           memcpy(panel + s * kStep + (2 * p + half) * kTile, words[p], sizeof words[p]);
         }
       }
