@@ -1,5 +1,5 @@
 // GELU (erf) and its derivative for the hot loops: absolute errors below 2e-7, a few of the last bits of 1.
-// With AVX-512 a polynomial per interval looked up in registers, which costs a third of activations.h; that
+// With AVX-512 a polynomial per interval looked up in registers; activations.h
 // elsewhere.
 #pragma once
 #include "activations.h"
