@@ -12,7 +12,7 @@
 // The draws are made anew from their counters. All sums have a fixed order: the result is deterministic.
 #pragma once
 #include "../common/philox.h"
-#include "launch.h"
+#include "local_contrastive.h"
 #include "mma_tiles.cuh"
 #include "shared_arena.cuh"
 

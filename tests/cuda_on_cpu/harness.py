@@ -34,10 +34,6 @@ FLAGS = [
     "-Wextra",
     "-Wno-unknown-pragmas",
 ]
-ASAN_FLAGS = (
-    *("-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
-    *("-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing"),
-)
 ASAN_FLAGS = ("-fsanitize=address", "-fno-omit-frame-pointer")
 
 
@@ -86,7 +82,7 @@ def _content_key(source: Path, command: list[str]) -> str:
     files = [
         source,
         *HERE.glob("emulator/*.h"),
-        *ROOT.glob("csrc/cuda/*.cuh"),
+        *ROOT.glob("csrc/cuda/*.cu*"),
         *ROOT.glob("csrc/cuda/*.h"),
         *ROOT.glob("csrc/common/*.h"),
     ]

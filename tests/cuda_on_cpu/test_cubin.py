@@ -1,5 +1,6 @@
 """What the compiler made of the kernels: tensor cores and 16-byte accesses where meant, nothing spilled."""
 
+import functools
 import importlib.util
 import os
 import re
@@ -10,9 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda_on_cpu.harness import ROOT, toolkit_roots
+from tests.cuda_on_cpu.harness import ROOT, toolkit_roots, unavailable
 
-ARCHITECTURE = "sm_90"
+ARCHITECTURE = "90"
+LIBRARY = ROOT / "ecgfast" / "libecgfast_cuda.so"
+ELEMENTS = {"bfloat16": "13__nv_bfloat16", "float16": "6__half", "float32": "f"}
+MMA = {"bfloat16": "HMMA.16816.F32.BF16", "float16": "HMMA.16816.F32 ", "float32": "HMMA.1688.F32.TF32"}
+LDMATRIX = r"LDSM\.16\.MT?88\.4"
+CP_ASYNC_16 = r"LDGSTS\.E\S*\.128"
+STORE_16 = r"STG\.E\S*\.128"
+LOAD_16 = r"LDG\.E\S*\.128"
 
 
 def _disassemblers() -> Iterator[Path]:
@@ -24,53 +32,50 @@ def _disassemblers() -> Iterator[Path]:
         yield Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-@pytest.fixture(scope="module")
-def sass(tmp_path_factory) -> dict[str, str]:
-    """The machine code of each kernel of ``local_contrastive.cu``, by its mangled name."""
+@functools.cache
+def sass() -> dict[str, str]:
+    """The machine code of each kernel of the built library, by its mangled name."""
     cuobjdump = next((p for p in _disassemblers() if p.is_file()), None)
     if cuobjdump is None:
-        pytest.skip("no cuobjdump: it comes with the CUDA toolkit and with the triton wheel")
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc")
-    cubin = tmp_path_factory.mktemp("cubin") / "local_contrastive.cubin"
-    source = ROOT / "csrc" / "cuda" / "local_contrastive.cu"
-    subprocess.run(
-        [nvcc, "-std=c++17", "-O3", "-cubin", f"-arch={ARCHITECTURE}", "-o", str(cubin), str(source)],
-        check=True,
-    )
+        unavailable("no cuobjdump: it comes with the CUDA toolkit and with the triton wheel")
+    if not LIBRARY.exists():
+        unavailable("the CUDA library is not built here")
     path = f"{cuobjdump.parent}{os.pathsep}{os.environ['PATH']}"  # it calls nvdisasm
     text = subprocess.run(
-        [str(cuobjdump), "-sass", str(cubin)],
+        [str(cuobjdump), "-sass", "-arch", f"sm_{ARCHITECTURE}", str(LIBRARY)],
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    name, *rest = re.split(r"^\s*Function : (\S+)$", text, flags=re.MULTILINE)[1:]
-    parts = [name, *rest]
+    parts = re.split(r"^\s*Function : (\S+)$", text, flags=re.MULTILINE)[1:]
+    if not parts:
+        unavailable(f"the CUDA library is not built for sm_{ARCHITECTURE}")
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def _kernel(sass: dict[str, str], name: str, element: str) -> str:
-    matches = [code for symbol, code in sass.items() if f"{name}I{element}" in symbol]
-    assert len(matches) == 1, sorted(sass)
+def kernel(name: str, dtype: str | None = None) -> str:
+    """The code of the one kernel of this name; of the template's instance for ``dtype``."""
+    mark = f"{len(name)}{name}" + (f"I{ELEMENTS[dtype]}" if dtype else "")
+    matches = [code for symbol, code in sass().items() if mark in symbol]
+    assert len(matches) == 1, (mark, sorted(sass()))
     return matches[0]
 
 
+@pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("name", ["local_contrastive_forward", "local_contrastive_backward"])
-@pytest.mark.parametrize(
-    ("element", "mma"),
-    [("13__nv_bfloat16", "HMMA.16816.F32.BF16"), ("6__half", "HMMA.16816.F32 "), ("f", "HMMA.1688.F32.TF32")],
-)
-def test_kernels_use_tensor_cores_and_wide_copies(sass, name, element, mma):
-    code = _kernel(sass, name, element)
-    assert mma in code
-    assert "LDSM.16.M88.4" in code  # ldmatrix
-    assert re.search(r"LDGSTS\.E\S*\.128", code)  # cp.async of 16 bytes
-    assert not re.search(r"\b(LDL|STL)\b", code)  # no local memory
+def test_local_contrastive(name, dtype):
+    code = kernel(name, dtype)
+    assert MMA[dtype] in code
+    assert re.search(LDMATRIX, code)
+    assert re.search(CP_ASYNC_16, code)
     if name.endswith("backward"):
-        assert "STG.E.128" in code
+        assert re.search(STORE_16, code)
+
+
+def test_no_kernel_uses_local_memory():
+    assert sass()
+    assert not [symbol for symbol, code in sass().items() if re.search(r"\b(LDL|STL)\b", code)]
 
 
 def test_inline_ptx_stays_in_one_file():

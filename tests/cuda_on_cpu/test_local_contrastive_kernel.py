@@ -138,16 +138,13 @@ class Kernels:
             case.n_draws if case.index is None else case.index.shape[2],
             1 / case.tau,
         )
-        arrays = (case.predictions, case.targets, out["grad_predictions"], out["grad_targets"])
-        row_bytes = d * case.predictions.itemsize
-        aligned = all(v % 16 == 0 for v in (row_bytes, *(address(x) for x in arrays)))
         dtype = DTYPES[case.dtype]
         self.driver.schedule(order)
         result = Result(*(address(out[n]) for n in ("loss", "correct", "lse", "inv_norms")))
-        self.driver.call("forward", ctypes.byref(problem), dtype, ctypes.byref(result), aligned)
+        self.driver.call("forward", ctypes.byref(problem), dtype, ctypes.byref(result))
         saved = Saved(address(case.grad_loss), address(out["lse"]), address(out["inv_norms"]))
         grads = (ctypes.c_void_p(address(out[n])) for n in ("grad_predictions", "grad_targets"))
-        self.driver.call("backward", ctypes.byref(problem), dtype, ctypes.byref(saved), *grads, aligned)
+        self.driver.call("backward", ctypes.byref(problem), dtype, ctypes.byref(saved), *grads)
         return out
 
 

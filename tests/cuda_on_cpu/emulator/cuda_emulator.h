@@ -1,8 +1,8 @@
 // Compiles CUDA kernels with the host compiler and runs them on the CPU, one fibre per CUDA thread.
 //
-// A driver (one translation unit, one shared library) includes this header, then the kernels, and calls
-// emu::launch(grid, threads, shared_bytes, [&] { kernel(arguments); }). Blocks run one after another. Not
-// modelled: the memory model beyond barriers, timing, other streams, launch code.
+// A driver (one translation unit, one shared library) includes this header, then the kernels' .cu file, and
+// calls its launch functions; or emu::launch(grid, threads, shared_bytes, [&] { kernel(arguments); }). Blocks
+// run one after another. Not modelled: the memory model beyond barriers, timing, streams.
 #pragma once
 #if defined(__CUDACC__)
 #error "the emulator is for the host compiler"

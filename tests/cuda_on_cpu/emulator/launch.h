@@ -107,12 +107,15 @@ void launch(dim3 grid, dim3 threads, size_t shared_bytes, Body&& body) {
       }
 }
 
-// What a driver's extern "C" function returns: null, or what went wrong.
+// What a driver's extern "C" function returns: null, or what went wrong. The body may return a cudaError_t.
 template <typename Body>
 const char* message_of(Body&& body) {
   static std::string text;
   try {
-    body();
+    if constexpr (std::is_void_v<decltype(body())>)
+      body();
+    else if (const auto error = body())
+      throw Error("launch: cudaError_t " + std::to_string(static_cast<int>(error)));
     return nullptr;
   } catch (const std::exception& e) {
     text = e.what();

@@ -1,43 +1,9 @@
-// The CUDA side of the ops: checks, allocation and launches on PyTorch's stable ABI. Never waits for the
-// device.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
-#include <initializer_list>
-
-#include "../cuda/launch.h"
-#include "common.h"
+// local_contrastive on CUDA tensors: checks, allocation and launches.
+#include "../cuda/local_contrastive.h"
+#include "cuda.h"
 
 namespace ecgfast {
 namespace {
-
-cudaStream_t current_stream(const Tensor& t) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-void check_launch(const char* op, cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
-}
-
-cuda::Dtype cuda_dtype(const Tensor& t, const char* op) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return cuda::Dtype::float32;
-    case ScalarType::BFloat16:
-      return cuda::Dtype::bfloat16;
-    case ScalarType::Half:
-      return cuda::Dtype::float16;
-    default:
-      STD_TORCH_CHECK(false, op, ": takes float32, bfloat16 or float16 on CUDA");
-  }
-}
-
-void check_device(const char* op, const Tensor& first, const std::optional<Tensor>& t) {
-  STD_TORCH_CHECK(!t.has_value() || (t->is_cuda() && t->get_device_index() == first.get_device_index()), op,
-                  ": all tensors must be on one CUDA device");
-}
 
 // The inputs of local_contrastive, made contiguous and kept alive while the launch reads their pointers.
 struct LocalInputs {

@@ -1,12 +1,8 @@
-// The CUDA kernels as plain functions: raw device pointers, sizes and a stream. No PyTorch headers here or in
-// the .cu files, so that they compile in seconds.
+// The local contrastive kernels as plain functions.
 #pragma once
-#include <cuda_runtime_api.h>
-#include <stdint.h>
+#include "dtype.h"
 
 namespace ecgfast::cuda {
-
-enum class Dtype { float32, bfloat16, float16 };
 
 // Inputs of local_contrastive; see ecgfast/ops/local_contrastive.py. All tensors contiguous.
 struct LocalContrastive {

@@ -1,0 +1,41 @@
+// What the CUDA sides of the ops share: the stream, the dtype, checks. Nothing here waits for the device.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <initializer_list>
+
+#include "../cuda/dtype.h"
+#include "common.h"
+
+namespace ecgfast {
+
+inline cudaStream_t current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline void check_launch(const char* op, cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
+}
+
+inline cuda::Dtype cuda_dtype(const Tensor& t, const char* op) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return cuda::Dtype::float32;
+    case ScalarType::BFloat16:
+      return cuda::Dtype::bfloat16;
+    case ScalarType::Half:
+      return cuda::Dtype::float16;
+    default:
+      STD_TORCH_CHECK(false, op, ": takes float32, bfloat16 or float16 on CUDA");
+  }
+}
+
+inline void check_device(const char* op, const Tensor& first, const std::optional<Tensor>& t) {
+  STD_TORCH_CHECK(!t.has_value() || (t->is_cuda() && t->get_device_index() == first.get_device_index()), op,
+                  ": all tensors must be on one CUDA device");
+}
+
+}  // namespace ecgfast
