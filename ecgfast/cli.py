@@ -51,6 +51,11 @@ def prepare(
     source: Annotated[Path, tyro.conf.arg(metavar="SOURCE"), Argument],
     store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
     workers: int = 0,
+    bandpass: tuple[float, float] | None = None,
+    notch: float | None = None,
+    baseline: bool = False,
+    derive_leads: bool = False,
+    longest_gap: float = 0.0,
 ) -> None:
     """Import a folder of WFDB records into a store: int16 microvolts at 500 Hz, leads by name.
 
@@ -58,10 +63,17 @@ def prepare(
         source: Folder with .hea files and their .dat or .mat, at any depth.
         store: Folder to write; taken up again if an earlier import of SOURCE was stopped.
         workers: Processes that read records; 0: one per core.
+        bandpass: Lower and upper cut-off in Hz of a zero-phase Butterworth filter; 0 as the lower: low-pass.
+        notch: Mains frequency in Hz to take out.
+        baseline: Subtract the baseline that running medians of 0.2 and 0.6 s find.
+        derive_leads: Compute absent III, aVR, aVL and aVF from I and II.
+        longest_gap: Seconds of invalid samples to bridge by a line.
     """
+    from ecgfast.data import Preprocessing
     from ecgfast.data import prepare as run
 
-    print(run(source, store, workers=workers or os.cpu_count() or 1))
+    how = Preprocessing(bandpass, notch, baseline, derive_leads, longest_gap)
+    print(run(source, store, preprocessing=how, workers=workers or os.cpu_count() or 1))
 
 
 def _pretrain_command(args: Sequence[str]) -> Callable[..., None]:

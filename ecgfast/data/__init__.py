@@ -2,6 +2,7 @@
 
 from ecgfast.data.importing import PrepareReport, prepare
 from ecgfast.data.loader import Batch, SegmentLoader
+from ecgfast.data.preprocess import Preprocessing
 from ecgfast.data.store import SAMPLE_RATE, Store
 from ecgfast.data.synthetic import SyntheticRecord, synthesize, write_synthetic
 
@@ -9,6 +10,7 @@ __all__ = [
     "SAMPLE_RATE",
     "Batch",
     "PrepareReport",
+    "Preprocessing",
     "SegmentLoader",
     "Store",
     "SyntheticRecord",

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ecgfast.data.folders import partial_folder
-from ecgfast.data.preprocess import MIN_SECONDS, Rejected
+from ecgfast.data.preprocess import Preprocessing, Rejected
 from ecgfast.data.store import SAMPLE_RATE, STORE_FORMAT, STORE_VERSION
 from ecgfast.data.wfdb_source import find_records, read_recording
 from ecgfast.data.writer import Recording, StoreWriter, finished_store
@@ -56,7 +56,12 @@ class PrepareReport:
 
 
 def prepare(
-    source: str | Path, store: str | Path, *, workers: int = 1, progress: bool = True
+    source: str | Path,
+    store: str | Path,
+    *,
+    preprocessing: Preprocessing = Preprocessing(),
+    workers: int = 1,
+    progress: bool = True,
 ) -> PrepareReport:
     """Import all WFDB records below a folder into a new store.
 
@@ -68,6 +73,7 @@ def prepare(
         source: The folder with `.hea` files, at any depth.
         store: The folder to create. A finished store of the same source and settings is left as it
             is; whether a record's contents changed since is not looked at, only the names.
+        preprocessing: Filters and repairs; none by default.
         workers: Processes that read records. More than one need the main module importable
             (`if __name__ == "__main__":` in scripts).
         progress: Show a progress bar.
@@ -80,7 +86,7 @@ def prepare(
     source, store = Path(source), Path(store)
     if workers < 1:
         raise EcgfastError(f"workers: got {workers}, want 1 or more")
-    settings, n_records = _settings(source)
+    settings, n_records = _settings(source, preprocessing)
     report = _finished(store, settings)
     if report is not None and not partial_folder(store).exists():
         return report
@@ -93,7 +99,7 @@ def prepare(
         names = itertools.islice(find_records(source), writer.n_done, None)
         bar = tqdm(total=n_records, initial=writer.n_done, unit="rec", disable=not progress)
         with bar:
-            for outcome in _read_all(source, names, workers):
+            for outcome in _read_all(source, names, preprocessing, workers):
                 if isinstance(outcome, Recording):
                     writer.add(outcome)
                 else:
@@ -121,7 +127,7 @@ def _describe(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in ordered)
 
 
-def _settings(source: Path) -> tuple[dict[str, Any], int]:
+def _settings(source: Path, how: Preprocessing) -> tuple[dict[str, Any], int]:
     """What the store is made from and how, and the number of records."""
     if not source.is_dir():
         raise EcgfastError(f"source: no such folder: {source}")
@@ -137,12 +143,7 @@ def _settings(source: Path) -> tuple[dict[str, Any], int]:
         "sample_rate": SAMPLE_RATE,
         "unit": "microvolt",
         "leads": list(STANDARD_LEADS),
-        "preprocessing": {
-            "resampling": "polyphase",
-            "filters": [],
-            "derived_leads": [],
-            "min_seconds": MIN_SECONDS,
-        },
+        "preprocessing": how.describe(),
         "provenance": {
             "importer": "wfdb",
             "source": str(source.resolve()),
@@ -165,11 +166,11 @@ def _finished(store: Path, settings: dict[str, Any]) -> PrepareReport | None:
     )
 
 
-def _read_all(source: Path, names: Iterable[str], workers: int) -> Iterator[Any]:
+def _read_all(source: Path, names: Iterable[str], how: Preprocessing, workers: int) -> Iterator[Any]:
     """A `Recording` or (name, reason) per record, in order, with a bounded number in memory."""
     if workers == 1:
         for name in names:
-            yield from _read_some(source, [name])
+            yield from _read_some(source, [name], how)
         return
     names = iter(names)
     pending: deque[Future[list[Any]]] = deque()
@@ -178,7 +179,7 @@ def _read_all(source: Path, names: Iterable[str], workers: int) -> Iterator[Any]
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         while chunk := list(itertools.islice(names, _CHUNK)):
-            pending.append(pool.submit(_read_some, source, chunk))
+            pending.append(pool.submit(_read_some, source, chunk, how))
             if len(pending) == _IN_FLIGHT * workers:
                 yield from pending.popleft().result()
         while pending:
@@ -191,11 +192,11 @@ def _read_all(source: Path, names: Iterable[str], workers: int) -> Iterator[Any]
         pool.shutdown(cancel_futures=True)
 
 
-def _read_some(source: Path, names: list[str]) -> list[Any]:
+def _read_some(source: Path, names: list[str], how: Preprocessing) -> list[Any]:
     outcomes: list[Any] = []
     for name in names:
         try:
-            outcomes.append(read_recording(source, name))
+            outcomes.append(read_recording(source, name, how))
         except Rejected as rejected:
             outcomes.append((name, str(rejected)))
     return outcomes

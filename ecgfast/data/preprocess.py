@@ -1,11 +1,16 @@
 """From leads as recorded to the block of a store: microvolts at 500 Hz, int16."""
 
-from fractions import Fraction
-from typing import NamedTuple
+import itertools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ecgfast.data import filters
+from ecgfast.data.cleaning import cut_off, derive_limb_leads, fill_gaps
+from ecgfast.data.resampling import resample
 from ecgfast.data.store import SAMPLE_RATE
+from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
 
 MIN_SECONDS = 1.0
@@ -18,19 +23,6 @@ MAX_RATE = 100_000.0
 """Highest source rate, Hz: above it a header is damaged rather than a recording that good."""
 
 MAX_MICROVOLTS = 32767
-
-
-HELD_SECONDS = 0.1
-"""Shortest run at a lead's highest or lowest value that no heart makes."""
-
-HELD_SHARE = 0.01
-"""Part of a lead that two or more such runs may make up."""
-
-HELD_SHARE_ONCE = 0.05
-"""Part of a lead that a single such run may make up."""
-
-RAIL_SECONDS = 0.01
-"""Shortest run at the end of the converter's range that saturates a lead, of two samples or more."""
 
 
 class Lead(NamedTuple):
@@ -51,27 +43,75 @@ class Rejected(Exception):
     """A record that a store cannot take; the message is the reason, `kind: details`."""
 
 
-def resample(signal: np.ndarray, rate: float) -> np.ndarray:
-    """Resample to 500 Hz with a polyphase filter.
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to a recording beyond microvolts at 500 Hz; by default nothing.
 
-    The line through the ends is taken out meanwhile, so that an offset leaves no step there.
+    Attributes:
+        bandpass: Cut-offs in Hz of a zero-phase Butterworth filter (second order, both ways); 0 as the
+            first: a low-pass. See `filters.bandpass`.
+        notch: Mains frequency in Hz to take out, see `filters.notch`.
+        baseline: Subtract the baseline that running medians find, see `filters.remove_baseline`.
+        derive_leads: Compute absent III, aVR, aVL, aVF from I and II.
+        longest_gap: Seconds of invalid samples (NaN) that are bridged by a line; a record with a longer gap
+            is rejected.
 
-    Args:
-        signal: One lead, floating point [n].
-        rate: Its samples per second.
-
-    Returns:
-        floating point [ceil(n * 500 / rate)]; `signal` itself where the rate is 500.
+    Raises:
+        EcgfastError: cut-offs out of order or beyond 250 Hz, a negative gap.
     """
-    if rate == SAMPLE_RATE:
-        return signal
-    from scipy.signal import resample_poly  # slow to load, and most sources are at 500 Hz
 
-    ratio = Fraction(SAMPLE_RATE / rate).limit_denominator(10_000)
-    return resample_poly(signal, ratio.numerator, ratio.denominator, padtype="line")
+    bandpass: tuple[float, float] | None = None
+    notch: float | None = None
+    baseline: bool = False
+    derive_leads: bool = False
+    longest_gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        limit = SAMPLE_RATE / 2
+        if self.bandpass is not None:
+            low, high = self.bandpass
+            if not 0 <= low < high < limit:
+                raise EcgfastError(
+                    f"bandpass: got {low:g} to {high:g} Hz, want ascending, 0 or more and below {limit:g}"
+                )
+        if self.notch is not None and not 0 < self.notch < limit:
+            raise EcgfastError(f"notch: got {self.notch:g} Hz, want above 0 and below {limit:g}")
+        if not 0 <= self.longest_gap < np.inf:
+            raise EcgfastError(f"longest_gap: got {self.longest_gap} s, want 0 or more")
+
+    def describe(self) -> dict[str, Any]:
+        """For `store.json`."""
+        steps: list[Any] = []
+        if self.bandpass is not None:
+            steps.append({"bandpass": list(self.bandpass), "order": _ORDER, "zero_phase": True})
+        if self.notch is not None:
+            steps.append({"notch": self.notch, "quality": filters.NOTCH_QUALITY, "zero_phase": True})
+        if self.baseline:
+            steps.append({"baseline": "running medians of 0.2 s and 0.6 s"})
+        return {
+            "resampling": "polyphase",
+            "filters": steps,
+            "derived_leads": ["III", "aVR", "aVL", "aVF"] if self.derive_leads else [],
+            "longest_gap_seconds": self.longest_gap,
+            "min_seconds": MIN_SECONDS,
+        }
+
+    def filtered(self, signal: np.ndarray) -> np.ndarray:
+        """The filters asked for, on leads at 500 Hz, floating point [..., n]."""
+        if self.bandpass is not None:
+            low, high = self.bandpass
+            signal = filters.bandpass(signal, SAMPLE_RATE, low or None, high, _ORDER)
+        if self.notch is not None:
+            signal = filters.notch(signal, SAMPLE_RATE, self.notch)
+        return filters.remove_baseline(signal, SAMPLE_RATE) if self.baseline else signal
 
 
-def standard_block(leads: dict[int, Lead]) -> tuple[np.ndarray, list[int]]:
+_ORDER = 2
+
+
+def standard_block(
+    leads: dict[int, Lead], how: Preprocessing = Preprocessing()
+) -> tuple[np.ndarray, list[int]]:
     """The [12, n_samples] block of a recording, and the leads present in it.
 
     A constant lead beside others that are not is an electrode that was never connected: it counts
@@ -79,70 +119,63 @@ def standard_block(leads: dict[int, Lead]) -> tuple[np.ndarray, list[int]]:
 
     Args:
         leads: By index in `STANDARD_LEADS`.
+        how: Filters and repairs.
 
     Returns:
         Microvolts at 500 Hz, int16, as long as the shortest lead, absent leads zero; and the
         indices of the leads present, ascending.
 
     Raises:
-        Rejected: invalid samples, a rate out of range, too short, out of int16's range, saturated
-            (see `saturation`), or flat: every lead is constant.
+        Rejected: invalid samples, a rate out of range, too short, out of int16's range, saturated (see
+            `cleaning.cut_off`), or flat: every lead is constant.
     """
-    resampled = {index: _checked(index, lead) for index, lead in leads.items()}
-    n = min(len(signal) for signal in resampled.values())
-    if n < MIN_SECONDS * SAMPLE_RATE:
-        raise Rejected(f"too short: {n / SAMPLE_RATE:.3f} s, want {MIN_SECONDS:g} s")
-    block = np.zeros((N_LEADS, n), dtype=np.int16)
-    for index, signal in resampled.items():
-        extreme = np.abs(signal).max()
+    checked = {index: _checked(index, lead, how) for index, lead in leads.items()}
+    order, signals = _at_store_rate(checked)
+    if signals.shape[1] < MIN_SECONDS * SAMPLE_RATE:
+        raise Rejected(f"too short: {signals.shape[1] / SAMPLE_RATE:.3f} s, want {MIN_SECONDS:g} s")
+    signals = how.filtered(signals)
+    block = np.zeros((N_LEADS, signals.shape[1]), dtype=np.int16)
+    for index, signal in zip(order, signals, strict=True):
+        extreme = max(signal.max(), -signal.min())
         if extreme >= MAX_MICROVOLTS:
             raise Rejected(
                 f"out of range: {STANDARD_LEADS[index]} reaches {extreme / 1000:.1f} mV, "
                 f"want less than {MAX_MICROVOLTS / 1000} mV"
             )
-        block[index] = np.rint(signal[:n])
+        block[index] = np.rint(signal)
     varies = (block != block[:, :1]).any(axis=1)
     if not varies.any():
         raise Rejected("flat: every lead is constant")
     block[~varies] = 0
-    return block, np.flatnonzero(varies).tolist()
+    present = np.flatnonzero(varies).tolist()
+    return derive_limb_leads(block, present) if how.derive_leads else (block, present)
 
 
-def saturation(lead: Lead) -> str | None:
-    """Where a lead was cut off, for a reason: "5.000 mV for 1.210 s"; None if it was not.
-
-    A lead is saturated if it stays at its highest or its lowest value in runs of `HELD_SECONDS`
-    or more that make up over `HELD_SHARE` of it, or over `HELD_SHARE_ONCE` if there is only one;
-    or if it stays at the end of the converter's range for `RAIL_SECONDS`. A constant lead is not.
-    """
-    low, high = lead.signal.min(), lead.signal.max()
-    if low == high:
-        return None
-    for value, at_rail in ((low, low <= lead.rails[0]), (high, high >= lead.rails[1])):
-        runs = _run_lengths(lead.signal == value)
-        held = runs[runs >= HELD_SECONDS * lead.rate]
-        share = HELD_SHARE if len(held) > 1 else HELD_SHARE_ONCE
-        cut = held.sum() > share * len(lead.signal)
-        if cut or (at_rail and runs.max() >= max(2, RAIL_SECONDS * lead.rate)):
-            return f"{value / 1000:.3f} mV for {runs.sum() / lead.rate:.3f} s"
-    return None
+def _at_store_rate(leads: dict[int, Lead]) -> tuple[list[int], np.ndarray]:
+    """Leads resampled, and cut to the shortest: their indices and float [leads, n]."""
+    alike: dict[tuple[float, int], list[int]] = {}
+    for index, lead in leads.items():
+        alike.setdefault((lead.rate, len(lead.signal)), []).append(index)
+    groups = [
+        resample(np.stack([leads[index].signal for index in members]), rate, SAMPLE_RATE)
+        for (rate, _), members in alike.items()
+    ]
+    n = min(group.shape[1] for group in groups)
+    return list(itertools.chain(*alike.values())), np.concatenate([group[:, :n] for group in groups])
 
 
-def _run_lengths(mask: np.ndarray) -> np.ndarray:
-    """Lengths of the runs of true elements."""
-    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
-    return edges[1::2] - edges[::2]
-
-
-def _checked(index: int, lead: Lead) -> np.ndarray:
-    signal, rate, _ = lead
-    invalid = np.count_nonzero(~np.isfinite(signal))
-    if invalid:
-        raise Rejected(f"invalid samples: {STANDARD_LEADS[index]} has {invalid} of {len(signal)}")
+def _checked(index: int, lead: Lead, how: Preprocessing) -> Lead:
+    signal, rate, rails = lead
+    name = STANDARD_LEADS[index]
     if not MIN_RATE <= rate <= MAX_RATE:
         raise Rejected(f"sample rate: {rate:g} Hz, want {MIN_RATE:g} to {MAX_RATE:g} Hz")
+    signal = fill_gaps(signal, int(how.longest_gap * rate))
+    if not np.isfinite(signal).all():
+        invalid = np.count_nonzero(~np.isfinite(signal))
+        raise Rejected(f"invalid samples: {name} has {invalid} of {len(signal)}")
     if len(signal) < MIN_SECONDS * rate:
         raise Rejected(f"too short: {len(signal) / rate:.3f} s, want {MIN_SECONDS:g} s")
-    if cut_off := saturation(lead):
-        raise Rejected(f"saturated: {STANDARD_LEADS[index]} is at {cut_off}")
-    return resample(signal, rate)
+    if found := cut_off(signal, rate, *rails):
+        value, samples = found
+        raise Rejected(f"saturated: {name} is at {value / 1000:.3f} mV for {samples / rate:.3f} s")
+    return Lead(signal, rate, rails)

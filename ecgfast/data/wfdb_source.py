@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecgfast.data.preprocess import Lead, Rejected, standard_block
+from ecgfast.data.preprocess import Lead, Preprocessing, Rejected, standard_block
 from ecgfast.data.store import first_line
 from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError
@@ -98,12 +98,13 @@ def find_records(source: Path) -> Iterator[str]:
                 yield Path(folder, name).relative_to(source).as_posix()
 
 
-def read_recording(source: Path, name: str) -> Recording:
+def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
     """Read one record of a source.
 
     Args:
         source: The folder with all records.
         name: Path of the header below it.
+        how: Filters and repairs.
 
     Raises:
         Rejected: the record cannot be taken, with the reason.
@@ -115,7 +116,7 @@ def read_recording(source: Path, name: str) -> Recording:
     path = source / name
     header = read_header(path)
     leads, rate = _read_leads(path, header)
-    block, present = standard_block(leads)
+    block, present = standard_block(leads, how)
     record_id = name.removesuffix(".hea")
     return Recording(
         record_id=record_id,

@@ -1,0 +1,196 @@
+"""Small repairs and checks of leads: gaps, scale, cut-off samples, leads that follow from others."""
+
+import numba
+import numpy as np
+
+from ecgfast.errors import EcgfastError
+from ecgfast.leads import N_LEADS, STANDARD_LEADS
+
+HELD_SECONDS = 0.1
+"""Shortest run at a lead's highest or lowest value that no heart makes."""
+
+HELD_SHARE = 0.01
+"""Part of a lead that two or more such runs may make up."""
+
+HELD_SHARE_ONCE = 0.05
+"""Part of a lead that a single such run may make up."""
+
+RAIL_SECONDS = 0.01
+"""Shortest run at the end of the converter's range that saturates a lead, of two samples or more."""
+
+_DERIVED = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
+"""Weights of I and II, by Einthoven's law and Goldberger's definitions."""
+
+
+def fill_gaps(signal: np.ndarray, longest: int) -> np.ndarray:
+    """Replace runs of non-finite samples by the line between their neighbours, along the last axis.
+
+    A run at an end takes its one neighbour's value; a run longer than `longest` stays as it is.
+
+    Args:
+        signal: float32 or float64 [..., n].
+        longest: Samples of the longest run that is filled, 0 or more.
+
+    Returns:
+        A filled copy; `signal` itself where nothing is missing.
+
+    Raises:
+        EcgfastError: another dtype, or a negative length.
+    """
+    _check_float(signal)
+    if longest < 0:
+        raise EcgfastError(f"longest: got {longest} samples, want 0 or more")
+    if np.isfinite(signal).all():
+        return signal
+    filled = np.array(signal, order="C")
+    _fill_rows(filled.reshape(-1, signal.shape[-1]), longest)
+    return filled
+
+
+def standardize(signal: np.ndarray, limit: float | None = None) -> np.ndarray:
+    """Z-score every lead over time, then clip: (x - mean) / standard deviation.
+
+    Args:
+        signal: float32 or float64 [..., n], finite.
+        limit: Clip to -limit .. limit standard deviations; None: no clipping.
+
+    Returns:
+        The same shape and dtype; a constant lead becomes zero.
+
+    Raises:
+        EcgfastError: another dtype, or a limit that is not positive.
+    """
+    _check_float(signal)
+    if limit is not None and not limit > 0:
+        raise EcgfastError(f"limit: got {limit}, want a positive number")
+    out = np.array(signal, order="C")
+    if out.size:
+        _standardize_rows(out.reshape(-1, signal.shape[-1]), np.inf if limit is None else limit)
+    return out
+
+
+def derive_limb_leads(block: np.ndarray, present: list[int]) -> tuple[np.ndarray, list[int]]:
+    """Add those of III, aVR, aVL and aVF that are absent where I and II are present.
+
+    Args:
+        block: [12, n], absent leads zero; microvolts as int16, or floating point.
+        present: Indices of the leads present.
+
+    Returns:
+        A block with the leads added, rounded where it is int16, and all leads present, ascending. An int16
+        lead that would overflow is left absent.
+    """
+    one, two = STANDARD_LEADS.index("I"), STANDARD_LEADS.index("II")
+    if block.shape[0] != N_LEADS or not {one, two} <= set(present):
+        return block, present
+    block, found = block.copy(), set(present)
+    for name, (a, b) in _DERIVED.items():
+        lead = STANDARD_LEADS.index(name)
+        if lead in found:
+            continue
+        derived = a * block[one].astype(np.float64) + b * block[two]
+        if block.dtype == np.int16:
+            derived = np.rint(derived)
+            if np.abs(derived).max(initial=0) > np.iinfo(np.int16).max:
+                continue
+        block[lead] = derived
+        found.add(lead)
+    return block, sorted(found)
+
+
+def cut_off(
+    signal: np.ndarray, rate: float, low: float = -np.inf, high: float = np.inf
+) -> tuple[float, int] | None:
+    """Where one lead saturates: the value it is cut off at, and for how many samples; None if nowhere.
+
+    A lead saturates if it stays at its highest or its lowest value in runs of `HELD_SECONDS` or more that
+    make up over `HELD_SHARE` of it, or over `HELD_SHARE_ONCE` if there is only one; or if it stays at the
+    end of the converter's range for `RAIL_SECONDS`. A constant lead does not.
+
+    Args:
+        signal: float32 or float64 [n], finite.
+        rate: Samples per second.
+        low: Lowest value that the converter can tell, where known.
+        high: Highest.
+    """
+    n = len(signal)
+    bottom, top = _extremes(signal)
+    if bottom == top:
+        return None
+    held_run = HELD_SECONDS * rate
+    for value, at_rail in ((bottom, bottom <= low), (top, top >= high)):
+        total, longest, held, n_held = _runs_at(signal, value, held_run)
+        share = HELD_SHARE if n_held > 1 else HELD_SHARE_ONCE
+        if held > share * n or (at_rail and longest >= max(2, RAIL_SECONDS * rate)):
+            return value, total
+    return None
+
+
+def _check_float(signal: np.ndarray) -> None:
+    if signal.dtype not in (np.float32, np.float64) or signal.ndim == 0:
+        got = f"{signal.dtype} {list(signal.shape)}"
+        raise EcgfastError(f"signal: got {got}, want float32 or float64 [..., n]")
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill_rows(rows: np.ndarray, longest: int) -> None:
+    n = rows.shape[1]
+    for r in range(rows.shape[0]):
+        i = 0
+        while i < n:
+            if np.isfinite(rows[r, i]):
+                i += 1
+                continue
+            start = i
+            while i < n and not np.isfinite(rows[r, i]):
+                i += 1
+            if i - start > longest or i - start == n:
+                continue
+            left = rows[r, start - 1] if start > 0 else rows[r, i]
+            right = rows[r, i] if i < n else left
+            for k in range(start, i):
+                rows[r, k] = left + (right - left) * (k - start + 1) / (i - start + 1)
+
+
+@numba.njit(nogil=True, cache=True)
+def _standardize_rows(rows: np.ndarray, limit: float) -> None:
+    n = rows.shape[1]
+    for r in range(rows.shape[0]):
+        row = rows[r]
+        total = 0.0
+        for i in range(n):
+            total += row[i]
+        mean = total / n
+        squares = 0.0
+        for i in range(n):
+            squares += (row[i] - mean) ** 2
+        deviation = np.sqrt(squares / n)
+        # what is left of a constant lead is rounding
+        scale = 1.0 / deviation if deviation > 1e-6 * abs(mean) and deviation > 0 else 0.0
+        for i in range(n):
+            row[i] = min(max((row[i] - mean) * scale, -limit), limit)
+
+
+@numba.njit(nogil=True, cache=True)
+def _extremes(signal: np.ndarray) -> tuple[float, float]:
+    low = high = signal[0]
+    for x in signal:
+        low, high = min(low, x), max(high, x)
+    return low, high
+
+
+@numba.njit(nogil=True, cache=True)
+def _runs_at(signal: np.ndarray, value: float, held_run: float) -> tuple[int, int, int, int]:
+    """Samples at a value, the longest run of them, and samples and number of runs of `held_run` or more."""
+    total = longest = held = n_held = run = 0
+    for i in range(len(signal) + 1):
+        if i < len(signal) and signal[i] == value:
+            run += 1
+            continue
+        total += run
+        longest = max(longest, run)
+        if run > 0 and run >= held_run:
+            held += run
+            n_held += 1
+        run = 0
+    return total, longest, held, n_held
