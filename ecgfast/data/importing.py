@@ -59,7 +59,7 @@ def prepare(
     source: str | Path,
     store: str | Path,
     *,
-    preprocessing: Preprocessing = Preprocessing(),
+    preprocessing: Preprocessing | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> PrepareReport:
@@ -84,9 +84,10 @@ def prepare(
             point, a link); another import into it runs; the disk is full.
     """
     source, store = Path(source), Path(store)
+    how = preprocessing or Preprocessing()
     if workers < 1:
         raise EcgfastError(f"workers: got {workers}, want 1 or more")
-    settings, n_records = _settings(source, preprocessing)
+    settings, n_records = _settings(source, how)
     report = _finished(store, settings)
     if report is not None and not partial_folder(store).exists():
         return report
@@ -99,7 +100,7 @@ def prepare(
         names = itertools.islice(find_records(source), writer.n_done, None)
         bar = tqdm(total=n_records, initial=writer.n_done, unit="rec", disable=not progress)
         with bar:
-            for outcome in _read_all(source, names, preprocessing, workers):
+            for outcome in _read_all(source, names, how, workers):
                 if isinstance(outcome, Recording):
                     writer.add(outcome)
                 else:
