@@ -1,5 +1,13 @@
 """Records in, stores, and batches out."""
 
+from ecgfast.data.augment import (
+    Augmenter,
+    BaselineShift,
+    BaselineWander,
+    EmgNoise,
+    PowerlineNoise,
+    TurnDipole,
+)
 from ecgfast.data.importing import PrepareReport, prepare
 from ecgfast.data.loader import Batch, SegmentLoader
 from ecgfast.data.preprocess import Preprocessing
@@ -8,12 +16,18 @@ from ecgfast.data.synthetic import SyntheticRecord, synthesize, write_synthetic
 
 __all__ = [
     "SAMPLE_RATE",
+    "Augmenter",
+    "BaselineShift",
+    "BaselineWander",
     "Batch",
+    "EmgNoise",
+    "PowerlineNoise",
     "PrepareReport",
     "Preprocessing",
     "SegmentLoader",
     "Store",
     "SyntheticRecord",
+    "TurnDipole",
     "prepare",
     "synthesize",
     "write_synthetic",

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ecgfast.data.folders import check_creatable, partial_folder
 from ecgfast.data.store import SAMPLE_RATE
+from ecgfast.data.vcg import DOWER, rotation
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
 
@@ -39,20 +40,6 @@ _SETTINGS = "synthetic.json"  # in a folder of synthetic records: what they were
 _AF, _PVCS = 3, 4  # positions in RHYTHMS
 _SHARES = (0.4, 0.15, 0.15, 0.15, 0.15)  # of patients with each rhythm
 _HEART_RATES = ((62, 95), (42, 57), (103, 140), (70, 120), (62, 90))  # beats per minute
-
-# Rows I, II, V1..V6 from x, y, z.
-_DOWER = np.array(
-    [
-        (0.632, -0.235, 0.059),
-        (0.235, 1.066, -0.132),
-        (-0.515, 0.157, -0.917),
-        (0.044, 0.164, -1.387),
-        (0.882, 0.098, -1.277),
-        (1.213, 0.127, -0.601),
-        (1.125, 0.127, -0.086),
-        (0.831, 0.076, 0.230),
-    ]
-)
 
 # A wave: centre and width (standard deviation) in seconds, then x, y, z in millivolts. P is placed
 # from its own time before the QRS complex, T from the end of the QT interval.
@@ -158,7 +145,7 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
 
 def _draw_patient(rng: np.random.Generator) -> _Patient:
     rhythm = int(rng.choice(len(RHYTHMS), p=_SHARES))
-    axis = _rotation(rng.normal(0, (0.12, 0.15, 0.30)))  # about x, y and, the frontal axis, z
+    axis = rotation(rng.normal(0, (0.12, 0.15, 0.30)))  # about x, y and, the frontal axis, z
     size = rng.lognormal(0, 0.18)
     morph = [_morph(waves, rng) for waves in (_P, _QRS, _T, _PVC)]
     for waves in morph:
@@ -177,7 +164,7 @@ def _draw_patient(rng: np.random.Generator) -> _Patient:
         qrs=morph[1],
         t=morph[2],
         pvc=morph[3],
-        leads=_DOWER * np.concatenate([np.ones((2, 1)), rng.lognormal(0, 0.12, (6, 1))]),
+        leads=DOWER * np.concatenate([np.ones((2, 1)), rng.lognormal(0, 0.12, (6, 1))]),
     )
 
 
@@ -189,19 +176,6 @@ def _morph(waves: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     largest = np.abs(waves[:, 2:]).max(1, keepdims=True)
     waves[:, 2:] += 0.08 * largest * rng.normal(size=(len(waves), 3))
     return waves
-
-
-def _rotation(angles: np.ndarray) -> np.ndarray:
-    """Rotation about x, then y, then z, by angles in radians."""
-    rotation = np.eye(3)
-    for axis, angle in enumerate(angles):
-        a, b = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(3)
-        turn[a, a] = turn[b, b] = np.cos(angle)
-        turn[b, a] = np.sin(angle)
-        turn[a, b] = -turn[b, a]
-        rotation = turn @ rotation
-    return rotation
 
 
 def _synthesize_one(
