@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -74,6 +75,62 @@ def prepare(
 
     how = Preprocessing(bandpass, notch, baseline, derive_leads, longest_gap)
     print(run(source, store, preprocessing=how, workers=workers or os.cpu_count() or 1))
+
+
+def inspect(
+    store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
+    record: str | None = None,
+    plot: Path | None = None,
+    start: float = 0.0,
+    rhythm: str = "II",
+    json: Path | None = None,
+    verify: bool = False,
+) -> None:
+    """Show what a store holds, or draw one of its recordings on ECG paper.
+
+    Args:
+        store: Folder written by `ecgfast prepare`.
+        record: Id of a recording: show it alone.
+        plot: PNG file for a page of the recording: 3 x 4 leads and a rhythm strip, 25 mm/s, 10 mm/mV.
+        start: Second at which the page begins.
+        rhythm: Lead of the rhythm strip.
+        json: File for the figures, for programs.
+        verify: Read every signal and compare it with its checksum.
+    """
+    from ecgfast.data import Store
+    from ecgfast.data.inspection import describe_recording, find_recording, summarize
+
+    if plot is not None and record is None:
+        raise EcgfastError("plot: want --record ID beside it")
+    opened = Store(store)
+    if verify:
+        opened.verify()
+    if record is None:
+        found = summarize(opened)
+        print(found)
+        figures = found.as_dict()
+    else:
+        at = find_recording(opened, record)
+        figures = describe_recording(opened, at)
+        print("\n".join(f"{name:<12} {value}" for name, value in figures.items()))
+    if json is not None:
+        json.write_text(dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if plot is not None:
+        from ecgfast.plotting import plot_recording
+
+        title = f"{figures['record']}   {figures['patient']}   {figures['labels']}"
+        plot_recording(
+            opened.signal(at),
+            opened.index["leads"][at].as_py(),
+            plot,
+            rate=opened.rate,
+            start=start,
+            rhythm=rhythm,
+            title=title,
+        )
+        print(plot)
+    if verify:
+        print("every signal has its checksum")
 
 
 def _pretrain_command(args: Sequence[str]) -> Callable[..., None]:
@@ -189,6 +246,7 @@ def show_config() -> None:
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Callable[..., None]]]] = {
     "synth": ("write synthetic 12-lead records", lambda args: synth),
     "prepare": ("import a folder of WFDB records into a store", lambda args: prepare),
+    "inspect": ("show what a store holds, or draw a recording", lambda args: inspect),
     "pretrain": ("pre-train an encoder on a store", _pretrain_command),
     "convert": ("turn an official checkpoint into a model folder", lambda args: convert),
     "show-config": ("print how this installation was built", lambda args: show_config),

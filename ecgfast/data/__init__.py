@@ -9,6 +9,7 @@ from ecgfast.data.augment import (
     TurnDipole,
 )
 from ecgfast.data.importing import PrepareReport, prepare
+from ecgfast.data.inspection import StoreSummary, summarize
 from ecgfast.data.loader import Batch, SegmentLoader
 from ecgfast.data.preprocess import Preprocessing
 from ecgfast.data.store import SAMPLE_RATE, Store
@@ -26,9 +27,11 @@ __all__ = [
     "Preprocessing",
     "SegmentLoader",
     "Store",
+    "StoreSummary",
     "SyntheticRecord",
     "TurnDipole",
     "prepare",
+    "summarize",
     "synthesize",
     "write_synthetic",
 ]

@@ -1,0 +1,189 @@
+"""What a store holds, for people."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from ecgfast.data.store import Store
+from ecgfast.errors import EcgfastError
+from ecgfast.leads import STANDARD_LEADS
+
+_ROWS = 12  # of a table of counts, before the rest is summed up
+
+
+@dataclass(frozen=True)
+class StoreSummary:
+    """Figures of a store; `str()` of it is a page of text.
+
+    Attributes:
+        path: The store's folder.
+        n_recordings: Recordings.
+        n_patients: Patients.
+        recordings_per_patient: Least, median and most.
+        hours: Of all recordings together.
+        seconds: Duration of a recording: shortest, median, longest.
+        pairs: Pairs of adjacent 5 s segments.
+        source_rates: Recordings by sample rate of the source, Hz.
+        leads: Recordings by lead present, in standard order.
+        lead_sets: Recordings by number of leads present.
+        labels: Recordings by label, most frequent first.
+        n_unlabelled: Recordings without a label.
+        age: Youngest, median, oldest, in years; None where no age is known.
+        sex: Recordings by sex; "unknown" for null.
+        n_rejected: Records of the source that were not taken.
+        rejected: Those by kind of reason.
+        bytes: Size on disk, by file.
+        preprocessing: As `store.json` tells it.
+        provenance: As `store.json` tells it.
+    """
+
+    path: str
+    n_recordings: int
+    n_patients: int
+    recordings_per_patient: tuple[int, float, int]
+    hours: float
+    seconds: tuple[float, float, float]
+    pairs: int
+    source_rates: dict[str, int]
+    leads: dict[str, int]
+    lead_sets: dict[str, int]
+    labels: dict[str, int]
+    n_unlabelled: int
+    age: tuple[float, float, float] | None
+    sex: dict[str, int]
+    n_rejected: int
+    rejected: dict[str, int]
+    bytes: dict[str, int]
+    preprocessing: dict[str, Any]
+    provenance: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        low, middle, high = self.recordings_per_patient
+        shortest, typical, longest = self.seconds
+        rates = {f"{rate} Hz": n for rate, n in self.source_rates.items()}
+        lead_sets = {f"{n} leads": k for n, k in self.lead_sets.items()}
+        lines = [
+            f"{self.path}",
+            f"recordings   {self.n_recordings:,} of {self.n_patients:,} patients "
+            f"({low:,} to {high:,} each, median {middle:g})",
+            f"duration     {self.hours:,.1f} h; {shortest:g} to {longest:g} s each, median {typical:g} s; "
+            f"{self.pairs:,} pairs of 5 s segments",
+            f"leads        {_counts(self.leads, self.n_recordings, len(STANDARD_LEADS))}",
+            f"             {_counts(lead_sets, None, _ROWS)}",
+            f"source rate  {_counts(rates, None, _ROWS)}",
+            f"age          {_span(self.age)}",
+            f"sex          {_counts(self.sex, None, _ROWS)}",
+            f"labels       {_counts(self.labels, None, _ROWS) or 'none'}; {self.n_unlabelled:,} without",
+            f"rejected     {self.n_rejected:,}"
+            + (f": {_counts(self.rejected, None, _ROWS)} (rejected.csv)" if self.n_rejected else ""),
+            f"disk         {_size(sum(self.bytes.values()))} in {len(self.bytes)} files",
+            f"made         {_pairs(self.preprocessing)}",
+            f"from         {_pairs(self.provenance)}",
+        ]
+        return "\n".join(lines)
+
+
+def summarize(store: Store) -> StoreSummary:
+    """Count what a store holds; reads its index, not its signals."""
+    index = store.index
+    seconds = store.n_samples / store.rate
+    per_patient = np.bincount(store.patient_numbers())
+    present = store.present_leads()
+    ages = index["age"].drop_null().to_numpy()
+    labels = Counter(pc.list_flatten(index["labels"]).to_pylist())
+    rates = Counter(f"{rate:g}" for rate in index["source_rate"].to_pylist())
+    files = sorted(file for file in store.path.iterdir() if file.is_file())
+    description = store.description
+    return StoreSummary(
+        path=str(store.path),
+        n_recordings=len(store),
+        n_patients=len(per_patient),
+        recordings_per_patient=(
+            int(per_patient.min()),
+            float(np.median(per_patient)),
+            int(per_patient.max()),
+        ),
+        hours=float(seconds.sum() / 3600),
+        seconds=(float(seconds.min()), float(np.median(seconds)), float(seconds.max())),
+        pairs=int((store.n_samples // (10 * store.rate)).sum()),
+        source_rates=dict(rates.most_common()),
+        leads=dict(zip(STANDARD_LEADS, present.sum(axis=0).tolist(), strict=True)),
+        lead_sets={str(n): k for n, k in sorted(Counter(present.sum(axis=1).tolist()).items(), reverse=True)},
+        labels=dict(sorted(labels.items(), key=lambda item: (-item[1], item[0]))),
+        n_unlabelled=int((pc.list_value_length(index["labels"]).to_numpy() == 0).sum()),
+        age=(float(ages.min()), float(np.median(ages)), float(ages.max())) if len(ages) else None,
+        sex=dict(Counter(sex or "unknown" for sex in index["sex"].to_pylist()).most_common()),
+        n_rejected=description["n_rejected"],
+        rejected=dict(sorted(description["rejected"].items(), key=lambda item: (-item[1], item[0]))),
+        bytes={file.name: file.stat().st_size for file in files},
+        preprocessing=description.get("preprocessing", {}),
+        provenance=description.get("provenance", {}),
+    )
+
+
+def find_recording(store: Store, record_id: str) -> int:
+    """Number of the recording with this id in the store.
+
+    Raises:
+        EcgfastError: there is none; names some that there are.
+    """
+    at = pc.index(store.index["record_id"], record_id).as_py()
+    if at < 0:
+        some = ", ".join(store.index["record_id"].slice(0, 3).to_pylist())
+        raise EcgfastError(f"record: {store.path} has no {record_id!r}; it has {some}, ...")
+    return at
+
+
+def describe_recording(store: Store, i: int) -> dict[str, Any]:
+    """What the index says of recording `i`, and its leads' ranges, for people."""
+    row = store.index.slice(i, 1).to_pylist()[0]
+    signal = store.signal(i)
+    ranges = {
+        lead: f"{signal[k].min() / 1000:.3f} to {signal[k].max() / 1000:.3f} mV"
+        for k, lead in enumerate(STANDARD_LEADS)
+        if lead in row["leads"]
+    }
+    age = "age unknown" if row["age"] is None else f"{row['age']:g} years"
+    return {
+        "record": row["record_id"],
+        "patient": f"{row['patient_id']}, {age}, sex {row['sex'] or 'unknown'}",
+        "source": f"{row['source']} at {row['source_rate']:g} Hz",
+        "duration": f"{row['n_samples'] / store.rate:g} s",
+        "labels": ", ".join(row["labels"]) or "no labels",
+        **ranges,
+    }
+
+
+def _counts(counts: dict[str, int], of: int | None, rows: int) -> str:
+    """Counts in a line, such as `V1 12, V2 11, 5 more 20`; what all `of` have is told once."""
+    if of is not None and counts and all(n == of for n in counts.values()):
+        return f"all {len(counts)} in every recording"
+    shown = [f"{name} {n:,}" for name, n in list(counts.items())[:rows]]
+    rest = list(counts.values())[rows:]
+    return ", ".join([*shown, *([f"{len(rest)} more {sum(rest):,}"] if rest else [])])
+
+
+def _span(values: tuple[float, float, float] | None) -> str:
+    if values is None:
+        return "unknown"
+    low, middle, high = values
+    return f"{low:g} to {high:g} years, median {middle:g}"
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items()) or "unknown"
