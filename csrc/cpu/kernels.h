@@ -9,19 +9,18 @@
 #include "global_contrastive.h"
 #include "gumbel_quantize.h"
 #include "local_contrastive.h"
+#include "masks.h"
 #include "patch_embed.h"
 #include "positional_conv.h"
 #include "types.h"
 
 namespace ecgfast {
 
-// philox_fill: blocks first_block to first_block + n_blocks of a stream.
 // *_scratch: bytes of scratch that one thread needs. Where begin and end are taken, the segments [begin, end)
 // are done. patch_embed_backward: the gradients of its segments are summed into `partials`;
 // patch_embed_finish adds the sums of n_chunks such calls for the channels [begin, end).
 #define ECGFAST_KERNELS(X)                                                                                \
   X(void, activation, (const ActivationArgs& args, int64_t begin, int64_t end))                           \
-  X(void, philox_fill, (const Stream& stream, uint32_t first_block, int64_t n_blocks, uint32_t* words))   \
   X(void, gather_segments, (const GatherArgs& args, int64_t begin, int64_t end))                          \
   X(GlobalSizes, global_sizes, (const GlobalArgs& args))                                                  \
   X(void, global_contrastive,                                                                             \
@@ -29,6 +28,8 @@ namespace ecgfast {
   X(GumbelSizes, gumbel_sizes, (const GumbelArgs& args, bool backward))                                   \
   X(void, gumbel_quantize,                                                                                \
     (const GumbelArgs& args, GumbelPass pass, int64_t begin, int64_t end, void* scratch))                 \
+  X(int64_t, lead_mask_scratch, (const LeadMaskArgs& args))                                               \
+  X(void, lead_mask, (const LeadMaskArgs& args, int64_t begin, int64_t end, void* scratch))               \
   X(int64_t, local_contrastive_scratch, (const LocalArgs& args, bool backward))                           \
   X(void, local_contrastive, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch))          \
   X(void, local_contrastive_backward, (const LocalArgs& args, int64_t begin, int64_t end, void* scratch)) \
@@ -43,7 +44,9 @@ namespace ecgfast {
   X(int64_t, positional_conv_units, (const ConvArgs& args))                                               \
   X(int64_t, positional_conv_scratch, (const ConvArgs& args))                                             \
   X(void, positional_conv, (const ConvArgs& args, int64_t begin, int64_t end, void* scratch))             \
-  X(void, positional_conv_backward, (const ConvArgs& args, int64_t begin, int64_t end, void* scratch))
+  X(void, positional_conv_backward, (const ConvArgs& args, int64_t begin, int64_t end, void* scratch))    \
+  X(int64_t, span_mask_scratch, (const SpanMaskArgs& args))                                               \
+  X(void, span_mask, (const SpanMaskArgs& args, SpanMaskPass pass, int64_t begin, int64_t end, void* scratch))
 
 struct Kernels {
   const char* isa;

@@ -1,6 +1,6 @@
-// Lead masks and span masks: integer work on few numbers per segment, compiled once.
+// Lead masks and span masks: integer work on few numbers per segment.
 #pragma once
-#include <cstdint>
+#include <stdint.h>
 
 namespace ecgfast {
 
@@ -17,23 +17,19 @@ struct SpanMaskArgs {
   int64_t seed, step, n_tokens, length;
   double prob;
   const int64_t* lengths;  // [B] or null
+  int64_t at_least;        // spans are added until they cover as many tokens, or all
+  int64_t n_masked;
+  uint64_t* covered;   // [B, span_mask_words]: a bit per token
+  int64_t* n_covered;  // [B]
+  int32_t* index;      // [B, n_masked]
+  bool* mask;          // [B, n_tokens]
 };
 
-void lead_mask(const LeadMaskArgs& args, int64_t begin, int64_t end);
-
-// Marks the tokens under the spans of one segment, with more spans than the draw says until `at_least` tokens
-// are covered; returns how many are. `group[t]` is 0 where covered, 1 where not, 2 where padding.
-class SpanMasker {
- public:
-  explicit SpanMasker(const SpanMaskArgs& args);
-  ~SpanMasker();
-  int64_t cover(int64_t segment, int64_t at_least);
-  // Cuts the segment last covered to n tokens: their ascending indices and the mask [n_tokens].
-  void cut(int64_t segment, int64_t n, int32_t* index, bool* mask);
-
- private:
-  struct State;
-  State* state_;
+enum class SpanMaskPass : int32_t {
+  cover,  // covered and n_covered
+  cut,    // from them, index and mask
 };
+
+inline int64_t span_mask_words(int64_t n_tokens) { return (n_tokens + 63) / 64; }
 
 }  // namespace ecgfast

@@ -1,7 +1,7 @@
 // Philox4x32-10 several blocks at a time: the same bits as philox.h.
 #pragma once
 #include "../common/philox.h"
-#include "simd.h"
+#include "transpose.h"
 
 namespace ecgfast {
 namespace {
@@ -25,28 +25,82 @@ static inline VU64 mul_wide(VU64 a, uint32_t b) {
 #endif
 }
 
+// One counter per lane, and what becomes of it.
+struct PhiloxLanes {
+  VU64 c0, c1, c2, c3;
+};
+
+// Several at a time: one alone would wait for its multiplications.
+constexpr int kPhiloxChains = kVectorBytes == 64 ? 4 : 2;  // as many as the registers hold
+
+template <int Chains>
+static inline __attribute__((always_inline)) void philox_rounds(uint32_t key0, uint32_t key1,
+                                                                PhiloxLanes (&c)[Chains], uint32_t* out) {
+  constexpr uint64_t kLow = 0xFFFFFFFFull;
+#pragma GCC unroll 10
+  for (int round = 0; round < 10; ++round) {
+    for (PhiloxLanes& q : c) {
+      const VU64 p0 = mul_wide(q.c0, 0xD2511F53u), p1 = mul_wide(q.c2, 0xCD9E8D57u);
+      // What lies above 32 bits is left there: the products don't read it.
+      q.c0 = (p1 >> 32) ^ q.c1 ^ static_cast<uint64_t>(key0);
+      q.c1 = p1;
+      q.c2 = (p0 >> 32) ^ q.c3 ^ static_cast<uint64_t>(key1);
+      q.c3 = p0;
+    }
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  for (const PhiloxLanes& q : c) {
+    Vec<double> blocks[2];
+    interleave<double>(bit_cast<Vec<double>>((q.c0 & kLow) | (q.c1 << 32)),
+                       bit_cast<Vec<double>>((q.c2 & kLow) | (q.c3 << 32)), blocks[0], blocks[1]);
+    memcpy(out, blocks, sizeof blocks);
+    out += 4 * kPhiloxLanes;
+  }
+}
+
+// Chains * kPhiloxLanes blocks of a stream.
+template <int Chains>
+static inline __attribute__((always_inline)) void philox_blocks(const Stream& s, uint32_t first,
+                                                                uint32_t* out) {
+  PhiloxLanes c[Chains];
+  VU64 lane;
+  for (int l = 0; l < kPhiloxLanes; ++l) lane[l] = static_cast<uint64_t>(l);
+  for (int q = 0; q < Chains; ++q)
+    c[q] = {lane + (first + static_cast<uint32_t>(q * kPhiloxLanes)), VU64{} + s.step, VU64{} + s.sample,
+            VU64{} + s.purpose_sample};
+  philox_rounds<Chains>(s.key0, s.key1, c, out);
+}
+
 // Words 4 * first to 4 * (first + n) - 1 of a stream; `out` holds 4 * round_up(n, kPhiloxLanes) words.
 static void philox_fill(const Stream& s, uint32_t first, int64_t n, uint32_t* out) {
-  constexpr uint64_t kLow = 0xFFFFFFFFull;
-  for (int64_t i = 0; i < n; i += kPhiloxLanes) {
-    VU64 c0, c1 = VU64{} + s.step, c2 = VU64{} + s.sample, c3 = VU64{} + s.purpose_sample;
-    for (int l = 0; l < kPhiloxLanes; ++l) c0[l] = static_cast<uint32_t>(first + i + l);
-    uint32_t key0 = s.key0, key1 = s.key1;
-    for (int round = 0; round < 10; ++round) {
-      const VU64 p0 = mul_wide(c0, 0xD2511F53u), p1 = mul_wide(c2, 0xCD9E8D57u);
-      // What lies above 32 bits is left there: the products don't read it.
-      c0 = (p1 >> 32) ^ c1 ^ static_cast<uint64_t>(key0);
-      c1 = p1;
-      c2 = (p0 >> 32) ^ c3 ^ static_cast<uint64_t>(key1);
-      c3 = p0;
-      key0 += 0x9E3779B9u;
-      key1 += 0xBB67AE85u;
+  int64_t i = 0;
+  for (; n - i > (kPhiloxChains - 1) * kPhiloxLanes; i += kPhiloxChains * kPhiloxLanes)
+    philox_blocks<kPhiloxChains>(s, first + static_cast<uint32_t>(i), out + 4 * i);
+  for (; i < n; i += kPhiloxLanes) philox_blocks<1>(s, first + static_cast<uint32_t>(i), out + 4 * i);
+}
+
+// The same for few blocks of many samples: words 0 to 4 * n_blocks - 1 of each of n samples, one after the
+// other; `out` holds 4 * round_up(n * n_blocks, kPhiloxAtOnce) words.
+constexpr int kPhiloxAtOnce = kPhiloxChains * kPhiloxLanes;
+static void philox_samples(int64_t seed, int64_t step, Purpose purpose, const int64_t* samples, int64_t n,
+                           int64_t n_blocks, uint32_t* out) {
+  Stream s{};
+  for (int64_t i = 0, block = 0; i < n; out += 4 * kPhiloxAtOnce) {
+    uint64_t counters[3][kPhiloxAtOnce];
+    for (int l = 0; l < kPhiloxAtOnce; ++l) {
+      if (i < n) s = make_stream(seed, step, samples[i], purpose);
+      counters[0][l] = static_cast<uint64_t>(block);
+      counters[1][l] = s.sample;
+      counters[2][l] = s.purpose_sample;
+      if (++block == n_blocks) block = 0, ++i;
     }
-    const VU64 low = (c0 & kLow) | (c1 << 32), high = (c2 & kLow) | (c3 << 32);
-    for (int l = 0; l < kPhiloxLanes; ++l) {
-      const uint64_t pair[2] = {low[l], high[l]};
-      memcpy(out + 4 * (i + l), pair, sizeof pair);
+    PhiloxLanes c[kPhiloxChains];
+    for (int q = 0; q < kPhiloxChains; ++q) {
+      const int64_t at = q * kPhiloxLanes;
+      c[q] = {load(counters[0] + at), VU64{} + s.step, load(counters[1] + at), load(counters[2] + at)};
     }
+    philox_rounds<kPhiloxChains>(s.key0, s.key1, c, out);
   }
 }
 

@@ -1,11 +1,13 @@
 // lead_mask and span_mask on the CPU.
 #include <algorithm>
 
-#include "../cpu/masks.h"
 #include "cpu.h"
 
 namespace ecgfast {
 namespace {
+
+// Segments that take longer than to hand them to another thread.
+constexpr int64_t kLeadSegments = 1024, kSpanSegments = 32;
 
 Tensor lead_mask_cpu(const Tensor& sample_ids, int64_t n_leads, double p, const Tensor& rng, bool keep_one) {
   check_ids("lead_mask", sample_ids);
@@ -20,7 +22,11 @@ Tensor lead_mask_cpu(const Tensor& sample_ids, int64_t n_leads, double p, const 
                           p,
                           keep_one,
                           static_cast<bool*>(keep.mutable_data_ptr())};
-  torch::stable::parallel_for(0, ids.size(0), 1024, [&](int64_t b, int64_t e) { lead_mask(args, b, e); });
+  const Kernels& k = kernels();
+  const int64_t scratch = k.lead_mask_scratch(args);
+  torch::stable::parallel_for(0, ids.size(0), kLeadSegments, [&](int64_t begin, int64_t end) {
+    k.lead_mask(args, begin, end, Scratch(scratch).get());
+  });
   return keep;
 }
 
@@ -42,25 +48,38 @@ std::tuple<Tensor, Tensor> span_mask_cpu(const Tensor& sample_ids, int64_t n_tok
                                          valid->scalar_type() == ScalarType::Long),
                   "span_mask: lengths must be int64 [B]");
   const Rng state("span_mask", rng);
-  const SpanMaskArgs args{ids.const_data_ptr<int64_t>(), state.seed, state.step, n_tokens, length, prob,
-                          data_or_null<int64_t>(valid)};
-  int64_t m = n_masked.value_or(batch ? n_tokens : 0);
-  if (!n_masked.has_value()) {
-    SpanMasker masker(args);
-    for (int64_t b = 0; b < batch; ++b) m = std::min(m, masker.cover(b, 0));
-  }
-  const int64_t at_least = n_masked.value_or(0);
-  Tensor index = torch::stable::new_empty(sample_ids, {batch, m}, ScalarType::Int);
+  const int64_t words = span_mask_words(n_tokens);
+  std::vector<uint64_t> covered(batch * words);
+  std::vector<int64_t> n_covered(batch);
+  SpanMaskArgs args{};
+  args.sample_ids = ids.const_data_ptr<int64_t>();
+  args.seed = state.seed;
+  args.step = state.step;
+  args.n_tokens = n_tokens;
+  args.length = length;
+  args.prob = prob;
+  args.lengths = data_or_null<int64_t>(valid);
+  args.at_least = n_masked.value_or(0);
+  args.covered = covered.data();
+  args.n_covered = n_covered.data();
+  const Kernels& k = kernels();
+  const int64_t scratch = k.span_mask_scratch(args);
+  const auto run = [&](SpanMaskPass first, SpanMaskPass last) {
+    torch::stable::parallel_for(0, batch, kSpanSegments, [&](int64_t begin, int64_t end) {
+      const Scratch memory(scratch);
+      k.span_mask(args, first, begin, end, memory.get());
+      if (last != first) k.span_mask(args, last, begin, end, memory.get());
+    });
+  };
+  if (!n_masked.has_value()) run(SpanMaskPass::cover, SpanMaskPass::cover);
+  args.n_masked = n_masked.has_value() ? *n_masked
+                  : batch              ? *std::min_element(n_covered.begin(), n_covered.end())
+                                       : 0;
+  Tensor index = torch::stable::new_empty(sample_ids, {batch, args.n_masked}, ScalarType::Int);
   Tensor mask = torch::stable::new_empty(sample_ids, {batch, n_tokens}, ScalarType::Bool);
-  int32_t* out = index.mutable_data_ptr<int32_t>();
-  bool* out_mask = static_cast<bool*>(mask.mutable_data_ptr());
-  torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
-    SpanMasker masker(args);
-    for (int64_t b = begin; b < end; ++b) {
-      masker.cover(b, at_least);
-      masker.cut(b, m, out + b * m, out_mask + b * n_tokens);
-    }
-  });
+  args.index = index.mutable_data_ptr<int32_t>();
+  args.mask = static_cast<bool*>(mask.mutable_data_ptr());
+  run(n_masked.has_value() ? SpanMaskPass::cover : SpanMaskPass::cut, SpanMaskPass::cut);
   return {index, mask};
 }
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import ecgfast
 from ecgfast.ops import lead_mask, lead_mask_reference, make_rng
 
 
@@ -16,6 +17,18 @@ def test_kernel_equals_reference(n_leads, batch, keep_one):
         got = lead_mask(ids, n_leads, p, rng, keep_one=keep_one)
         assert got.dtype == torch.bool
         assert torch.equal(got, lead_mask_reference(ids, n_leads, p, rng, keep_one=keep_one))
+
+
+@pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
+def test_every_isa(isa):
+    previous, rng, ids = ecgfast.cpu_isa(), make_rng(4, 7), torch.arange(300) * 2**31
+    try:
+        ecgfast.set_cpu_isa(isa)
+        for n_leads in (1, 12, 1500):
+            got = lead_mask(ids, n_leads, 0.5, rng, keep_one=True)
+            assert torch.equal(got, lead_mask_reference(ids, n_leads, 0.5, rng, keep_one=True))
+    finally:
+        ecgfast.set_cpu_isa(previous)
 
 
 def test_extreme_probabilities():

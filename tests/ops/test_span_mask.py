@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import ecgfast
 from ecgfast.ops import make_rng, span_mask, span_mask_reference
 
 
@@ -22,6 +23,34 @@ def test_kernel_equals_reference(n_tokens, length, padded):
             assert torch.equal(mask, want_mask)
             assert index.dtype == torch.int32
             assert torch.equal(mask.nonzero()[:, 1].view(index.shape), index.long())
+
+
+@pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
+def test_every_isa(isa):
+    previous, rng, ids = ecgfast.cpu_isa(), make_rng(4, 2**31), torch.arange(150) * 2**31
+    lengths = (torch.arange(150) * 5) % 333
+    try:
+        ecgfast.set_cpu_isa(isa)
+        for n_tokens, length in ((63, 70), (64, 1), (65, 10), (331, 65)):
+            for n_masked in (None, n_tokens // 2, n_tokens):
+                kwargs = {"lengths": lengths, "n_masked": n_masked}
+                got = span_mask(ids, n_tokens, 0.65, length, rng, **kwargs)
+                want = span_mask_reference(ids, n_tokens, 0.65, length, rng, **kwargs)
+                assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+    finally:
+        ecgfast.set_cpu_isa(previous)
+
+
+def test_same_bits_for_any_thread_count():
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3, 8):
+            torch.set_num_threads(n)
+            results.append(span_mask(torch.arange(500), 156, 0.65, 10, make_rng(5), n_masked=None))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
 def test_empty_batch():
