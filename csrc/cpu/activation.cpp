@@ -1,6 +1,7 @@
 // The vector functions over arrays, for their tests. Compiled once per ISA.
 #include "activations.h"
 #include "kernels.h"
+#include "log_table.h"
 
 namespace ecgfast {
 namespace {
@@ -20,6 +21,10 @@ static Vec<T> evaluate(Activation function, Vec<T> x) {
       return log(x);
     case Activation::log_normal:
       return log_normal(x);
+    case Activation::exp_nonpositive:
+      return exp_nonpositive(x);
+    case Activation::log_table:
+      return LogTable()(x);
   }
   return x;
 }

@@ -3,7 +3,7 @@
 
 namespace ecgfast {
 
-enum class Activation : int32_t { erf, exp, gelu, gelu_grad, log, log_normal };
+enum class Activation : int32_t { erf, exp, gelu, gelu_grad, log, log_normal, exp_nonpositive, log_table };
 
 struct ActivationArgs {
   Activation function;

@@ -1,49 +1,50 @@
-// Gumbel product quantisation, a block of rows at a time. The noise is drawn again in the backward pass, and
-// neither the one-hot rows nor the probabilities ever exist for more than a block. Compiled once per ISA.
+// Gumbel product quantisation, a block of rows at a time. Nothing as large as the logits exists but what the
+// forward pass keeps for the backward pass when asked: the exponentials of the tempered choice, without which
+// the noise would have to be drawn twice. Compiled once per ISA.
 #include "arena.h"
-#include "gemm_packed.h"
 #include "kernels.h"
+#include "log_table.h"
 #include "philox_vector.h"
+#include "products.h"
 #include "rows.h"
 
 namespace ecgfast {
 namespace {
 
-constexpr int64_t kRowBlock = 24;  // rows of one small product
+constexpr int64_t kEntries = 32;  // entries that are packed, or whose gradients are summed, at a time
+constexpr int64_t kColumns = 64;  // columns of a group's gradients that are one piece of work, if hard
 
-template <class T>
-struct Sizes {
-  int64_t vp, wp;  // V and W padded for the products
-  explicit Sizes(const GumbelArgs& a)
-      : vp(round_up(a.V, kGemmColumns<T>)), wp(round_up(a.W, kGemmColumns<T>)) {}
-};
-
-static int64_t chunks(const GumbelArgs& a) { return (a.R + a.chunk_rows - 1) / a.chunk_rows; }
-
-static_assert(kRowBlock <= kGumbelEntries && kGemmColumns<float> <= kGumbelEntries,
-              "Scratch::mixed holds them");
+static constexpr int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
+static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // One thread's scratch.
-template <class T>
-struct Scratch : Sizes<T> {
-  T *x, *y, *p;     // one group of one row: logits, noisy logits, probabilities; [vp]
-  T* mixture;       // [kRowBlock, G, vp]: the choice's probabilities, or the gradients of the choice
-  T* mixed;         // [kGumbelEntries, wp]: a group's entries, or their gradients
-  T* entry;         // [wp]
-  T* grad_probs;    // [G, vp]
-  uint32_t* words;  // a row's draws
+template <class T, class P>
+struct Scratch {
+  static constexpr int64_t kRows = pieces(24, P::kRows) * P::kRows;  // rows of one small product
+  static_assert(kRows <= kEntries, "`mixed` holds as many");
+
+  int64_t vp, wp;             // V and W padded for the products
+  T *x, *y, *p;               // one group of one row: logits, noisy logits, probabilities; [vp]
+  T* mixture;                 // [kRows, G, vp]: the choice's probabilities, or the gradients of the choice
+  T* mixed;                   // [kEntries, wp]: a group's entries, or their gradients
+  T* sums;                    // [V, kColumns] if hard: gradients of entries
+  T* grad_probs;              // [G, vp]
+  typename P::Element* left;  // first operand of a product
+  uint32_t* words;            // a row's draws
   int64_t bytes;
 
-  Scratch(const GumbelArgs& a, void* base) : Sizes<T>(a) {
+  Scratch(const GumbelArgs& a, void* base)
+      : vp(round_up(a.V, kGemmColumns<T>)), wp(round_up(a.W, kGemmColumns<T>)) {
     Arena arena(base);
-    x = arena.take<T>(this->vp);
-    y = arena.take<T>(this->vp);
-    p = arena.take<T>(this->vp);
-    mixture = arena.take<T>(kRowBlock * a.G * this->vp);
-    mixed = arena.take<T>(kGumbelEntries * this->wp);
-    entry = arena.take<T>(this->wp);
-    grad_probs = arena.take<T>(a.G * this->vp);
-    words = arena.take<uint32_t>(a.G * a.V + this->vp + 8 + kPhiloxSlack);
+    x = arena.take<T>(vp);
+    y = arena.take<T>(vp);
+    p = arena.take<T>(vp);
+    mixture = arena.take<T>(kRows * a.G * vp);
+    mixed = arena.take<T>(kEntries * wp);
+    sums = arena.take<T>(a.hard ? a.V * kColumns : 0);
+    grad_probs = arena.take<T>(a.G * vp);
+    left = arena.take<typename P::Element>(P::left_elements(kRows, vp > wp ? vp : wp));
+    words = arena.take<uint32_t>(a.G * a.V + vp + 8 + kPhiloxSlack);
     bytes = arena.bytes();
   }
 };
@@ -59,59 +60,115 @@ static Vec<T> uniform(const uint32_t* words) {
   } else {
     for (int l = 0; l < kLanes<T>; ++l) top[l] = static_cast<T>(words[l] >> 9);
   }
-  return (top + T(0.5)) * T(0x1p-23);
+  return top * T(0x1p-23) + T(0x1p-24);
 }
 
+// exp((x - max) * by); their sum is returned.
 template <class T>
-static void softmax(const T* x, T max, T by, int64_t n, T* p) {
+static T exponentials(const T* x, T max, T by, int64_t n, T* e) {
   Vec<T> sum = {};
   for (int64_t v = 0; v < n; v += kLanes<T>) {
-    const Vec<T> e = exp((load(x + v) - max) * by);
-    sum += e;
-    store(p + v, e);
+    const Vec<T> term = exp_nonpositive((load(x + v) - max) * by);
+    sum += term;
+    store(e + v, term);
   }
-  scale(p, T(1) / reduce_add<T>(sum), n);
+  return reduce_add<T>(sum);
 }
 
+// The gradient through p = e / sum(e), e = exp(x * factor): factor * p (grad - p . grad), stored in or
+// added to out. sum(e) is returned.
+template <bool Add, class T>
+static T through_softmax(const T* e, const T* grad, T factor, int64_t n, T* out) {
+  Vec<T> sums = {}, products = {};
+  for (int64_t v = 0; v < n; v += kLanes<T>) {
+    sums += load(e + v);
+    products += load(e + v) * load(grad + v);
+  }
+  const T sum = reduce_add<T>(sums), along = reduce_add<T>(products) / sum, by = factor / sum;
+  for (int64_t v = 0; v < n; v += kLanes<T>) {
+    const Vec<T> through = by * load(e + v) * (load(grad + v) - along);
+    store(out + v, Add ? load(out + v) + through : through);
+  }
+  return sum;
+}
+
+// The largest of the noisy logits, the first place that holds it, and the largest of the logits. NaNs are
+// passed over.
 template <class T>
-struct Largest {
-  T value;
-  int64_t at;  // the first place that holds it
+struct Peaks {
+  T noisy, plain;
+  int64_t at;
 };
 
-// NaNs are passed over; n is a multiple of a register, below 2^31.
 template <class T>
-static Largest<T> largest(const T* x, int64_t n) {
-  using Index = decltype(Vec<T>{} > Vec<T>{});
-  Index lane, at;
-  for (int l = 0; l < kLanes<T>; ++l) lane[l] = l;
-  Vec<T> best = Vec<T>{} - static_cast<T>(__builtin_inf());
-  at = lane;
-  for (int64_t v = 0; v < n; v += kLanes<T>) {
-    const Vec<T> c = load(x + v);
-    const Index more = c > best;
-    best = more ? c : best;
-    at = more ? lane + static_cast<int>(v) : at;
+class PeakFinder {
+ public:
+  PeakFinder() {
+    for (int l = 0; l < kLanes<T>; ++l) here_[l] = l;
+    at_ = here_;
   }
-  Largest<T> found{best[0], at[0]};
-  for (int l = 1; l < kLanes<T>; ++l)
-    if (best[l] > found.value || (best[l] == found.value && at[l] < found.at)) found = {best[l], at[l]};
-  return found;
-}
+  void next(Vec<T> plain, Vec<T> noisy) {
+    const Index more = noisy > noisy_;
+    noisy_ = more ? noisy : noisy_;
+    at_ = more ? here_ : at_;
+    plain_ = plain > plain_ ? plain : plain_;
+    here_ += kLanes<T>;
+  }
+  Peaks<T> peaks() const {
+    const T most = reduce_max<T>(noisy_);
+    int64_t first = INT32_MAX;
+    const Index places = noisy_ == most ? at_ : Index{} + INT32_MAX;
+    for (int l = 0; l < kLanes<T>; ++l) first = places[l] < first ? places[l] : first;
+    return {most, reduce_max<T>(plain_), first};
+  }
 
-template <class T>
+ private:
+  using Index = decltype(Vec<T>{} > Vec<T>{});
+  Index here_, at_;
+  Vec<T> noisy_ = Vec<T>{} - static_cast<T>(__builtin_inf()), plain_ = noisy_;
+};
+
+template <class T, class P>
 struct Quantizer {
+  using Element = typename P::Element;
+  static constexpr int64_t kRows = Scratch<T, P>::kRows;
+
   const GumbelArgs& a;
-  Scratch<T> w;
+  Scratch<T, P> w;
+
+  LogTable log_magnitude;
 
   Quantizer(const GumbelArgs& args, void* base) : a(args), w(args, base) {}
 
-  T* panel(int64_t g) const { return static_cast<T*>(a.panels) + g * w.vp * w.wp; }
+  void products_begin() const { P::begin(); }
+  void products_end() const { P::end(); }
   T by() const { return static_cast<T>(a.inv_temperature); }
   T* mixture(int64_t i, int64_t g) const { return w.mixture + (i * a.G + g) * w.vp; }
   int64_t ld() const { return a.G * w.vp; }
+  int64_t chunks() const { return pieces(a.R, a.chunk_rows); }
+  T* partial(int64_t at) const { return static_cast<T*>(a.partial) + at; }
 
-  // The draws of a row; noise_at says where group 0 of it begins.
+  int64_t panel_elements() const {
+    const int64_t soft = P::right_elements(a.V, a.W), transposed = P::right_elements(a.W, a.V);
+    return soft > transposed ? soft : transposed;
+  }
+  Element* panels(int64_t g) const { return static_cast<Element*>(a.panels) + g * panel_elements(); }
+
+  GumbelSizes sizes(bool backward) const {
+    const int64_t codebook = a.G * w.vp * w.wp;
+    GumbelSizes s;
+    // Few chunks where each sums a codebook's gradient of its own.
+    s.chunk_rows = kRows * (pieces(pieces(a.R, kRows), backward && !a.hard ? 8 : 256) + (a.R == 0));
+    s.chunks = pieces(a.R, s.chunk_rows);
+    s.scratch = w.bytes;
+    s.panels = backward || !a.hard ? a.G * panel_elements() * static_cast<int64_t>(sizeof(Element)) : 0;
+    s.partial = s.chunks * (!backward ? ld() : a.hard ? 0 : codebook);
+    s.prepare = a.G * prepare_pieces();
+    s.finish = a.hard ? 0 : a.G * pieces(a.V, kEntries);
+    return s;
+  }
+
+  // The draws of a row, from group 0 on.
   const uint32_t* draw(int64_t r) const {
     if (a.noise || !a.draw) return nullptr;
     const int64_t sample = a.sample_ids ? a.sample_ids[r / a.rows_per_sample] : 0;
@@ -121,37 +178,53 @@ struct Quantizer {
     return w.words + (first - 4 * block);
   }
 
-  // x and y of a row's group; padded columns are chosen by nothing.
-  void load_group(int64_t r, int64_t g, const uint32_t* words) const {
-    const T low = -static_cast<T>(__builtin_inf());
-    const int64_t at = (r * a.G + g) * a.V;
-    widen(a.logits_type, a.logits, at, a.V, w.vp, w.x, low);
-    if (a.noise) {
-      widen(static_cast<const T*>(a.noise) + at, a.V, w.vp, w.y);
-    } else if (words) {
-      for (int64_t v = 0; v < w.vp; v += kLanes<T>)
-        store(w.y + v, -log_normal(-log_normal(uniform<T>(words + g * a.V + v))));
-    } else {
-      memset(w.y, 0, sizeof(T) * w.vp);
+  // Padded columns are chosen by nothing.
+  void load_logits(int64_t r, int64_t g) const {
+    widen(a.logits_type, a.logits, (r * a.G + g) * a.V, a.V, w.vp, w.x, -static_cast<T>(__builtin_inf()));
+  }
+
+  Peaks<T> load_group(int64_t r, int64_t g, const uint32_t* words) const {
+    load_logits(r, g);
+    if (words) {
+      words += g * a.V;
+      const LogTable& log = log_magnitude;
+      return noisy([&log, words](int64_t v) { return -log(log(uniform<T>(words + v))); });
     }
-    for (int64_t v = 0; v < w.vp; v += kLanes<T>) store(w.y + v, load(w.x + v) + load(w.y + v));
+    if (!a.noise) return noisy([](int64_t) { return Vec<T>{}; });
+    widen(static_cast<const T*>(a.noise) + (r * a.G + g) * a.V, a.V, w.vp, w.y);
+    return noisy([this](int64_t v) { return load(w.y + v); });
+  }
+
+  template <class Noise>
+  Peaks<T> noisy(Noise noise) const {
+    PeakFinder<T> finder;
+    for (int64_t v = 0; v < w.vp; v += kLanes<T>) {
+      const Vec<T> x = load(w.x + v), y = x + noise(v);
+      store(w.y + v, y);
+      finder.next(x, y);
+    }
+    return finder.peaks();
   }
 
   void forward_row(int64_t r, int64_t i, T* sums) const {
     const uint32_t* words = draw(r);
-    for (int64_t g = 0; g < a.G; ++g) {
-      load_group(r, g, words);
-      const Largest<T> best = largest(w.y, w.vp);
-      a.codes[r * a.G + g] = static_cast<int32_t>(best.at);
-      if (a.hard) {
-        copy_entry((g * a.V + best.at) * a.W, (r * a.G + g) * a.W);
-      } else {
-        softmax(w.y, best.value, by(), w.vp, mixture(i, g));
+    for (int64_t g = 0; g < a.G; ++g, sums += w.vp) {
+      const Peaks<T> peaks = load_group(r, g, words);
+      const int64_t at = r * a.G + g;
+      a.codes[at] = static_cast<int32_t>(peaks.at);
+      if (a.hard) copy_entry((g * a.V + peaks.at) * a.W, at * a.W);
+      if (a.choice || !a.hard) {
+        const T sum = exponentials(w.y, peaks.noisy, by(), w.vp, w.p);
+        if (a.choice) memcpy(static_cast<T*>(a.choice) + at * a.V, w.p, sizeof(T) * a.V);
+        if (!a.hard) scaled(w.p, T(1) / sum, mixture(i, g));
       }
-      softmax(w.x, largest(w.x, w.vp).value, T(1), w.vp, w.p);
-      for (int64_t v = 0; v < w.vp; v += kLanes<T>)
-        store(sums + g * w.vp + v, load(sums + g * w.vp + v) + load(w.p + v));
+      const T share = T(1) / exponentials(w.x, peaks.plain, T(1), w.vp, w.p);
+      for (int64_t v = 0; v < w.vp; v += kLanes<T>) store(sums + v, load(sums + v) + share * load(w.p + v));
     }
+  }
+
+  void scaled(const T* x, T factor, T* out) const {
+    for (int64_t v = 0; v < w.vp; v += kLanes<T>) store(out + v, load(x + v) * factor);
   }
 
   void copy_entry(int64_t from, int64_t to) const {
@@ -161,12 +234,13 @@ struct Quantizer {
   }
 
   void forward(int64_t chunk) const {
-    T* sums = static_cast<T*>(a.partial) + chunk * ld();
+    T* sums = partial(chunk * ld());
     memset(sums, 0, sizeof(T) * ld());
     for_blocks(chunk, [&](int64_t r0, int64_t n) {
       for (int64_t i = 0; i < n; ++i) forward_row(r0 + i, i, sums);
       for (int64_t g = 0; g < a.G && !a.hard; ++g) {
-        gemm_packed(n, a.W, a.V, row_major(mixture(0, g), ld()), panel(g), w.mixed, w.wp, w.wp);
+        const auto left = P::rows_of(mixture(0, g), ld(), n, a.V, w.left);
+        P::template multiply<false>(n, a.W, a.V, left, panels(g), w.mixed, w.wp, w.wp);
         for (int64_t i = 0; i < n; ++i)
           narrow(a.codebook_type, w.mixed + i * w.wp, a.W, a.quantized, ((r0 + i) * a.G + g) * a.W);
       }
@@ -175,44 +249,102 @@ struct Quantizer {
 
   template <class F>
   void for_blocks(int64_t chunk, F f) const {
-    const int64_t begin = chunk * a.chunk_rows;
-    const int64_t end = begin + a.chunk_rows < a.R ? begin + a.chunk_rows : a.R;
-    for (int64_t r = begin; r < end; r += kRowBlock) f(r, end - r < kRowBlock ? end - r : kRowBlock);
+    const int64_t begin = chunk * a.chunk_rows, end = smaller(begin + a.chunk_rows, a.R);
+    for (int64_t r = begin; r < end; r += kRows) f(r, smaller(end - r, kRows));
+  }
+
+  void mean(int64_t g) const {
+    memset(w.x, 0, sizeof(T) * w.vp);
+    for (int64_t c = 0; c < chunks(); ++c) add(partial(c * ld() + g * w.vp), w.vp, w.x);
+    for (int64_t v = 0; v < a.V; ++v)
+      static_cast<T*>(a.mean_probs)[g * a.V + v] = w.x[v] / static_cast<T>(a.R > 0 ? a.R : 1);
+  }
+
+  static void add(const T* x, int64_t n, T* y) {
+    for (int64_t i = 0; i < n; i += kLanes<T>) store(y + i, load(y + i) + load(x + i));
+  }
+
+  // The codebook of one group packed for the products: itself, or transposed.
+  void pack(int64_t g, bool transposed) const {
+    for (int64_t v = 0; v < a.V; v += kEntries) {
+      const int64_t n = smaller(a.V - v, kEntries);
+      for (int64_t i = 0; i < n; ++i)
+        widen(a.codebook_type, a.codebook, (g * a.V + v + i) * a.W, a.W, w.wp, w.mixed + i * w.wp);
+      if (transposed) {
+        P::pack_right(w.mixed, w.wp, v, n, a.W, panels(g));
+      } else {
+        P::pack_right_rows(w.mixed, w.wp, v, n, a.W, a.V, panels(g));
+      }
+    }
+  }
+
+  int64_t prepare_pieces() const { return 1 + (a.hard ? pieces(a.W, kColumns) : 0); }
+
+  void prepare(int64_t piece) const {
+    const int64_t g = piece / prepare_pieces(), k = piece % prepare_pieces();
+    k == 0 ? pack(g, true) : add_chosen(g, (k - 1) * kColumns);
+  }
+
+  // The gradient of a group's entries in some columns: that of the rows that chose them, in their order.
+  void add_chosen(int64_t g, int64_t j0) const {
+    const int64_t n = smaller(a.W - j0, kColumns);
+    T grad[kColumns] = {};
+    memset(w.sums, 0, sizeof(T) * a.V * kColumns);
+    for (int64_t r = 0; r < a.R && a.grad_quantized; ++r) {
+      const int64_t at = r * a.G + g, code = a.codes[at];
+      widen(a.codebook_type, a.grad_quantized, at * a.W + j0, n, n, grad);
+      // A code that isn't one can only come from a direct call of the op.
+      if (code >= 0 && code < a.V) add(grad, kColumns, w.sums + code * kColumns);
+    }
+    for (int64_t v = 0; v < a.V; ++v)
+      narrow(a.codebook_type, w.sums + v * kColumns, n, a.grad_codebook, (g * a.V + v) * a.W + j0);
+  }
+
+  void load_grad(int64_t r0, int64_t n, int64_t g) const {
+    for (int64_t i = 0; i < n; ++i)
+      widen(a.codebook_type, a.grad_quantized, ((r0 + i) * a.G + g) * a.W, a.W, w.wp, w.mixed + i * w.wp);
   }
 
   // Gradients of the chosen (or mixed) entries become those of the choice's probabilities.
   void grad_choice(int64_t r0, int64_t n) const {
     for (int64_t g = 0; g < a.G; ++g) {
-      for (int64_t i = 0; i < n; ++i) load_grad(r0 + i, g, w.mixed + i * w.wp);
-      gemm_packed(n, a.V, a.W, row_major(w.mixed, w.wp), panel(g), mixture(0, g), ld(), w.vp);
+      load_grad(r0, n, g);
+      const auto left = P::rows_of(w.mixed, w.wp, n, a.W, w.left);
+      P::template multiply<false>(n, a.V, a.W, left, panels(g), mixture(0, g), ld(), w.vp);
     }
   }
 
-  void load_grad(int64_t r, int64_t g, T* out) const {
-    widen(a.codebook_type, a.grad_quantized, (r * a.G + g) * a.W, a.W, w.wp, out);
+  // x, and in p the exponentials of the choice; the largest logit is returned.
+  T load_choice(int64_t r, int64_t g, const uint32_t* words) const {
+    if (!a.choice) {
+      const Peaks<T> peaks = load_group(r, g, words);
+      exponentials(w.y, peaks.noisy, by(), w.vp, w.p);
+      return peaks.plain;
+    }
+    widen(static_cast<const T*>(a.choice) + (r * a.G + g) * a.V, a.V, w.vp, w.p);
+    load_logits(r, g);
+    Vec<T> most = load(w.x);
+    for (int64_t v = 0; v < w.vp; v += kLanes<T>) most = load(w.x + v) > most ? load(w.x + v) : most;
+    return reduce_max<T>(most);
   }
 
-  // Adds by * p (grad - p . grad), the gradient through p = softmax(by * x), to out.
-  void through_softmax(const T* p, const T* grad, T factor, T* out) const {
-    const T along = dot(p, grad, w.vp);
-    for (int64_t v = 0; v < w.vp; v += kLanes<T>)
-      store(out + v, load(out + v) + factor * load(p + v) * (load(grad + v) - along));
-  }
-
-  void backward_row(int64_t r, int64_t i, const uint32_t* words) const {
+  void backward_row(int64_t r, int64_t i) const {
+    const uint32_t* words = a.choice ? nullptr : draw(r);
     for (int64_t g = 0; g < a.G; ++g) {
-      load_group(r, g, words);
-      const int64_t at = (r * a.G + g) * a.V;
-      T* const grad = w.p;  // each row's gradient takes the place of what it is no more needed
-      T* const choice = mixture(i, g);
-      if (a.grad_quantized) softmax(w.y, largest(w.y, w.vp).value, by(), w.vp, w.y);
-      if (a.grad_mean_probs) softmax(w.x, largest(w.x, w.vp).value, T(1), w.vp, w.x);
-      memset(grad, 0, sizeof(T) * w.vp);
-      if (a.grad_quantized) through_softmax(w.y, choice, by(), grad);
-      if (a.grad_mean_probs) through_softmax(w.x, w.grad_probs + g * w.vp, T(1) / static_cast<T>(a.R), grad);
-      narrow(a.logits_type, grad, a.V, a.grad_logits, at);
-      // The soft form's codebook gradient needs the mixture itself.
-      if (a.grad_quantized && !a.hard) memcpy(choice, w.y, sizeof(T) * w.vp);
+      const T plain = load_choice(r, g, words);
+      T* const grad = w.y;
+      if (!a.grad_quantized) memset(grad, 0, sizeof(T) * w.vp);
+      if (a.grad_quantized) {
+        T* const choice = mixture(i, g);
+        const T sum = through_softmax<false>(w.p, choice, by(), w.vp, grad);
+        // The soft form's codebook gradient needs the mixture itself.
+        if (!a.hard) scaled(w.p, T(1) / sum, choice);
+      }
+      if (a.grad_mean_probs) {
+        exponentials(w.x, plain, T(1), w.vp, w.p);
+        through_softmax<true>(w.p, w.grad_probs + g * w.vp, T(1) / static_cast<T>(a.R), w.vp, grad);
+      }
+      narrow(a.logits_type, grad, a.V, a.grad_logits, (r * a.G + g) * a.V);
     }
   }
 
@@ -220,104 +352,54 @@ struct Quantizer {
     if (a.grad_mean_probs)
       for (int64_t g = 0; g < a.G; ++g)
         widen(static_cast<const T*>(a.grad_mean_probs) + g * a.V, a.V, w.vp, w.grad_probs + g * w.vp);
-    T* sums = a.hard ? nullptr : static_cast<T*>(a.partial) + chunk * a.G * w.vp * w.wp;
+    T* sums = a.hard ? nullptr : partial(chunk * a.G * w.vp * w.wp);
     if (sums) memset(sums, 0, sizeof(T) * a.G * w.vp * w.wp);
     for_blocks(chunk, [&](int64_t r0, int64_t n) {
       if (a.grad_quantized) grad_choice(r0, n);
-      for (int64_t i = 0; i < n; ++i) backward_row(r0 + i, i, draw(r0 + i));
+      for (int64_t i = 0; i < n; ++i) backward_row(r0 + i, i);
       for (int64_t g = 0; g < a.G && sums && a.grad_quantized; ++g) {
-        for (int64_t i = 0; i < n; ++i) load_grad(r0 + i, g, w.mixed + i * w.wp);
+        load_grad(r0, n, g);
         gemm<true>(a.V, a.W, n, mixture(0, g), int64_t{1}, ld(), w.mixed, w.wp, sums + g * w.vp * w.wp, w.wp);
       }
     });
   }
 
-  // The codebook's gradient for some entries of a group: rows are added in their order.
-  void grad_entries(int64_t task) const {
-    const int64_t tasks = (a.V + kGumbelEntries - 1) / kGumbelEntries, g = task / tasks;
-    const int64_t v0 = task % tasks * kGumbelEntries;
-    const int64_t n = a.V - v0 < kGumbelEntries ? a.V - v0 : kGumbelEntries;
+  // The soft form's codebook gradient for some entries of a group.
+  void finish(int64_t piece) const {
+    const int64_t of_group = pieces(a.V, kEntries), g = piece / of_group, v0 = piece % of_group * kEntries;
+    const int64_t n = smaller(a.V - v0, kEntries);
     memset(w.mixed, 0, sizeof(T) * n * w.wp);
-    if (a.grad_quantized) a.hard ? add_chosen(g, v0, n) : add_partials(g, v0, n);
+    for (int64_t c = 0; c < chunks(); ++c)
+      add(partial(((c * a.G + g) * w.vp + v0) * w.wp), n * w.wp, w.mixed);
     for (int64_t v = 0; v < n; ++v)
       narrow(a.codebook_type, w.mixed + v * w.wp, a.W, a.grad_codebook, (g * a.V + v0 + v) * a.W);
   }
 
-  void add_chosen(int64_t g, int64_t v0, int64_t n) const {
-    for (int64_t r = 0; r < a.R; ++r) {
-      const int64_t v = a.codes[r * a.G + g] - v0;
-      if (v < 0 || v >= n) continue;
-      load_grad(r, g, w.entry);
-      add(w.entry, w.wp, w.mixed + v * w.wp);
-    }
-  }
-
-  void add_partials(int64_t g, int64_t v0, int64_t n) const {
-    for (int64_t c = 0; c < chunks(a); ++c)
-      add(static_cast<const T*>(a.partial) + ((c * a.G + g) * w.vp + v0) * w.wp, n * w.wp, w.mixed);
-  }
-
-  static void add(const T* x, int64_t n, T* y) {
-    for (int64_t i = 0; i < n; i += kLanes<T>) store(y + i, load(y + i) + load(x + i));
-  }
-
-  void mean(int64_t g) const {
-    T* sum = w.x;
-    memset(sum, 0, sizeof(T) * w.vp);
-    for (int64_t c = 0; c < chunks(a); ++c)
-      add(static_cast<const T*>(a.partial) + c * ld() + g * w.vp, w.vp, sum);
-    for (int64_t v = 0; v < a.V; ++v)
-      static_cast<T*>(a.mean_probs)[g * a.V + v] = sum[v] / static_cast<T>(a.R > 0 ? a.R : 1);
-  }
-
-  // The codebook of one group packed for the products: itself, or transposed.
-  void pack(int64_t g, bool transposed) const {
-    constexpr int64_t L = kGemmColumns<T>;
-    T* rows = w.mixed;
-    for (int64_t v = 0; v < a.V; v += L) {
-      const int64_t n = a.V - v < L ? a.V - v : L;
-      for (int64_t i = 0; i < n; ++i)
-        widen(a.codebook_type, a.codebook, (g * a.V + v + i) * a.W, a.W, w.wp, rows + i * w.wp);
-      if (transposed) {
-        pack_transposed(rows, w.wp, v, n, a.W, panel(g));
-      } else {
-        pack_rows(rows, w.wp, v, n, a.W, a.V, panel(g));
-      }
+  void run(GumbelPass pass, int64_t i) const {
+    switch (pass) {
+      case GumbelPass::pack:
+        return pack(i, false);
+      case GumbelPass::forward:
+        return forward(i);
+      case GumbelPass::mean_probs:
+        return mean(i);
+      case GumbelPass::prepare_backward:
+        return prepare(i);
+      case GumbelPass::backward:
+        return backward(i);
+      case GumbelPass::finish_backward:
+        return finish(i);
     }
   }
 };
 
-template <class T>
-static void run(const GumbelArgs& a, GumbelPass pass, int64_t begin, int64_t end, void* scratch) {
-  const Quantizer<T> quantizer(a, scratch);
-  for (int64_t i = begin; i < end; ++i) switch (pass) {
-      case GumbelPass::pack:
-        quantizer.pack(i, false);
-        break;
-      case GumbelPass::pack_transposed:
-        quantizer.pack(i, true);
-        break;
-      case GumbelPass::forward:
-        quantizer.forward(i);
-        break;
-      case GumbelPass::mean_probs:
-        quantizer.mean(i);
-        break;
-      case GumbelPass::backward:
-        quantizer.backward(i);
-        break;
-      case GumbelPass::codebook_backward:
-        quantizer.grad_entries(i);
-        break;
-    }
-}
-
-template <class T>
-static GumbelSizes sizes(const GumbelArgs& a, bool backward) {
-  const Scratch<T> s(a, nullptr);
-  const bool mixes = !a.hard;
-  const int64_t row = a.G * s.vp, codebook = row * s.wp;
-  return {s.bytes, backward || mixes ? codebook : 0, chunks(a) * (!backward ? row : mixes ? codebook : 0)};
+// Calls f with the quantizer for the dtypes.
+template <class F>
+static auto with_quantizer(const GumbelArgs& a, void* scratch, F f) {
+  if (a.logits_type == DType::f64) return f(Quantizer<double, MultiplyAdd<double>>(a, scratch));
+  if (a.codebook_type == DType::bf16) return f(Quantizer<float, ProductsOf<BFloat16>::type>(a, scratch));
+  if (a.codebook_type == DType::f16) return f(Quantizer<float, ProductsOf<Half>::type>(a, scratch));
+  return f(Quantizer<float, ProductsOf<float>::type>(a, scratch));
 }
 
 }  // namespace
@@ -327,12 +409,15 @@ namespace ECGFAST_ISA {
 ECGFAST_KERNELS(ECGFAST_DECLARE)
 
 GumbelSizes gumbel_sizes(const GumbelArgs& args, bool backward) {
-  return args.logits_type == DType::f64 ? sizes<double>(args, backward) : sizes<float>(args, backward);
+  return with_quantizer(args, nullptr, [=](const auto& quantizer) { return quantizer.sizes(backward); });
 }
 
 void gumbel_quantize(const GumbelArgs& args, GumbelPass pass, int64_t begin, int64_t end, void* scratch) {
-  args.logits_type == DType::f64 ? run<double>(args, pass, begin, end, scratch)
-                                 : run<float>(args, pass, begin, end, scratch);
+  with_quantizer(args, scratch, [=](const auto& quantizer) {
+    quantizer.products_begin();
+    for (int64_t i = begin; i < end; ++i) quantizer.run(pass, i);
+    quantizer.products_end();
+  });
 }
 
 }  // namespace ECGFAST_ISA

@@ -8,7 +8,7 @@ struct GumbelArgs {
   DType logits_type, codebook_type;
   bool hard;
   int64_t R, G, V, W;  // rows, groups, entries per group, width of an entry
-  int64_t chunk_rows;  // rows are worked on in chunks that depend on the sizes alone
+  int64_t chunk_rows;  // GumbelSizes::chunk_rows
   double inv_temperature;
   const void* logits;    // [R, G*V]
   const void* codebook;  // [G, V, W]
@@ -17,7 +17,10 @@ struct GumbelArgs {
   int64_t seed, step;
   const int64_t* sample_ids;  // [R / rows_per_sample], or null: all rows are of sample 0
   int64_t rows_per_sample;
-  void* panels;                 // wide: the codebook (soft forward) or its transpose (backward), packed
+  // wide [R, G*V] or null: exp((y - max y) / temperature), y the noisy logits of a row's group. The forward
+  // pass keeps it for the backward pass, which draws and computes it again where it isn't there.
+  void* choice;
+  void* panels;                 // the codebook (soft forward) or its transpose (backward), packed
   void* partial;                // wide: per chunk, what is summed over rows
   void* quantized;              // [R, G*W]
   int32_t* codes;               // [R, G]
@@ -30,18 +33,23 @@ struct GumbelArgs {
 
 // The parts of the forward and backward pass, each over a range of independent pieces of work.
 enum class GumbelPass : int32_t {
-  pack,               // per group: the codebook into panels
-  pack_transposed,    // the same, transposed
-  forward,            // per chunk of rows: quantized, codes, partial sums of the probabilities
-  mean_probs,         // per group
-  backward,           // per chunk of rows: grad_logits and, unless hard, partial sums for the codebook
-  codebook_backward,  // per group and kGumbelEntries entries
+  pack,        // per group: the codebook into panels, for the soft form
+  forward,     // per chunk of rows: quantized, codes, partial sums of the probabilities
+  mean_probs,  // per group
+  // Pieces of GumbelSizes::prepare: the codebook's transpose into panels and, if hard, its gradient.
+  prepare_backward,
+  backward,  // per chunk of rows: grad_logits and, unless hard, partial sums for the codebook
+  // Pieces of GumbelSizes::finish: the codebook's gradient, if not done yet.
+  finish_backward,
 };
-constexpr int64_t kGumbelEntries = 32;
 
 struct GumbelSizes {
+  // Rows are worked on in chunks that follow from the sizes alone, so that sums don't depend on the threads.
+  int64_t chunk_rows, chunks;
   int64_t scratch;          // bytes of a thread
-  int64_t panels, partial;  // elements of the wide type
+  int64_t panels;           // bytes
+  int64_t partial;          // elements of the wide type
+  int64_t prepare, finish;  // pieces of work before and after the rows of the backward pass
 };
 
 }  // namespace ecgfast

@@ -197,6 +197,24 @@ static inline VF exp(VF x) {
   return blend(x > high, VF{} + __builtin_inff(), y);
 }
 
+// exp of numbers that are not positive, to within 1.2 ulp; 0 below -87.3, NaN kept. For the terms of softmax.
+static inline VF exp_nonpositive(VF x) {
+  const VF low = VF{} - 87.33654f;
+  const VF c = blend(low > x, low, x);
+  const VF t = c * 1.44269504088896341f + 12582912.0f;
+  const VF fn = t - 12582912.0f;
+  VF r = c - fn * 0.693145751953125f;
+  r = r - fn * 1.42860677e-6f;
+  VF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const VF y = p * bit_cast<VF>((bit_cast<VI>(t) << 23) + 0x3F800000);
+  return blend(x < low, VF{}, y);
+}
+
 // log of positive normal numbers to within 1 ulp: x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), where f
 // is exact, so that results near 0 are as accurate as others.
 static inline VF log_normal(VF x) {
@@ -232,6 +250,8 @@ static inline Vec<double> exp(Vec<double> x) {
   for (double& v : lanes) v = __builtin_exp(v);
   return load(lanes);
 }
+
+static inline Vec<double> exp_nonpositive(Vec<double> x) { return exp(x); }
 
 static inline Vec<double> log(Vec<double> x) {
   double lanes[kLanes<double>];

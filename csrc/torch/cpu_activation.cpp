@@ -9,12 +9,17 @@ namespace {
 Activation activation_named(const std::string& name) {
   if (name == "erf") return Activation::erf;
   if (name == "exp") return Activation::exp;
+  if (name == "exp_nonpositive") return Activation::exp_nonpositive;
   if (name == "gelu") return Activation::gelu;
   if (name == "gelu_grad") return Activation::gelu_grad;
   if (name == "log") return Activation::log;
   if (name == "log_normal") return Activation::log_normal;
-  STD_TORCH_CHECK(false, "cpu_activation: name must be erf, exp, gelu, gelu_grad, log or log_normal, got '",
-                  name, "'");
+  if (name == "log_table") return Activation::log_table;
+  STD_TORCH_CHECK(
+      false,
+      "cpu_activation: name must be erf, exp, exp_nonpositive, gelu, gelu_grad, log, log_normal or "
+      "log_table, got '",
+      name, "'");
 }
 
 Tensor cpu_activation(const Tensor& x, std::string name) {

@@ -7,15 +7,6 @@ namespace ecgfast {
 namespace {
 
 constexpr const char* kOp = "gumbel_quantize";
-constexpr int64_t kRowBlock = 24;
-
-// Rows of a chunk, from the sizes alone, so that sums over rows don't depend on the threads: at most
-// `most` chunks, each of some whole blocks.
-int64_t chunk_rows(int64_t rows, int64_t most) {
-  const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
-  return kRowBlock * std::max<int64_t>(1, (blocks + most - 1) / most);
-}
-
 // The inputs made contiguous, and alive while the kernel's raw pointers are in use.
 struct Inputs {
   Tensor logits, codebook;
@@ -73,6 +64,7 @@ struct Inputs {
   Tensor wide(std::vector<int64_t> shape) const {
     return torch::stable::new_empty(logits, shape, statistics_type(logits));
   }
+  Tensor bytes(int64_t n) const { return torch::stable::new_empty(logits, {n}, ScalarType::Byte); }
 };
 
 void run(const Kernels& k, const GumbelArgs& args, const GumbelSizes& sizes, GumbelPass pass, int64_t n) {
@@ -81,45 +73,44 @@ void run(const Kernels& k, const GumbelArgs& args, const GumbelSizes& sizes, Gum
   });
 }
 
-int64_t chunks(const GumbelArgs& a) { return (a.R + a.chunk_rows - 1) / a.chunk_rows; }
-
-std::tuple<Tensor, Tensor, Tensor> gumbel_quantize_cpu(const Tensor& logits, const Tensor& codebook,
-                                                       const Tensor& temperature,
-                                                       const std::optional<Tensor>& noise,
-                                                       const std::optional<Tensor>& rng,
-                                                       const std::optional<Tensor>& sample_ids, bool hard) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gumbel_quantize_cpu(const Tensor& logits, const Tensor& codebook,
+                                                               const Tensor& temperature,
+                                                               const std::optional<Tensor>& noise,
+                                                               const std::optional<Tensor>& rng,
+                                                               const std::optional<Tensor>& sample_ids,
+                                                               bool hard, bool keep) {
   const Kernels& k = kernels();
   Inputs in(logits, codebook, temperature, noise, rng, sample_ids, hard);
   GumbelArgs& a = in.args;
-  a.chunk_rows = chunk_rows(a.R, 256);
   const GumbelSizes sizes = k.gumbel_sizes(a, false);
+  a.chunk_rows = sizes.chunk_rows;
   Tensor quantized = torch::stable::new_empty(in.codebook, {a.R, a.G * a.W});
   Tensor codes = torch::stable::new_empty(in.logits, {a.R, a.G}, ScalarType::Int);
-  Tensor mean_probs = in.wide({a.G, a.V}), panels = in.wide({sizes.panels}),
-         partial = in.wide({sizes.partial});
+  Tensor mean_probs = in.wide({a.G, a.V}), choice = in.wide({keep ? a.R : 0, a.G * a.V});
+  Tensor partial = in.wide({sizes.partial}), panels = in.bytes(sizes.panels);
   a.quantized = quantized.mutable_data_ptr();
   a.codes = codes.mutable_data_ptr<int32_t>();
   a.mean_probs = mean_probs.mutable_data_ptr();
+  if (keep) a.choice = choice.mutable_data_ptr();
   a.panels = panels.mutable_data_ptr();
   a.partial = partial.mutable_data_ptr();
   if (sizes.panels) run(k, a, sizes, GumbelPass::pack, a.G);
-  run(k, a, sizes, GumbelPass::forward, chunks(a));
-  run(k, a, sizes, GumbelPass::mean_probs, a.G);
-  return {quantized, codes, mean_probs};
+  run(k, a, sizes, GumbelPass::forward, sizes.chunks);
+  // So little that handing it to a thread costs more.
+  k.gumbel_quantize(a, GumbelPass::mean_probs, 0, a.G, Scratch(sizes.scratch).get());
+  return {quantized, codes, mean_probs, choice};
 }
 
-std::tuple<Tensor, Tensor> gumbel_quantize_backward_cpu(const std::optional<Tensor>& grad_quantized,
-                                                        const std::optional<Tensor>& grad_mean_probs,
-                                                        const Tensor& logits, const Tensor& codebook,
-                                                        const Tensor& temperature, const Tensor& codes,
-                                                        const std::optional<Tensor>& noise,
-                                                        const std::optional<Tensor>& rng,
-                                                        const std::optional<Tensor>& sample_ids, bool hard) {
+std::tuple<Tensor, Tensor> gumbel_quantize_backward_cpu(
+    const std::optional<Tensor>& grad_quantized, const std::optional<Tensor>& grad_mean_probs,
+    const Tensor& logits, const Tensor& codebook, const Tensor& temperature, const Tensor& codes,
+    const std::optional<Tensor>& noise, const std::optional<Tensor>& rng,
+    const std::optional<Tensor>& sample_ids, const Tensor& choice, bool hard) {
   const Kernels& k = kernels();
   Inputs in(logits, codebook, temperature, noise, rng, sample_ids, hard);
   GumbelArgs& a = in.args;
   const std::optional<Tensor> grad = dense(grad_quantized), grad_probs = dense(grad_mean_probs);
-  const Tensor chosen = dense(codes);
+  const Tensor chosen = dense(codes), kept = dense(choice);
   STD_TORCH_CHECK(!grad.has_value() ||
                       (grad->numel() == a.R * a.G * a.W && grad->scalar_type() == in.codebook.scalar_type()),
                   "gumbel_quantize_backward: grad_quantized must be [R, D] of the codebook's dtype");
@@ -128,21 +119,25 @@ std::tuple<Tensor, Tensor> gumbel_quantize_backward_cpu(const std::optional<Tens
                   "gumbel_quantize_backward: grad_mean_probs must be [G, V] of mean_probs' dtype");
   STD_TORCH_CHECK(chosen.numel() == a.R * a.G && chosen.scalar_type() == ScalarType::Int,
                   "gumbel_quantize_backward: codes must be int32 [R, G]");
-  a.chunk_rows = chunk_rows(a.R, hard ? 256 : 8);
+  STD_TORCH_CHECK(
+      kept.numel() == 0 || (kept.numel() == a.R * a.G * a.V && kept.scalar_type() == statistics_type(logits)),
+      "gumbel_quantize_backward: choice must be as the forward pass gives it");
   const GumbelSizes sizes = k.gumbel_sizes(a, true);
+  a.chunk_rows = sizes.chunk_rows;
   Tensor grad_logits = torch::stable::empty_like(in.logits);
   Tensor grad_codebook = torch::stable::empty_like(in.codebook);
-  Tensor panels = in.wide({sizes.panels}), partial = in.wide({sizes.partial});
+  Tensor partial = in.wide({sizes.partial}), panels = in.bytes(sizes.panels);
   a.grad_quantized = data_or_null<void>(grad);
   a.grad_mean_probs = data_or_null<void>(grad_probs);
   a.codes = const_cast<int32_t*>(chosen.const_data_ptr<int32_t>());
+  if (kept.numel()) a.choice = const_cast<void*>(kept.const_data_ptr());
   a.grad_logits = grad_logits.mutable_data_ptr();
   a.grad_codebook = grad_codebook.mutable_data_ptr();
   a.panels = panels.mutable_data_ptr();
   a.partial = partial.mutable_data_ptr();
-  run(k, a, sizes, GumbelPass::pack_transposed, a.G);
-  run(k, a, sizes, GumbelPass::backward, chunks(a));
-  run(k, a, sizes, GumbelPass::codebook_backward, a.G * ((a.V + kGumbelEntries - 1) / kGumbelEntries));
+  run(k, a, sizes, GumbelPass::prepare_backward, sizes.prepare);
+  run(k, a, sizes, GumbelPass::backward, sizes.chunks);
+  run(k, a, sizes, GumbelPass::finish_backward, sizes.finish);
   return {grad_logits, grad_codebook};
 }
 

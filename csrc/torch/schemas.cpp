@@ -62,12 +62,13 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
   m.def(
       "gumbel_quantize(Tensor logits, Tensor codebook, Tensor temperature, Tensor? noise, Tensor? rng, "
       "Tensor? "
-      "sample_ids, bool hard) -> (Tensor quantized, Tensor codes, Tensor mean_probs)");
+      "sample_ids, bool hard, bool keep) -> (Tensor quantized, Tensor codes, Tensor mean_probs, Tensor "
+      "choice)");
   m.def(
       "gumbel_quantize_backward(Tensor? grad_quantized, Tensor? grad_mean_probs, Tensor logits, Tensor "
       "codebook, "
-      "Tensor temperature, Tensor codes, Tensor? noise, Tensor? rng, Tensor? sample_ids, bool hard) "
-      "-> (Tensor grad_logits, Tensor grad_codebook)");
+      "Tensor temperature, Tensor codes, Tensor? noise, Tensor? rng, Tensor? sample_ids, Tensor choice, bool "
+      "hard) -> (Tensor grad_logits, Tensor grad_codebook)");
   m.def(
       "global_contrastive(Tensor a, Tensor b, Tensor group_a, Tensor group_b, float temperature, bool "
       "detach_norm) "

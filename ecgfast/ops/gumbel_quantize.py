@@ -153,16 +153,33 @@ def gumbel_quantize(
         noise = noise.to(dtype)
     if rng is None:
         sample_ids = None
-    return torch.ops.ecgfast.gumbel_quantize(logits, codebook, temperature, noise, rng, sample_ids, hard)
+    # On a CPU the exponentials of the choice are kept for the backward pass: drawing the noise again would
+    # cost more than reading them.
+    for_backward = torch.is_grad_enabled() and (logits.requires_grad or codebook.requires_grad)
+    keep = for_backward and logits.device.type == "cpu"
+    outputs = torch.ops.ecgfast.gumbel_quantize(
+        logits, codebook, temperature, noise, rng, sample_ids, hard, keep
+    )
+    return outputs[:3]
 
 
 @torch.library.register_fake("ecgfast::gumbel_quantize")
-def _(logits: Tensor, codebook: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    logits: Tensor,
+    codebook: Tensor,
+    temperature: Tensor,
+    noise: Tensor | None,
+    rng: Tensor | None,
+    sample_ids: Tensor | None,
+    hard: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     g, v, width = codebook.shape
-    rows = logits.shape[0]
+    rows, dtype = logits.shape[0], wide(logits.dtype)
     quantized = codebook.new_empty((rows, g * width))
     codes = logits.new_empty((rows, g), dtype=torch.int32)
-    return quantized, codes, logits.new_empty((g, v), dtype=wide(logits.dtype))
+    mean_probs = logits.new_empty((g, v), dtype=dtype)
+    return quantized, codes, mean_probs, logits.new_empty((rows if keep else 0, g * v), dtype=dtype)
 
 
 @torch.library.register_fake("ecgfast::gumbel_quantize_backward")
@@ -180,22 +197,22 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    logits, codebook, temperature, noise, rng, sample_ids, ctx.hard = inputs
-    _, codes, _ = output
-    ctx.save_for_backward(logits, codebook, temperature, codes, noise, rng, sample_ids)
-    ctx.mark_non_differentiable(codes)
+    logits, codebook, temperature, noise, rng, sample_ids, ctx.hard, _ = inputs
+    _, codes, _, choice = output
+    ctx.save_for_backward(logits, codebook, temperature, codes, noise, rng, sample_ids, choice)
+    ctx.mark_non_differentiable(codes, choice)
     ctx.set_materialize_grads(False)
 
 
 def _backward(
-    ctx: Any, grad_quantized: Tensor | None, _codes: None, grad_mean_probs: Tensor | None
+    ctx: Any, grad_quantized: Tensor | None, _codes: None, grad_mean_probs: Tensor | None, _choice: None
 ) -> tuple[Tensor | None, ...]:
     if grad_quantized is None and grad_mean_probs is None:
-        return (None,) * 7
+        return (None,) * 8
     grads = torch.ops.ecgfast.gumbel_quantize_backward(
         grad_quantized, grad_mean_probs, *ctx.saved_tensors, ctx.hard
     )
-    return (*grads, *(None,) * 5)
+    return (*grads, *(None,) * 6)
 
 
 torch.library.register_autograd("ecgfast::gumbel_quantize", _backward, setup_context=_setup)

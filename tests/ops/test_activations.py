@@ -79,7 +79,7 @@ def test_special_values(name, at_minus_infinity, at_infinity, dtype, isa):
 def test_bad_input():
     with pytest.raises(
         RuntimeError,
-        match="cpu_activation: name must be erf, exp, gelu, gelu_grad, log or log_normal, got 'tanh'",
+        match=r"cpu_activation: name must be erf, exp, .* or log_table, got 'tanh'",
     ):
         evaluate("tanh", np.zeros(3, np.float32))
     with pytest.raises(RuntimeError, match="cpu_activation: takes float32 or float64"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ecgfast
 from ecgfast.ops import draw_gumbel, gumbel_quantize, gumbel_quantize_reference, make_rng
@@ -229,8 +230,47 @@ def test_opcheck(dtype, hard):
     codebook.requires_grad_()
     op = torch.ops.ecgfast.gumbel_quantize.default
     t, rng, ids = torch.tensor(1.5), make_rng(1), torch.arange(2)
-    torch.library.opcheck(op, (logits, codebook, t, None, rng, ids, hard))
-    torch.library.opcheck(op, (logits, codebook, t, torch.randn(8, 18), None, None, hard))
+    for keep in (True, False):
+        torch.library.opcheck(op, (logits, codebook, t, None, rng, ids, hard, keep))
+        torch.library.opcheck(op, (logits, codebook, t, torch.randn(8, 18), None, None, hard, keep))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hard", [True, False])
+def test_the_backward_pass_draws_again_what_was_not_kept(dtype, hard):
+    logits, codebook = make_inputs(40, 2, 35, 6, dtype, seed=7)
+    op, backward = torch.ops.ecgfast.gumbel_quantize, torch.ops.ecgfast.gumbel_quantize_backward
+    t, noise, rng, ids = torch.tensor(1.5, dtype=torch.float64), None, make_rng(3), torch.arange(4)
+    grads = []
+    for keep in (True, False):
+        quantized, codes, probs, choice = op(logits, codebook, t, noise, rng, ids, hard, keep)
+        assert choice.shape == (40 if keep else 0, 70)
+        of_outputs = torch.ones_like(quantized) * quantized, probs * probs
+        inputs = logits, codebook, t, codes, noise, rng, ids, choice, hard
+        grads.append(backward(*of_outputs, *inputs))
+    assert all(torch.equal(x, y) for x, y in zip(*grads, strict=True))
+
+
+def test_nothing_is_kept_where_no_gradient_is_needed():
+    logits, codebook = make_inputs(6, 2, 5, 3, torch.float32, seed=7)
+    for enabled, shape in ((True, (6, 10)), (False, (0, 10))):
+        with _Choices() as kept, torch.set_grad_enabled(enabled):
+            gumbel_quantize(logits.requires_grad_(), codebook, 1.0, rng=make_rng(0))
+        assert kept.shapes == [shape]
+
+
+class _Choices(TorchDispatchMode):
+    """The shapes of what the op keeps for its backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.ecgfast.gumbel_quantize.default:
+            self.shapes.append(tuple(out[3].shape))
+        return out
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,33 @@ def test_exp_at_the_edges(isa):
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
+def test_exp_nonpositive(isa):
+    x = torch.cat([-floats(1e-30, 87.336, 1 << 19), torch.linspace(-87.336, 0, 1 << 19)])
+    assert ulps(evaluate(x, "exp_nonpositive"), x.double().exp()) < 1.2
+    edges = torch.tensor([0.0, -0.0, -1e-40, -87.4, -1e30, -math.inf, math.nan])
+    want = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, math.nan])
+    got = evaluate(edges, "exp_nonpositive")
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_log_table(isa):
+    below_one = torch.cat(
+        [floats(2.0**-126, 1 - 2.0**-24, 1 << 20), 1.0 - torch.arange(1, 1 << 14) * 2.0**-24]
+    )
+    assert ulps(evaluate(below_one, "log_table"), below_one.double().log()) < 3
+    above = floats(1.0, 3e38, 1 << 20)
+    error = (evaluate(above, "log_table").double() - above.double().log()).abs()
+    assert (error <= 2.0**-23 * above.double().log().clamp(min=0.2)).all()
+    assert torch.equal(evaluate(-above, "log_table"), evaluate(above, "log_table"))
+
+
+def test_gumbel_noise_for_every_uniform_number(isa):
+    u = (torch.arange(1 << 23, dtype=torch.float64) + 0.5) * 2.0**-23
+    noise = -evaluate(evaluate(u.float(), "log_table"), "log_table")
+    want = -torch.log(-torch.log(u))
+    assert ((noise - want).abs() <= 3e-7 * want.abs().clamp(min=1)).all()
+
+
 def test_log(isa):
     smallest, largest = 2.0**-149, float(np.finfo(np.float32).max)
     near_one = torch.cat([floats(0.5, 1.0, 1 << 19), floats(1.0, 2.0, 1 << 19)])
