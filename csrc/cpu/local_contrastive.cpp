@@ -1,5 +1,5 @@
 // Local contrastive loss, one segment at a time: the segment's cosines are one small product, a draw is a
-// count, and nothing larger than a block of rows of the M x M matrix exists. Compiled once per ISA.
+// count. The inputs are not normalised: their norms scale the M x M matrices. Compiled once per ISA.
 #include "arena.h"
 #include "gemm.h"
 #include "kernels.h"
@@ -11,13 +11,18 @@ namespace ecgfast {
 namespace {
 
 constexpr int64_t kRowBlock = 96;
+constexpr int64_t kDrawRows =
+    8;  // rows drawn at a time: they share no block of the random stream with others
 constexpr double kEps = 1e-8;
 
 // Scratch of one thread; all rows padded for gemm.
 template <class T>
 struct Scratch {
   int64_t rows, dp, mp;
-  T *p, *t, *tt, *s, *draws, *dp_rows = nullptr, *dt = nullptr;
+  bool direct;  // the inputs are read where they lie: of type T, and no row needs padding
+  T *p, *t, *tt, *s, *draws, *inv_t;
+  T *others, *shift, *positive, *inv_total;  // of a block's rows
+  T *by_row = nullptr, *dp_rows = nullptr, *dt = nullptr;
   int32_t *counts, *kinds, *hashes;
   uint32_t* words;
   int64_t bytes;
@@ -27,16 +32,27 @@ struct Scratch {
     rows = a.M < kRowBlock ? a.M : kRowBlock;
     dp = round_up(a.D, kGemmColumns<T>);
     mp = round_up(a.M, kGemmColumns<T>);
-    p = arena.take<T>(rows * dp);
-    t = arena.take<T>(a.M * dp);
-    tt = arena.take<T>(dp * mp);
+    direct = (a.dtype == DType::f32 || a.dtype == DType::f64) && dp == a.D;
+    p = arena.take<T>(direct ? 0 : rows * dp);
+    t = arena.take<T>(direct ? 0 : a.M * dp);
     s = arena.take<T>(rows * mp);
-    draws = arena.take<T>(mp);
-    counts = arena.take<int32_t>(mp);
-    kinds = arena.take<int32_t>(mp);
-    hashes = arena.take<int32_t>(mp);
-    words = arena.take<uint32_t>(a.K + 8 + kPhiloxSlack);
+    inv_t = arena.take<T>(mp);
+    const int64_t column = round_up(rows, kLanes<T>);
+    others = arena.take<T>(column);
+    shift = arena.take<T>(column);
+    positive = arena.take<T>(column);
+    inv_total = arena.take<T>(column);
+    if (!backward || !a.weights) {
+      tt = arena.take<T>(dp * mp);
+      draws = arena.take<T>(mp);
+      counts = arena.take<int32_t>(mp);
+      kinds = arena.take<int32_t>(mp);
+      hashes = arena.take<int32_t>(mp);
+      const bool draws_them = !a.use_all && !a.negative_index;
+      words = arena.take<uint32_t>(draws_them ? kDrawRows * a.K + 8 + kPhiloxSlack : 0);
+    }
     if (backward) {
+      by_row = arena.take<T>(rows * mp);
       dp_rows = arena.take<T>(rows * dp);
       dt = arena.take<T>(a.M * dp);
     }
@@ -74,6 +90,15 @@ struct Segment {
   }
   T& inv_norm(int which, int64_t i) const {
     return stat(static_cast<const T*>(a.inv_norms) + which * a.B * a.M, i);
+  }
+  T* weights(int64_t i) const { return static_cast<T*>(a.weights) + (b * a.M + i) * a.M; }
+
+  // Rows [i0, i0 + n) of an input as T, dp apart and zero past D.
+  const T* rows_of(const void* base, int64_t i0, int64_t n, T* copy) const {
+    if constexpr (kSame<In, T>)
+      if (w.direct) return row(base, i0);
+    for (int64_t i = 0; i < n; ++i) widen(row(base, i0 + i), a.D, w.dp, copy + i * w.dp);
+    return copy;
   }
 
   bool same(int64_t i, int64_t j) const {
@@ -121,16 +146,25 @@ struct Segment {
       return;
     }
     if (a.M < 2) return;
+    if (i % kDrawRows == 0) draw(i);
+    const uint32_t* drawn = w.words + i % kDrawRows * a.K;
+    for (int64_t k = 0; k < a.K; ++k) ++w.counts[drawn[k]];
+  }
+
+  // The negatives of the rows from i on, kDrawRows of them; i is a multiple of kDrawRows.
+  void draw(int64_t i) const {
+    const int64_t n = a.M - i < kDrawRows ? a.M - i : kDrawRows, first = i * a.K / 4;
     const Stream stream = make_stream(a.seed, a.step, a.sample_ids[b], Purpose::negatives);
-    const int64_t first = i * a.K, block0 = first / 4;
-    philox_fill(stream, static_cast<uint32_t>(block0), (first + a.K + 3) / 4 - block0, w.words);
-    uint32_t* words = w.words + (first - 4 * block0);
-    const uint32_t others = static_cast<uint32_t>(a.M - 1), own = static_cast<uint32_t>(i);
-    for (int64_t k = 0; k < a.K; ++k) {
-      const uint32_t j = bounded(words[k], others);
-      words[k] = j + (j >= own);
+    philox_fill(stream, static_cast<uint32_t>(first), (n * a.K + 3) / 4, w.words);
+    const uint32_t others = static_cast<uint32_t>(a.M - 1);
+    for (int64_t r = 0; r < n; ++r) {
+      const uint32_t own = static_cast<uint32_t>(i + r);
+      uint32_t* words = w.words + r * a.K;
+      for (int64_t k = 0; k < a.K; ++k) {
+        const uint32_t j = bounded(words[k], others);
+        words[k] = j + (j >= own);
+      }
     }
-    for (int64_t k = 0; k < a.K; ++k) ++w.counts[words[k]];
   }
 
   // How often each token counts as a negative of token i, in draws. Returns whether a draw was excluded.
@@ -157,36 +191,28 @@ struct Segment {
     return inv_norm(which, i);
   }
 
-  void load_targets() const {
-    for (int64_t j = 0; j < a.M; ++j) {
-      T* t = w.t + j * w.dp;
-      widen(row(a.targets, j), a.D, w.dp, t);
-      scale(t, norm_of(1, j, t), w.dp);
-    }
-    transpose_rows(w.t, a.M, w.dp, w.tt, w.mp);
+  const T* load_targets() const {
+    const T* t = rows_of(a.targets, 0, a.M, w.t);
+    for (int64_t j = 0; j < w.mp; ++j) w.inv_t[j] = j < a.M ? norm_of(1, j, t + j * w.dp) : T(0);
+    return t;
+  }
+
+  // What weigh needs of the targets.
+  void prepare(const T* t) const {
+    transpose_rows(t, a.M, w.dp, w.tt, w.mp);
     find_kinds();
   }
 
-  void load_predictions(int64_t i0, int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) {
-      T* p = w.p + i * w.dp;
-      widen(row(a.predictions, i0 + i), a.D, w.dp, p);
-      scale(p, norm_of(0, i0 + i, p), w.dp);
-    }
-  }
-
-  void similarities(int64_t n) const {
-    gemm(n, a.M, a.D, w.p, w.dp, int64_t{1}, w.tt, w.mp, w.s, w.mp);
-    const T by = T(a.inv_temperature);
-    for (int64_t i = 0; i < n; ++i) scale(w.s + i * w.mp, by, w.mp);
-  }
-
-  void reduce_row(int64_t i, T* s) const {
+  // A row of products p . t becomes the row of n_ij exp(s_ij - shift). Returns whether the positive is
+  // neither below a negative nor the smallest of all.
+  bool weigh_row(int64_t i, int64_t at, T inv_p) const {
+    T* s = w.s + at * w.mp;
     const bool excluded = count(i);
-    const T positive = s[i], low = -T(__builtin_inf());
+    const T by = inv_p * T(a.inv_temperature), low = -T(__builtin_inf());
+    const T positive = s[i] * by * w.inv_t[i];
     Vec<T> highest = Vec<T>{} + low, lowest = Vec<T>{} - (excluded ? -low : low);
     for (int64_t j = 0; j < w.mp; j += kLanes<T>) {
-      const Vec<T> v = load(s + j);
+      const Vec<T> v = load(s + j) * by * load(w.inv_t + j);
       const auto drawn = load(w.draws + j) > T(0);
       const Vec<T> up = drawn ? v : Vec<T>{} + low, down = drawn ? v : Vec<T>{} - low;
       highest = up > highest ? up : highest;
@@ -195,75 +221,98 @@ struct Segment {
     }
     const T most = reduce_max<T>(highest), least = -reduce_max<T>(-lowest);
     const T shift = most > positive ? most : positive;
-    Vec<T> sum = {};
-    for (int64_t j = 0; j < w.mp; j += kLanes<T>) sum += load(w.draws + j) * exp(load(s + j) - shift);
-    Vec<T> own = {};
-    own[0] = positive - shift;
-    const T total = reduce_add<T>(sum) + exp(own)[0];
-    stat(a.lse, i) = shift + log_scalar(total);
-    stat(a.loss, i) = log_scalar(total) + (shift - positive);
-    a.correct[b * a.M + i] = positive >= most && !(positive <= least);
+    Vec<T> others = {};
+    for (int64_t j = 0; j < w.mp; j += kLanes<T>) {
+      const Vec<T> e = load(w.draws + j) * exp(load(s + j) - shift);
+      others += e;
+      store(s + j, e);
+    }
+    w.others[at] = reduce_add<T>(others);
+    w.shift[at] = shift;
+    w.positive[at] = positive;
+    return positive >= most && !(positive <= least);
   }
 
-  // The row of cosines becomes the row of their gradients; returns sum_j cos_ij * grad_ij.
-  T differentiate_row(int64_t i, T* s) const {
-    count(i);
-    const T lse = stat(a.lse, i), g = stat(a.grad_loss, i) * T(a.inv_temperature);
-    const T cos_scale = T(1) / T(a.inv_temperature), own = s[i];
-    Vec<T> along = {};
-    for (int64_t j = 0; j < w.mp; j += kLanes<T>) {
-      const Vec<T> sim = load(s + j), n = load(w.draws + j);
-      // Where nothing was drawn the similarity may exceed the logsumexp: exp(0) times zero, not infinity
-      // times zero.
-      const Vec<T> ds = g * n * exp(n > T(0) ? sim - lse : Vec<T>{});
-      along += sim * ds;
-      store(s + j, ds);
+  // The logarithms of a block's sums, and what its weights are to be multiplied by.
+  void finish_rows(int64_t i0, int64_t n) const {
+    for (int64_t i = 0; i < n; i += kLanes<T>) {
+      const Vec<T> shift = load(w.shift + i), positive = load(w.positive + i);
+      const Vec<T> total = load(w.others + i) + exp(positive - shift), log_total = log(total);
+      store(w.inv_total + i, T(1) / total);
+      if (for_backward) continue;
+      store_some(&stat(a.lse, i0 + i), shift + log_total, n - i);
+      store_some(&stat(a.loss, i0 + i), log_total + (shift - positive), n - i);
     }
-    Vec<T> at = {};
-    at[0] = own - lse;
-    const T own_grad = g * (exp(at)[0] - T(1));
-    s[i] += own_grad;
-    return (reduce_add<T>(along) + own * own_grad) * cos_scale;
+  }
+
+  // The block's rows of d loss_i / d s_ij: the softmax, minus 1 for the positive.
+  void weigh(int64_t i0, int64_t n, const T* p) const {
+    gemm(n, a.M, a.D, p, w.dp, int64_t{1}, w.tt, w.mp, w.s, w.mp);
+    for (int64_t i = 0; i < n; ++i) {
+      const bool correct = weigh_row(i0 + i, i, norm_of(0, i0 + i, p + i * w.dp));
+      if (!for_backward) a.correct[b * a.M + i0 + i] = correct;
+    }
+    finish_rows(i0, n);
+    if (!for_backward && !a.weights) return;
+    for (int64_t i = 0; i < n; ++i) {
+      T* s = w.s + i * w.mp;
+      scale(s, w.inv_total[i], w.mp);
+      s[i0 + i] = -w.others[i] * w.inv_total[i];
+      if (!for_backward) memcpy(weights(i0 + i), s, sizeof(T) * a.M);
+    }
+  }
+
+  void read_weights(int64_t i0, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) widen(weights(i0 + i), a.M, w.mp, w.s + i * w.mp);
+  }
+
+  // Weights times whatever else the products with the inputs' rows, which are not normalised, must hold.
+  void scale_weights(int64_t i0, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) {
+      const T by = stat(a.grad_loss, i0 + i) * T(a.inv_temperature), inv_p = inv_norm(0, i0 + i);
+      for (int64_t j = 0; j < w.mp; j += kLanes<T>) {
+        const Vec<T> ds = load(w.s + i * w.mp + j) * by;
+        store(w.s + i * w.mp + j, ds * load(w.inv_t + j));
+        store(w.by_row + i * w.mp + j, ds * inv_p);
+      }
+    }
   }
 
   // out = (grad - (grad . unit) unit) / norm, the gradient through x / max(norm, eps).
-  void write_gradient(const T* grad, const T* unit, T along, T inverse, In* out) const {
-    const T project = inverse >= T(1) / T(kEps) ? T(0) : along;
+  void write_gradient(const T* grad, const T* x, T inverse, In* out) const {
+    const bool clamped = inverse >= T(1) / T(kEps);
+    const T project = clamped ? T(0) : dot(grad, x, w.dp) * inverse * inverse;
     constexpr int L = kLanes<T>;
     int64_t d = 0;
-    for (; d + L <= a.D; d += L) store_acc(out + d, inverse * (load(grad + d) - project * load(unit + d)));
-    for (; d < a.D; ++d) from_acc(inverse * (grad[d] - project * unit[d]), out + d);
+    for (; d + L <= a.D; d += L) store_acc(out + d, inverse * (load(grad + d) - project * load(x + d)));
+    for (; d < a.D; ++d) from_acc(inverse * (grad[d] - project * x[d]), out + d);
   }
 
   void forward() const {
-    load_targets();
+    prepare(load_targets());
     for (int64_t i0 = 0; i0 < a.M; i0 += w.rows) {
       const int64_t n = a.M - i0 < w.rows ? a.M - i0 : w.rows;
-      load_predictions(i0, n);
-      similarities(n);
-      for (int64_t i = 0; i < n; ++i) reduce_row(i0 + i, w.s + i * w.mp);
+      weigh(i0, n, rows_of(a.predictions, i0, n, w.p));
     }
   }
 
   void backward() const {
-    load_targets();
-    memset(w.dt, 0, sizeof(T) * a.M * w.dp);
+    const T* t = load_targets();
+    if (!a.weights) prepare(t);
     for (int64_t i0 = 0; i0 < a.M; i0 += w.rows) {
       const int64_t n = a.M - i0 < w.rows ? a.M - i0 : w.rows;
-      load_predictions(i0, n);
-      similarities(n);
-      T along[kRowBlock];
-      for (int64_t i = 0; i < n; ++i) along[i] = differentiate_row(i0 + i, w.s + i * w.mp);
-      gemm(n, a.D, a.M, w.s, w.mp, int64_t{1}, w.t, w.dp, w.dp_rows, w.dp);
-      gemm<true>(a.M, a.D, n, w.s, int64_t{1}, w.mp, w.p, w.dp, w.dt, w.dp);
+      const T* p = rows_of(a.predictions, i0, n, w.p);
+      a.weights ? read_weights(i0, n) : weigh(i0, n, p);
+      scale_weights(i0, n);
+      gemm(n, a.D, a.M, w.s, w.mp, int64_t{1}, t, w.dp, w.dp_rows, w.dp);
       for (int64_t i = 0; i < n; ++i)
-        write_gradient(w.dp_rows + i * w.dp, w.p + i * w.dp, along[i], inv_norm(0, i0 + i),
+        write_gradient(w.dp_rows + i * w.dp, p + i * w.dp, inv_norm(0, i0 + i),
                        row(a.grad_predictions, i0 + i));
+      const auto multiply = i0 == 0 ? gemm<false, T> : gemm<true, T>;
+      multiply(a.M, a.D, n, w.by_row, 1, w.mp, p, w.dp, w.dt, w.dp);
     }
-    for (int64_t j = 0; j < a.M; ++j) {
-      const T *g = w.dt + j * w.dp, *t = w.t + j * w.dp;
-      write_gradient(g, t, dot(g, t, w.dp), inv_norm(1, j), row(a.grad_targets, j));
-    }
+    for (int64_t j = 0; j < a.M; ++j)
+      write_gradient(w.dt + j * w.dp, t + j * w.dp, inv_norm(1, j), row(a.grad_targets, j));
   }
 };
 

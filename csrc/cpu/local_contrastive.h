@@ -20,8 +20,11 @@ struct LocalArgs {
   const int64_t* sample_ids;  // [B] where drawing
   void* loss;                 // [B, M], written forward
   bool* correct;              // [B, M], written forward
-  void* lse;                  // [B, M], written forward, read backward
+  void* lse;                  // [B, M], written forward
   void* inv_norms;            // [2, B, M], written forward, read backward
+  // [B, M, M]: d loss_i / d (cosine_ij / temperature). Written forward and read backward; where null, made
+  // anew.
+  void* weights;
   int64_t B;
   const void* grad_loss;   // [B, M]
   void* grad_predictions;  // [B, M, D]

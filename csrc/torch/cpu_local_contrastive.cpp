@@ -60,10 +60,11 @@ void for_segments(const LocalArgs& args, bool backward) {
                               [&](int64_t b, int64_t e) { kernel(args, b, e, Scratch(scratch).get()); });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> local_contrastive_cpu(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_contrastive_cpu(
     const Tensor& predictions, const Tensor& targets, const std::optional<Tensor>& codes,
     const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
-    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all) {
+    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all,
+    bool save_weights) {
   LocalInputs in(predictions, targets, codes, negative_index, rng, sample_ids, n_negatives, temperature,
                  use_all);
   LocalArgs& a = in.args;
@@ -72,19 +73,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> local_contrastive_cpu(
   Tensor correct = torch::stable::new_empty(predictions, {a.B, a.M}, ScalarType::Bool);
   Tensor lse = torch::stable::new_empty(predictions, {a.B, a.M}, wide);
   Tensor inv_norms = torch::stable::new_empty(predictions, {2, a.B, a.M}, wide);
+  const int64_t saved = save_weights ? a.M : 0;
+  Tensor weights = torch::stable::new_empty(predictions, {a.B, saved, saved}, wide);
+  a.weights = saved ? weights.mutable_data_ptr() : nullptr;
   a.loss = loss.mutable_data_ptr();
   a.correct = static_cast<bool*>(correct.mutable_data_ptr());
   a.lse = lse.mutable_data_ptr();
   a.inv_norms = inv_norms.mutable_data_ptr();
   for_segments(a, false);
-  return {loss, correct, lse, inv_norms};
+  return {loss, correct, lse, inv_norms, weights};
 }
 
 std::tuple<Tensor, Tensor> local_contrastive_backward_cpu(
     const Tensor& grad_loss, const Tensor& predictions, const Tensor& targets, const Tensor& lse,
-    const Tensor& inv_norms, const std::optional<Tensor>& codes, const std::optional<Tensor>& negative_index,
-    const std::optional<Tensor>& rng, const std::optional<Tensor>& sample_ids, int64_t n_negatives,
-    double temperature, bool use_all) {
+    const Tensor& inv_norms, const Tensor& weights, const std::optional<Tensor>& codes,
+    const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
+    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all) {
   LocalInputs in(predictions, targets, codes, negative_index, rng, sample_ids, n_negatives, temperature,
                  use_all);
   LocalArgs& a = in.args;
@@ -94,12 +98,15 @@ std::tuple<Tensor, Tensor> local_contrastive_backward_cpu(
                     "local_contrastive_backward: grad_loss and lse must be [B, M] of the loss's dtype");
   STD_TORCH_CHECK(inv_norms.numel() == 2 * a.B * a.M && inv_norms.scalar_type() == wide,
                   "local_contrastive_backward: inv_norms must be [2, B, M] of the loss's dtype");
-  const Tensor grad = dense(grad_loss), saved_lse = dense(lse), saved_norms = dense(inv_norms);
+  STD_TORCH_CHECK(
+      (weights.numel() == 0 || weights.numel() == a.B * a.M * a.M) && weights.scalar_type() == wide,
+      "local_contrastive_backward: weights must be [B, M, M] of the loss's dtype, or empty");
+  const Tensor grad = dense(grad_loss), saved_norms = dense(inv_norms), saved_weights = dense(weights);
   Tensor grad_predictions = torch::stable::empty_like(in.predictions);
   Tensor grad_targets = torch::stable::empty_like(in.targets);
   a.grad_loss = grad.const_data_ptr();
-  a.lse = const_cast<void*>(saved_lse.const_data_ptr());
   a.inv_norms = const_cast<void*>(saved_norms.const_data_ptr());
+  a.weights = weights.numel() ? const_cast<void*>(saved_weights.const_data_ptr()) : nullptr;
   a.grad_predictions = grad_predictions.mutable_data_ptr();
   a.grad_targets = grad_targets.mutable_data_ptr();
   for_segments(a, true);

@@ -50,10 +50,11 @@ struct LocalInputs {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> local_contrastive_cuda(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_contrastive_cuda(
     const Tensor& predictions, const Tensor& targets, const std::optional<Tensor>& codes,
     const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
-    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all) {
+    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all,
+    bool /*save_weights*/) {
   const char* op = "local_contrastive";
   const torch::stable::accelerator::DeviceGuard guard(predictions.get_device_index());
   const LocalInputs in(op, predictions, targets, codes, negative_index, rng, sample_ids, n_negatives,
@@ -67,14 +68,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> local_contrastive_cuda(
                                          static_cast<bool*>(correct.mutable_data_ptr()),
                                          lse.mutable_data_ptr<float>(), inv_norms.mutable_data_ptr<float>()};
   check_launch(op, cuda::local_contrastive(in.args, in.dtype, out, current_stream(predictions)));
-  return {loss, correct, lse, inv_norms};
+  // The backward kernels make the weights anew.
+  return {loss, correct, lse, inv_norms, torch::stable::new_empty(loss, {b, 0, 0})};
 }
 
 std::tuple<Tensor, Tensor> local_contrastive_backward_cuda(
     const Tensor& grad_loss, const Tensor& predictions, const Tensor& targets, const Tensor& lse,
-    const Tensor& inv_norms, const std::optional<Tensor>& codes, const std::optional<Tensor>& negative_index,
-    const std::optional<Tensor>& rng, const std::optional<Tensor>& sample_ids, int64_t n_negatives,
-    double temperature, bool use_all) {
+    const Tensor& inv_norms, const Tensor& /*weights*/, const std::optional<Tensor>& codes,
+    const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
+    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all) {
   const char* op = "local_contrastive_backward";
   const torch::stable::accelerator::DeviceGuard guard(predictions.get_device_index());
   const LocalInputs in(op, predictions, targets, codes, negative_index, rng, sample_ids, n_negatives,

@@ -31,12 +31,13 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
   m.def(
       "local_contrastive(Tensor predictions, Tensor targets, Tensor? codes, Tensor? negative_index, Tensor? "
       "rng, "
-      "Tensor? sample_ids, int n_negatives, float temperature, bool use_all) "
-      "-> (Tensor loss, Tensor correct, Tensor lse, Tensor inv_norms)");
+      "Tensor? sample_ids, int n_negatives, float temperature, bool use_all, bool save_weights) "
+      "-> (Tensor loss, Tensor correct, Tensor lse, Tensor inv_norms, Tensor weights)");
   m.def(
       "local_contrastive_backward(Tensor grad_loss, Tensor predictions, Tensor targets, Tensor lse, Tensor "
       "inv_norms, "
-      "Tensor? codes, Tensor? negative_index, Tensor? rng, Tensor? sample_ids, int n_negatives, float "
+      "Tensor weights, Tensor? codes, Tensor? negative_index, Tensor? rng, Tensor? sample_ids, int "
+      "n_negatives, float "
       "temperature, "
       "bool use_all) -> (Tensor grad_predictions, Tensor grad_targets)");
   m.def(

@@ -166,6 +166,10 @@ def local_contrastive(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is taken.
 
+    Saved for backward besides the inputs: three numbers per token and, on the CPU where M <= D, the softmax
+    ``[B, M, M]`` (fp32; fp64 for fp64 inputs), which is no larger than the predictions in that dtype. Without
+    it the backward pass repeats the products and the draws. Nothing is saved where no gradient is needed.
+
     Source: Baevski et al., wav2vec 2.0, equation 3; Oh et al., CHIL 2022, section 3.1.
     """
     predictions, targets = autocast(predictions, targets)
@@ -195,7 +199,8 @@ def local_contrastive(
     use_all = negatives == "all"
     if use_all or negative_index is not None:
         rng = sample_ids = None
-    loss, correct, _, _ = torch.ops.ecgfast.local_contrastive(
+    differentiable = torch.is_grad_enabled() and (predictions.requires_grad or targets.requires_grad)
+    loss, correct, _, _, _ = torch.ops.ecgfast.local_contrastive(
         predictions,
         targets,
         codes.to(torch.int32) if codes is not None else None,
@@ -205,16 +210,18 @@ def local_contrastive(
         n_negatives,
         temperature,
         use_all,
+        differentiable and predictions.shape[1] <= predictions.shape[2],
     )
     return loss, correct
 
 
 @torch.library.register_fake("ecgfast::local_contrastive")
-def _(predictions: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(predictions: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     b, m, _d = predictions.shape
+    saved = m if rest[-1] and predictions.device.type == "cpu" else 0
     loss = predictions.new_empty((b, m), dtype=wide(predictions.dtype))
     correct = predictions.new_empty((b, m), dtype=torch.bool)
-    return loss, correct, torch.empty_like(loss), loss.new_empty((2, b, m))
+    return loss, correct, torch.empty_like(loss), loss.new_empty((2, b, m)), loss.new_empty((b, saved, saved))
 
 
 @torch.library.register_fake("ecgfast::local_contrastive_backward")
@@ -226,19 +233,19 @@ def _(grad_loss: Tensor, predictions: Tensor, targets: Tensor, *_: Any) -> tuple
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    predictions, targets, codes, negative_index, rng, sample_ids, *scalars = inputs
-    _, correct, lse, inv_norms = output
-    ctx.save_for_backward(predictions, targets, lse, inv_norms, codes, negative_index, rng, sample_ids)
+    predictions, targets, codes, negative_index, rng, sample_ids, *scalars, _ = inputs
+    _, correct, *saved = output
+    ctx.save_for_backward(predictions, targets, *saved, codes, negative_index, rng, sample_ids)
     ctx.scalars = scalars
-    ctx.mark_non_differentiable(correct, lse, inv_norms)
+    ctx.mark_non_differentiable(correct, *saved)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 9
+        return (None,) * 10
     grads = torch.ops.ecgfast.local_contrastive_backward(grad_loss, *ctx.saved_tensors, *ctx.scalars)
-    return (*grads, *(None,) * 7)
+    return (*grads, *(None,) * 8)
 
 
 torch.library.register_autograd("ecgfast::local_contrastive", _backward, setup_context=_setup)

@@ -50,6 +50,7 @@ def compare(predictions, targets, tolerance, seed=0, **kwargs):
         (2, 33, 100, 21),
         (2, 62, 256, 100),
         (1, 130, 33, 9),
+        (1, 130, 160, 9),
     ],
 )
 @pytest.mark.parametrize("with_codes", [True, False])
@@ -119,6 +120,49 @@ def test_same_bits_for_any_thread_count():
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
+def gradients(predictions, targets, kwargs, save):
+    """Of the loss's weighted sum, from the op's two halves, and the softmax that was saved between them."""
+    op, backward = torch.ops.ecgfast.local_contrastive, torch.ops.ecgfast.local_contrastive_backward
+    inputs = (kwargs["codes"], None, kwargs["rng"], kwargs["sample_ids"], kwargs["n_negatives"], 0.1, False)
+    loss, _, lse, inv_norms, weights = op(predictions, targets, *inputs, save)
+    grad = torch.linspace(-1, 1, loss.numel()).view_as(loss).to(loss.dtype)
+    return *backward(grad, predictions, targets, lse, inv_norms, weights, *inputs), weights
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("m", "d"), [(40, 64), (130, 96)])
+def test_what_is_saved_changes_no_bit(dtype, m, d):
+    predictions, targets, codes = make_inputs(3, m, d, dtype, seed=4)
+    kwargs = {"codes": codes, "rng": make_rng(2), "sample_ids": torch.arange(3), "n_negatives": 30}
+    *made_anew, nothing = gradients(predictions, targets, kwargs, save=False)
+    *saved, weights = gradients(predictions, targets, kwargs, save=True)
+    assert nothing.numel() == 0
+    assert all(torch.equal(x, y) for x, y in zip(made_anew, saved, strict=True))
+    assert weights.shape == (3, m, m)
+    softmax = weights + torch.eye(m)
+    assert_close(softmax.sum(-1), torch.ones(3, m), 1e-6, "sum of the softmax")
+
+
+def test_nothing_is_saved_without_need(monkeypatch):
+    kept = []
+    real = torch.ops.ecgfast.local_contrastive
+
+    def spy(*args):
+        output = real(*args)
+        kept.append(output[-1].numel())
+        return output
+
+    monkeypatch.setattr(torch.ops.ecgfast, "local_contrastive", spy)
+    x, long = torch.randn(2, 5, 8), torch.randn(2, 9, 8)
+    local_contrastive(x, x, negatives="all")
+    with torch.no_grad():
+        local_contrastive(x.clone().requires_grad_(), x, negatives="all")
+    local_contrastive(long.clone().requires_grad_(), long, negatives="all")
+    assert kept == [0, 0, 0]
+    local_contrastive(x, x.clone().requires_grad_(), negatives="all")
+    assert kept[3] == 2 * 5 * 5
+
+
 def test_strides_and_expanded_inputs():
     predictions, targets, _ = make_inputs(2, 12, 24, torch.float32, seed=6)
     kwargs = {"negatives": "all"}
@@ -181,8 +225,8 @@ def test_opcheck(dtype):
     targets.requires_grad_()
     op = torch.ops.ecgfast.local_contrastive.default
     rng, ids = make_rng(1), torch.arange(2)
-    torch.library.opcheck(op, (predictions, targets, codes, None, rng, ids, 10, 0.1, False))
-    torch.library.opcheck(op, (predictions, targets, None, None, None, None, 10, 0.1, True))
+    torch.library.opcheck(op, (predictions, targets, codes, None, rng, ids, 10, 0.1, False, True))
+    torch.library.opcheck(op, (predictions, targets, None, None, None, None, 10, 0.1, True, False))
 
 
 @pytest.mark.parametrize(
