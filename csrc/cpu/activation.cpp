@@ -1,5 +1,5 @@
 // The vector functions over arrays, for their tests. Compiled once per ISA.
-#include "activations.h"
+#include "gelu.h"
 #include "kernels.h"
 #include "log_table.h"
 
@@ -17,6 +17,13 @@ static Vec<T> evaluate(Activation function, Vec<T> x) {
       return gelu(x);
     case Activation::gelu_grad:
       return gelu_grad(x);
+    case Activation::stem_gelu:
+      return Gelu<T>().value(x);
+    case Activation::stem_gelu_grad: {
+      Vec<T> slope;
+      Gelu<T>().value(x, slope);
+      return slope;
+    }
     case Activation::log:
       return log(x);
     case Activation::log_normal:

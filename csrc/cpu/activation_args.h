@@ -3,7 +3,18 @@
 
 namespace ecgfast {
 
-enum class Activation : int32_t { erf, exp, gelu, gelu_grad, log, log_normal, exp_nonpositive, log_table };
+enum class Activation : int32_t {
+  erf,
+  exp,
+  exp_nonpositive,
+  gelu,
+  gelu_grad,
+  stem_gelu,
+  stem_gelu_grad,
+  log,
+  log_normal,
+  log_table
+};
 
 struct ActivationArgs {
   Activation function;

@@ -12,14 +12,15 @@ Activation activation_named(const std::string& name) {
   if (name == "exp_nonpositive") return Activation::exp_nonpositive;
   if (name == "gelu") return Activation::gelu;
   if (name == "gelu_grad") return Activation::gelu_grad;
+  if (name == "stem_gelu") return Activation::stem_gelu;
+  if (name == "stem_gelu_grad") return Activation::stem_gelu_grad;
   if (name == "log") return Activation::log;
   if (name == "log_normal") return Activation::log_normal;
   if (name == "log_table") return Activation::log_table;
-  STD_TORCH_CHECK(
-      false,
-      "cpu_activation: name must be erf, exp, exp_nonpositive, gelu, gelu_grad, log, log_normal or "
-      "log_table, got '",
-      name, "'");
+  STD_TORCH_CHECK(false,
+                  "cpu_activation: name must be erf, exp, exp_nonpositive, gelu, gelu_grad, stem_gelu, "
+                  "stem_gelu_grad, log, log_normal or log_table, got '",
+                  name, "'");
 }
 
 Tensor cpu_activation(const Tensor& x, std::string name) {

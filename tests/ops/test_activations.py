@@ -1,5 +1,7 @@
 """The kernels' vector functions against fp64, in units of the last place, on every ISA."""
 
+import platform
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,9 @@ def gelu_grad(x):
 EXACT = {"erf": special.erf, "exp": np.exp, "gelu": gelu, "gelu_grad": gelu_grad}
 # Below it a result may be 0: the tail of the normal distribution ends at 12.9, exp at the normal numbers.
 TINY = {"erf": 0.0, "exp": 1.2e-38, "gelu": 5e-36, "gelu_grad": 5e-36}
-ULPS = {"erf": 2.5, "exp": 1.5, "gelu": 5.0, "gelu_grad": 5.0}
+ULPS = {"erf": 2.1, "exp": 1.2, "gelu": 1.8, "gelu_grad": 5.0}
+# Every product is rounded where there are no fused multiply-adds.
+ULPS_UNFUSED = ULPS | {"gelu": 2.2}
 
 
 @pytest.fixture(params=ecgfast.usable_cpu_isas())
@@ -36,7 +40,7 @@ def evaluate(name, x):
 
 def points():
     rng = np.random.default_rng(0)
-    linear = [rng.uniform(-r, r, 200_000) for r in (1, 4, 15, 100)]
+    linear = [rng.uniform(-r, r, 500_000) for r in (1, 2, 4, 15, 100)]
     powers = 10.0 ** rng.uniform(-40, 38, 100_000) * rng.choice([-1, 1], 100_000)
     return np.concatenate([*linear, powers, [0.0, -0.0, 0.75, -0.75, 12.9, -12.9]]).astype(np.float32)
 
@@ -55,7 +59,20 @@ def test_float32_is_accurate_everywhere(name, isa):
     error = np.maximum(np.abs(got - want) - TINY[name], 0) / ulp
     worst = int(error.argmax())
     print(f"{name} on {isa}: {error[worst]:.2f} ulp at {x[worst]!r}")
-    assert error[worst] <= ULPS[name]
+    unfused = isa == "baseline" and platform.machine() in ("x86_64", "AMD64")
+    assert error[worst] <= (ULPS_UNFUSED if unfused else ULPS)[name]
+
+
+def test_the_stems_gelu_is_accurate_beside_one(isa):
+    """Its table has absolute accuracy: 1.5 ulp of the result or 3e-8, 2e-7 for the derivative."""
+    x = points()
+    x = np.concatenate([x[np.abs(x) < 1e30], np.linspace(-6.2, 6.2, 1 << 20, dtype=np.float32)])
+    exact = x.astype(np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        want, slope = gelu(exact), gelu_grad(exact)
+    ulp = np.spacing(np.abs(want).astype(np.float32)).astype(np.float64)
+    assert (np.abs(evaluate("stem_gelu", x) - want) / np.maximum(1.5 * ulp, 3e-8)).max() <= 1
+    assert np.abs(evaluate("stem_gelu_grad", x) - slope).max() <= 2e-7
 
 
 @pytest.mark.parametrize("name", EXACT)
