@@ -6,7 +6,7 @@
 #include "engine.h"
 #include "simd.h"
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 
 namespace ecgfast {
 namespace {
@@ -23,6 +23,11 @@ struct SplitPlan<2> {
   static constexpr int n = 3, left[n] = {0, 0, 1}, right[n] = {1, 0, 0};
 };
 
+template <>
+struct SplitPlan<1> {
+  static constexpr int n = 1, left[n] = {0}, right[n] = {0};
+};
+
 template <int Parts>
 struct SplitTiles {
   using Element = uint16_t;  // a part
@@ -32,6 +37,8 @@ struct SplitTiles {
   static constexpr int64_t kTile = 512;         // elements: 16 rows of 64 bytes
   static constexpr int64_t kStep = 2 * Parts * kTile;  // 32 of k, for 32 rows or columns
   static constexpr int64_t kSlice = 16;                // steps that a slice of B is deep
+
+  static constexpr bool kRaw = Parts == 1;  // bf16 inputs are best multiplied as they are
 
   static int64_t steps(int64_t k) { return (k + kDepth - 1) / kDepth; }
   static int64_t left_elements(int64_t m, int64_t k) { return (m + 31) / 32 * steps(k) * kStep; }
@@ -170,6 +177,7 @@ struct SplitTiles {
       memcpy(step + (2 * p + r / 16) * kTile + r % 16 * 32, &parts[p], sizeof parts[p]);
   }
 
+#if defined(__AMX_BF16__)
   // 32 x 32 of C in four tiles. `lines` cache lines of the next slice of B are fetched per step.
   template <bool Add>
   static __attribute__((noinline)) void tiles(int64_t depth, const uint16_t* a, const uint16_t* b, float* c,
@@ -210,6 +218,51 @@ struct SplitTiles {
     _tile_stored(2, c + 16 * ldc, c_bytes);
     _tile_stored(3, c + 16 * ldc + 16, c_bytes);
   }
+#else
+  template <bool Add>
+  static void tiles(int64_t depth, const uint16_t* a, const uint16_t* b, float* c, int64_t ldc,
+                    const uint16_t* ahead, int64_t lines) {
+    for (int i = 0; i < 32; i += 8)
+      rows8<Add>(depth, a + i / 16 * kTile + i % 16 * 32, b, c + i * ldc, ldc,
+                 ahead + depth * (lines / 4) * 4 * i, lines / 4);
+  }
+
+  // 8 of the 32 rows.
+  template <bool Add>
+  static __attribute__((noinline)) void rows8(int64_t depth, const uint16_t* a, const uint16_t* b, float* c,
+                                              int64_t ldc, const uint16_t* ahead, int64_t lines) {
+    using Plan = SplitPlan<Parts>;
+    __m512 acc[8][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      acc[i][0] = Add ? _mm512_loadu_ps(c + i * ldc) : _mm512_setzero_ps();
+      acc[i][1] = Add ? _mm512_loadu_ps(c + i * ldc + 16) : _mm512_setzero_ps();
+    }
+    for (int64_t s = 0; s < depth; ++s, a += kStep, b += kStep)
+      for (int q = 0; q < Plan::n; ++q) {
+        const uint16_t *left = a + 2 * Plan::left[q] * kTile, *right = b + 2 * Plan::right[q] * kTile;
+        for (int p = 0; p < 16; ++p) {
+          const __m512bh b0 = (__m512bh)_mm512_loadu_si512(right + p * 32);
+          const __m512bh b1 = (__m512bh)_mm512_loadu_si512(right + kTile + p * 32);
+#pragma GCC unroll 8
+          for (int i = 0; i < 8; ++i) {
+            int32_t pair;
+            memcpy(&pair, left + i * 32 + 2 * p, sizeof pair);
+            const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+            acc[i][0] = _mm512_dpbf16_ps(acc[i][0], x, b0);
+            acc[i][1] = _mm512_dpbf16_ps(acc[i][1], x, b1);
+          }
+        }
+        if (q == 0)
+          for (int64_t l = 0; l < lines; ++l) __builtin_prefetch(ahead + (s * lines + l) * 32, 0, 2);
+      }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      _mm512_storeu_ps(c + i * ldc, acc[i][0]);
+      _mm512_storeu_ps(c + i * ldc + 16, acc[i][1]);
+    }
+  }
+#endif
 
   static void edge(bool add, int64_t depth, const uint16_t* a, const uint16_t* b, float* c, int64_t ldc,
                    int64_t m, int64_t n) {

@@ -13,8 +13,7 @@ namespace ecgfast {
 namespace {
 
 constexpr double kEps = 1e-8;
-constexpr double kMostBounded = 64;                // of 2 / temperature
-constexpr int64_t kWorkspace = int64_t{30} << 20;  // bytes, unless 96 rows of this width ask for more
+constexpr double kMostBounded = 64;  // of 2 / temperature
 
 static int64_t blocks_of(int64_t n, int64_t most, int64_t multiple) {
   const int64_t count = n > most ? (n + most - 1) / most : 1;
@@ -34,7 +33,7 @@ struct Layout {
 
   Layout(const GlobalArgs& a, void* base) : dp(round_up(a.D, W)) {
     int64_t most = 96;
-    while (size(a, most + 96) <= kWorkspace) most += 96;
+    while (size(a, most + 96) <= a.most_workspace) most += 96;
     rows = blocks_of(a.N[0], most, R);
     cols = blocks_of(a.N[1], most, W);
     ld = cols + 16;  // no power of two: rows of a tile fall on different cache sets
@@ -141,17 +140,17 @@ struct Contrast {
   }
   double gradient_scale() const { return a.factor * a.inv_temperature; }
 
-  // Unit rows of a block, from row `i` on.
-  void load_units(int side, int64_t i, int64_t n) const {
+  // Rows of a block, from row `i` on: of length 1, or as they are where the products want them raw.
+  void load_rows(int side, int64_t i, int64_t n) const {
     for (int64_t r = 0; r < n; ++r) {
       widen(x(side, i + r), a.D, w.dp, s.rows + r * w.dp);
-      scale(s.rows + r * w.dp, inv_norm(side)[i + r], w.dp);
+      if (!P::kRaw) scale(s.rows + r * w.dp, inv_norm(side)[i + r], w.dp);
     }
   }
 
   void pack_left(int64_t panel) const {
     const int64_t i = panel * R, valid = least(R, a.size[0] - i);
-    load_units(0, a.begin[0] + i, valid);
+    load_rows(0, a.begin[0] + i, valid);
     P::pack_left(s.rows, w.dp, valid, a.D, w.left + P::left_elements(i, a.D));
     if (!a.backward) return;
     P::pack_right_rows(s.rows, w.dp, i, valid, a.D, a.size[0], w.left_rows);
@@ -160,13 +159,13 @@ struct Contrast {
 
   void pack_right(int64_t panel) const {
     const int64_t j = panel * W, valid = least(W, a.size[1] - j);
-    load_units(1, a.begin[1] + j, valid);
+    load_rows(1, a.begin[1] + j, valid);
     P::pack_right(s.rows, w.dp, j, valid, a.D, w.right);
     if (a.backward) P::pack_right_rows(s.rows, w.dp, j, valid, a.D, a.size[1], w.right_rows);
   }
 
-  // Cosines of `panels` row panels from `panel` on with the whole block of b.
-  void cosines(int64_t panel, int64_t panels, T* out) const {
+  // Dot products of `panels` row panels from `panel` on with the whole block of b.
+  void dots(int64_t panel, int64_t panels, T* out) const {
     const auto left = P::packed(w.left + P::left_elements(panel * R, a.D), a.D);
     P::template multiply<false>(panels * R, a.size[1], a.D, left, w.right, out, w.ld, w.ld);
   }
@@ -179,11 +178,11 @@ struct Contrast {
 
   void forward(int64_t begin, int64_t end) const {
     for_groups(begin, end, [&](int64_t panel, int64_t panels) {
-      cosines(panel, panels, s.tile);
+      dots(panel, panels, s.tile);
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t rows = least(R, a.size[0] - (panel + p) * R);
         T* tile = s.tile + p * R * w.ld;
-        to_similarities(tile, rows);
+        for (int64_t r = 0; r < rows; ++r) to_similarities((panel + p) * R + r, tile + r * w.ld);
         bounded ? sum_bounded(panel + p, tile, rows) : sum_running(panel + p, tile, rows);
       }
     });
@@ -191,13 +190,26 @@ struct Contrast {
 
   int64_t padded_columns() const { return round_up(a.size[1], L); }
 
-  // Times 1 / temperature; columns that do not exist become -infinity.
-  void to_similarities(T* tile, int64_t rows) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      scale(tile + r * w.ld, shift, padded_columns());
-      for (int64_t j = a.size[1]; j < padded_columns(); ++j)
-        tile[r * w.ld + j] = -static_cast<T>(__builtin_inf());
-    }
+  // Columns j to j + L - 1 of the block, of an array over all rows of b.
+  V columns(const T* values, int64_t j) const {
+    values += a.begin[1] + j;
+    return j + L <= a.size[1] ? load(values) : load_part(values, a.size[1] - j);
+  }
+  static V load_part(const T* p, int64_t n) {
+    V v = {};
+    memcpy(&v, p, sizeof(T) * n);
+    return v;
+  }
+
+  // What dot products with row i of the block are multiplied by, beside raw_scale, for similarities.
+  T row_scale(int64_t i) const { return P::kRaw ? shift * inv_norm(0)[a.begin[0] + i] : shift; }
+  V raw_scale(int64_t j) const { return P::kRaw ? columns(inv_norm(1), j) : V{} + T(1); }
+
+  // Columns that do not exist become -infinity.
+  void to_similarities(int64_t i, T* row) const {
+    const T by = row_scale(i);
+    for (int64_t j = 0; j < padded_columns(); j += L) store(row + j, load(row + j) * raw_scale(j) * by);
+    for (int64_t j = a.size[1]; j < padded_columns(); ++j) row[j] = -static_cast<T>(__builtin_inf());
   }
 
   // Where the groups of L columns equal the row's.
@@ -290,48 +302,44 @@ struct Contrast {
   void gradients(int64_t begin, int64_t end) const {
     for_groups(begin, end, [&](int64_t panel, int64_t panels) {
       T* tile = w.tile + panel * R * w.ld;
-      cosines(panel, panels, tile);
+      dots(panel, panels, tile);
       for (int64_t r = 0; r < panels * R; ++r) {
         T* row = tile + r * w.ld;
         const int64_t i = panel * R + r;
-        if (i < a.size[0])
-          bounded ? differentiate_bounded(a.begin[0] + i, row) : differentiate(a.begin[0] + i, row);
+        if (i < a.size[0]) bounded ? differentiate_bounded(i, row) : differentiate(i, row);
         const int64_t valid = i < a.size[0] ? a.size[1] : 0;  // the rest is padding of the products
         memset(row + valid, 0, sizeof(T) * (w.ld - valid));
       }
     });
   }
 
-  // Cosines of a row to the gradients of the loss to them.
-  void differentiate_bounded(int64_t i, T* row) const {
-    const T own = sums(0)[i], hit = static_cast<T>(-2 * gradient_scale());
-    const T* factor = sums(1) + a.begin[1];
+  // A row's dot products become the gradients of the loss to them. (Unless they are of raw rows, a missing
+  // factor of the norms follows in finish_row.)
+  void differentiate_bounded(int64_t block_row, T* row) const {
+    const int64_t i = a.begin[0] + block_row;
+    const T own = sums(0)[i], hit = static_cast<T>(-2 * gradient_scale()), by = row_scale(block_row);
+    const T norm = P::kRaw ? inv_norm(0)[i] : T(1);
     for (int64_t j = 0; j < a.size[1]; j += L) {
-      const V f = j + L <= a.size[1] ? load(factor + j) : load_part(factor + j, a.size[1] - j);
-      const V e = exp(load(row + j) * shift - shift);
-      store(row + j, e * (f + own) + (positives(a.group[0][i], j) ? V{} + hit : V{}));
+      const V raw = raw_scale(j), e = exp(load(row + j) * raw * by - shift);
+      const V grad = e * (columns(sums(1), j) + own) + (positives(a.group[0][i], j) ? V{} + hit : V{});
+      store(row + j, P::kRaw ? grad * raw * norm : grad);
     }
   }
 
-  void differentiate(int64_t i, T* row) const {
+  void differentiate(int64_t block_row, T* row) const {
+    const int64_t i = a.begin[0] + block_row;
     const T scale = static_cast<T>(gradient_scale()), own = scale * static_cast<T>(a.positives[0][i]);
-    const T* columns = lse(1) + a.begin[1];
+    const T by = row_scale(block_row), norm = P::kRaw ? inv_norm(0)[i] : T(1);
     for (int64_t j = 0; j < a.size[1]; j += L) {
-      const int64_t n = least(L, a.size[1] - j);
       V count;
       for (int l = 0; l < L; ++l)
-        count[l] = l < n ? static_cast<T>(a.positives[1][a.begin[1] + j + l]) : T(0);
-      const V v = load(row + j) * shift, of_row = exp(v - lse(0)[i]);
-      const V of_column = exp(v - load_part(columns + j, n));
+        count[l] = j + l < a.size[1] ? static_cast<T>(a.positives[1][a.begin[1] + j + l]) : T(0);
+      const V raw = raw_scale(j), v = load(row + j) * raw * by;
+      const V of_row = exp(v - lse(0)[i]), of_column = exp(v - columns(lse(1), j));
       const V hit = positives(a.group[0][i], j) ? V{} + T(2) : V{};
-      store(row + j, own * of_row + scale * (count * of_column - hit));
+      const V grad = own * of_row + scale * (count * of_column - hit);
+      store(row + j, P::kRaw ? grad * raw * norm : grad);
     }
-  }
-
-  static V load_part(const T* p, int64_t n) {
-    V v = {};
-    memcpy(&v, p, sizeof(T) * least(n, L));
-    return v;
   }
 
   int64_t row_panels() const { return (a.size[0] + R - 1) / R; }
@@ -365,11 +373,11 @@ struct Contrast {
       widen(grad, a.D, w.dp, padded);
       along = dot(padded, unit, w.dp);
     }
+    const T by = P::kRaw ? T(1) : inverse;
     int64_t d = 0;
     for (; d + L <= a.D; d += L)
-      store_acc(out + d,
-                inverse * (along != T(0) ? load(grad + d) - along * load(unit + d) : load(grad + d)));
-    for (; d < a.D; ++d) from_acc(inverse * (along != T(0) ? grad[d] - along * unit[d] : grad[d]), out + d);
+      store_acc(out + d, by * (along != T(0) ? load(grad + d) - along * load(unit + d) : load(grad + d)));
+    for (; d < a.D; ++d) from_acc(by * (along != T(0) ? grad[d] - along * unit[d] : grad[d]), out + d);
   }
 
   void finish_left(int64_t panel) const {

@@ -20,6 +20,7 @@ struct GlobalArgs {
   void* grad[2];                // [N, D]; grad[1] null: not wanted
 
   int64_t begin[2], size[2];  // the blocks worked on
+  int64_t most_workspace;     // bytes that the blocks may take, unless 96 rows alone ask for more
   void* workspace;            // global_sizes().workspace bytes, shared by all threads
   void* sums;  // wide [global_sizes().sums]: forward, running sums; backward, factors of rows and columns
   void* grad_right;  // wide [N[1], D]: accumulates b's gradient; grad[1] itself where that is wide

@@ -15,6 +15,7 @@ struct MultiplyAdd {
   static constexpr int64_t kRows = kGemmRows, kColumns = kGemmColumns<T>, kDepth = 1;
   static constexpr int64_t kGroup = 8 * kRows;  // rows to multiply at a time: their part of C stays in L2
   static constexpr int64_t kBytes = sizeof(T);  // of a number
+  static constexpr bool kRaw = false;
 
   static int64_t left_elements(int64_t m, int64_t k) { return round_up(m, kRows) * k; }
   static int64_t right_elements(int64_t k, int64_t n) { return round_up(n, kColumns) * k; }
@@ -59,12 +60,14 @@ struct ProductsOf<float> {
   using type = SplitTiles<3>;
 };
 template <>
-struct ProductsOf<BFloat16> {
-  using type = SplitTiles<2>;
-};
-template <>
 struct ProductsOf<Half> {
   using type = SplitTiles<2>;
+};
+#endif
+#if defined(__AVX512BF16__)
+template <>
+struct ProductsOf<BFloat16> {
+  using type = SplitTiles<1>;
 };
 #endif
 

@@ -9,6 +9,7 @@ namespace ecgfast {
 namespace {
 
 constexpr const char* kOp = "global_contrastive";
+constexpr int64_t kWorkspace = int64_t{26} << 20;        // bytes, of the blocks and the accumulator
 constexpr int64_t kMostAccumulator = int64_t{16} << 20;  // bytes
 
 // The inputs made contiguous, and alive while the kernel's raw pointers are in use. Groups are numbered anew
@@ -28,6 +29,7 @@ struct Inputs {
     args.dtype = dtype_of(a, kOp);
     args.detach_norm = detach_norm;
     args.D = a.size(1);
+    args.most_workspace = kWorkspace;
     args.inv_temperature = 1.0 / temperature;
     const Tensor groups[2] = {dense(group_a), dense(group_b)};
     for (int side = 0; side < 2; ++side) {
@@ -197,6 +199,7 @@ std::tuple<Tensor, Tensor> global_contrastive_backward_cpu(const Tensor& grad_lo
   } else if (g.N[1] * g.D * bytes <= kMostAccumulator) {
     Tensor sum = torch::stable::new_zeros(b, {g.N[1], g.D}, wide);
     g.grad_right = sum.mutable_data_ptr();
+    g.most_workspace -= g.N[1] * g.D * bytes;
     backward_blocks(k, g, a);
   } else {
     // b's gradient would need N x D sums in fp32: the similarities are computed once more instead.
