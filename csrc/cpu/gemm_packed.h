@@ -39,14 +39,14 @@ static void pack_transposed(const T* x, int64_t ldx, int64_t j0, int64_t cols, i
   }
 }
 
-// X^T as a first operand: columns [j0, j0 + cols) of X [depth, .] become rows, in blocks of kGemmRows.
+// X^T as a first operand, in blocks of kGemmRows: its part from `rows` rows of X [depth, cols] from p0 on.
 template <class T>
-static void pack_left_transposed(const T* x, int64_t ldx, int64_t j0, int64_t cols, int64_t depth,
-                                 T* blocks) {
-  for (int64_t p = 0; p < depth; ++p)
+static void pack_left_transposed(const T* x, int64_t ldx, int64_t p0, int64_t rows, int64_t cols,
+                                 int64_t depth, T* blocks) {
+  for (int64_t p = 0; p < rows; ++p)
     for (int64_t j = 0; j < cols; j += kGemmRows) {
-      const T* from = x + p * ldx + j0 + j;
-      T* to = blocks + j * depth + p * kGemmRows;
+      const T* from = x + p * ldx + j;
+      T* to = blocks + j * depth + (p0 + p) * kGemmRows;
       if (cols - j >= kGemmRows) {
         memcpy(to, from, sizeof(T) * kGemmRows);
       } else {

@@ -68,22 +68,20 @@ struct SplitTiles {
     return packed(out, k);
   }
 
-  // X^T: columns [j0, j0 + m) of X [k, .], padded with zeros to whole steps, become rows.
-  static Left columns_of(const float* x, int64_t ld, int64_t j0, int64_t m, int64_t k, uint16_t* out) {
-    for (int64_t j = 0; j < m; j += 16)
-      for (int64_t s = 0; s < steps(k); ++s) {
-        VU first[16], second[16];
-        const float* from = x + s * kDepth * ld + j0 + j;
-        for (int q = 0; q < 16; ++q) {
-          first[q] = bit_cast<VU>(load(from + q * ld));
-          second[q] = bit_cast<VU>(load(from + (q + 16) * ld));
-        }
-        ecgfast::transpose<uint32_t>(first);
-        ecgfast::transpose<uint32_t>(second);
-        uint16_t* to = out + (j / kRows * steps(k) + s) * kStep;
-        for (int q = 0; q < 16; ++q) put(bit_cast<VF>(first[q]), bit_cast<VF>(second[q]), to, j % kRows + q);
+  // 32 rows of X [k, m] from p0 on, of which `rows` exist, as a part of X^T.
+  static void pack_left_rows(const float* x, int64_t ld, int64_t p0, int64_t rows, int64_t m, int64_t k,
+                             uint16_t* out) {
+    for (int64_t j = 0; j < m; j += 16) {
+      VU first[16], second[16];
+      for (int64_t q = 0; q < 16; ++q) {
+        first[q] = q < rows ? bit_cast<VU>(load(x + q * ld + j)) : VU{};
+        second[q] = q + 16 < rows ? bit_cast<VU>(load(x + (q + 16) * ld + j)) : VU{};
       }
-    return packed(out, k);
+      ecgfast::transpose<uint32_t>(first);
+      ecgfast::transpose<uint32_t>(second);
+      uint16_t* to = out + (j / kRows * steps(k) + p0 / kDepth) * kStep;
+      for (int q = 0; q < 16; ++q) put(bit_cast<VF>(first[q]), bit_cast<VF>(second[q]), to, j % kRows + q);
+    }
   }
 
   // B = X^T: 32 rows of X, of which `valid` exist, become columns j0 to j0 + 31. B's tiles hold pairs of k.

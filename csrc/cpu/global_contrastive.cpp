@@ -13,7 +13,8 @@ namespace ecgfast {
 namespace {
 
 constexpr double kEps = 1e-8;
-constexpr double kMostBounded = 64;  // of 2 / temperature
+constexpr double kMostBounded = 64;    // of 2 / temperature
+constexpr int64_t kMostRows = 21 * 96;  // of a block: a thread's tile is as wide
 
 static int64_t blocks_of(int64_t n, int64_t most, int64_t multiple) {
   const int64_t count = n > most ? (n + most - 1) / most : 1;
@@ -26,14 +27,15 @@ struct Layout {
   using P = typename ProductsOf<In>::type;
   using Element = typename P::Element;
   static constexpr int64_t W = P::kColumns, R = P::kRows;
-  int64_t rows, cols, dp, ld;  // of a block, padded; D padded; of the tile of similarities
+  int64_t rows, cols, dp, ld;  // of a block, padded; D padded; of a thread's tile of similarities
   Element *left, *left_rows, *right, *right_rows;
-  T *tile, *grad_left, *col_max, *col_sum;
+  Element* slopes;  // the transposed gradients of the similarities
+  T *grad_left, *col_max, *col_sum;
   int64_t bytes;
 
   Layout(const GlobalArgs& a, void* base) : dp(round_up(a.D, W)) {
     int64_t most = 96;
-    while (size(a, most + 96) <= a.most_workspace) most += 96;
+    while (most < kMostRows && size(a, most + 96) <= a.most_workspace) most += 96;
     rows = blocks_of(a.N[0], most, R);
     cols = blocks_of(a.N[1], most, W);
     ld = cols + 16;  // no power of two: rows of a tile fall on different cache sets
@@ -42,7 +44,7 @@ struct Layout {
     right = arena.take<Element>(P::right_elements(a.D, cols));
     left_rows = a.backward ? arena.take<Element>(P::right_elements(rows, a.D)) : nullptr;
     right_rows = a.backward ? arena.take<Element>(P::right_elements(cols, a.D)) : nullptr;
-    tile = a.backward ? arena.take<T>(rows * ld) : nullptr;
+    slopes = a.backward && a.grad_right ? arena.take<Element>(P::left_elements(cols, rows)) : nullptr;
     grad_left = a.backward ? arena.take<T>(rows * dp) : nullptr;
     col_max = a.backward ? nullptr : arena.take<T>(rows / R * cols);
     col_sum = a.backward ? nullptr : arena.take<T>(rows / R * cols);
@@ -52,7 +54,7 @@ struct Layout {
   // Of a block of n by n.
   int64_t size(const GlobalArgs& a, int64_t n) const {
     const int64_t each = sizeof(T), packed = P::kBytes * dp;
-    return n * (a.backward ? 4 * packed + (dp + n) * each : 2 * packed + 2 * n / R * each);
+    return n * (a.backward ? 4 * packed + dp * each + P::kBytes * n : 2 * packed + 2 * n / R * each);
   }
 };
 
@@ -67,9 +69,8 @@ struct Scratch {
   Scratch(const GlobalArgs& a, const Layout<In>& l, void* base) {
     Arena arena(base);
     rows = arena.take<Acc<In>>((l.W > l.R ? l.W : l.R) * l.dp);
-    tile = a.backward ? nullptr : arena.take<Acc<In>>(P::kGroup * l.ld);
-    const int64_t deep = l.rows > l.cols ? l.rows : l.cols;
-    left = a.backward ? arena.take<typename P::Element>(P::left_elements(P::kGroup, deep)) : nullptr;
+    tile = arena.take<Acc<In>>(P::kGroup * l.ld);
+    left = a.backward ? arena.take<typename P::Element>(P::left_elements(P::kGroup, l.cols)) : nullptr;
     bytes = arena.bytes();
   }
 };
@@ -301,15 +302,15 @@ struct Contrast {
 
   void gradients(int64_t begin, int64_t end) const {
     for_groups(begin, end, [&](int64_t panel, int64_t panels) {
-      T* tile = w.tile + panel * R * w.ld;
-      dots(panel, panels, tile);
+      dots(panel, panels, s.tile);
       for (int64_t r = 0; r < panels * R; ++r) {
-        T* row = tile + r * w.ld;
+        T* row = s.tile + r * w.ld;
         const int64_t i = panel * R + r;
         if (i < a.size[0]) bounded ? differentiate_bounded(i, row) : differentiate(i, row);
         const int64_t valid = i < a.size[0] ? a.size[1] : 0;  // the rest is padding of the products
         memset(row + valid, 0, sizeof(T) * (w.ld - valid));
       }
+      multiply_slopes(panel, panels);
     });
   }
 
@@ -342,19 +343,23 @@ struct Contrast {
     }
   }
 
-  int64_t row_panels() const { return (a.size[0] + R - 1) / R; }
+  // The gradients of the similarities, while the cache has them: times b, and kept to be multiplied by a.
+  void multiply_slopes(int64_t panel, int64_t panels) const {
+    const auto left = P::rows_of(s.tile, w.ld, panels * R, a.size[1], s.left);
+    T* grad = w.grad_left + panel * R * w.dp;
+    P::template multiply<true>(panels * R, a.D, a.size[1], left, w.right_rows, grad, w.dp, w.dp);
+    if (!a.grad_right) return;
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t i = (panel + p) * R;
+      P::pack_left_rows(s.tile + p * R * w.ld, w.ld, i, least(R, a.size[0] - i), a.size[1], a.size[0],
+                        w.slopes);
+    }
+  }
 
   void products(int64_t begin, int64_t end) const {
-    const int64_t split = row_panels();
-    for_groups(begin, least(end, split), [&](int64_t panel, int64_t panels) {
-      const int64_t i = panel * R;
-      const auto left = P::rows_of(w.tile + i * w.ld, w.ld, panels * R, a.size[1], s.left);
-      P::template multiply<true>(panels * R, a.D, a.size[1], left, w.right_rows, w.grad_left + i * w.dp, w.dp,
-                                 w.dp);
-    });
-    for_groups(begin > split ? begin - split : 0, end - split, [&](int64_t panel, int64_t panels) {
+    for_groups(begin, end, [&](int64_t panel, int64_t panels) {
       const int64_t j = panel * R, cols = least(panels * R, a.size[1] - j);
-      const auto left = P::columns_of(w.tile, w.ld, j, cols, a.size[0], s.left);
+      const auto left = P::packed(w.slopes + P::left_elements(j, a.size[0]), a.size[0]);
       T* grad = static_cast<T*>(a.grad_right) + (a.begin[1] + j) * a.D;
       P::template multiply<true>(cols, a.D, a.size[0], left, w.left_rows, grad, a.D, a.D);
     });

@@ -15,7 +15,7 @@ struct MultiplyAdd {
   static constexpr int64_t kRows = kGemmRows, kColumns = kGemmColumns<T>, kDepth = 1;
   static constexpr int64_t kGroup = 8 * kRows;  // rows to multiply at a time: their part of C stays in L2
   static constexpr int64_t kBytes = sizeof(T);  // of a number
-  static constexpr bool kRaw = false;
+  static constexpr bool kRaw = false;           // whether inputs are best multiplied as they are
 
   static int64_t left_elements(int64_t m, int64_t k) { return round_up(m, kRows) * k; }
   static int64_t right_elements(int64_t k, int64_t n) { return round_up(n, kColumns) * k; }
@@ -30,9 +30,9 @@ struct MultiplyAdd {
       for (int64_t r = 0; r < kRows; ++r) out[p * kRows + r] = r < valid ? x[r * ld + p] : T(0);
   }
   static Left rows_of(const T* x, int64_t ld, int64_t, int64_t, T*) { return row_major(x, ld); }
-  static Left columns_of(const T* x, int64_t ld, int64_t j0, int64_t m, int64_t k, T* out) {
-    pack_left_transposed(x, ld, j0, m, k, out);
-    return row_blocks(static_cast<const T*>(out), k);
+  static void pack_left_rows(const T* x, int64_t ld, int64_t p0, int64_t rows, int64_t m, int64_t k,
+                             T* out) {
+    pack_left_transposed(x, ld, p0, rows, m, k, out);
   }
   static void pack_right(const T* x, int64_t ld, int64_t j0, int64_t valid, int64_t k, T* panels) {
     pack_transposed(x, ld, j0, valid, k, panels);

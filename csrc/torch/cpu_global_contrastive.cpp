@@ -9,7 +9,7 @@ namespace ecgfast {
 namespace {
 
 constexpr const char* kOp = "global_contrastive";
-constexpr int64_t kWorkspace = int64_t{26} << 20;        // bytes, of the blocks and the accumulator
+constexpr int64_t kWorkspace = int64_t{29} << 20;        // bytes, of the blocks and the accumulator
 constexpr int64_t kMostAccumulator = int64_t{16} << 20;  // bytes
 
 // The inputs made contiguous, and alive while the kernel's raw pointers are in use. Groups are numbered anew
@@ -148,7 +148,7 @@ void backward_blocks(const Kernels& k, GlobalArgs& g, const Tensor& like) {
       run(k, g, s, GlobalPass::pack_right, panels(g, s, 1));
       run(k, g, s, GlobalPass::gradients, panels(g, s, 0));
       const int64_t columns = (g.size[1] + s.panel[0] - 1) / s.panel[0];
-      run(k, g, s, GlobalPass::products, panels(g, s, 0) + (both ? columns : 0));
+      if (both) run(k, g, s, GlobalPass::products, columns);
     });
     run(k, g, s, GlobalPass::finish_left, panels(g, s, 0));
   });
