@@ -14,9 +14,11 @@ namespace {
 template <class T>
 struct Fma {
   using El = T;
+  using Panel = T;
   using Sum = T;
   static constexpr int64_t kColumns = kGemmColumns<T>;
   static constexpr int64_t kRowAlign = 1, kDepthAlign = 1;
+  static constexpr int64_t kBlock = 3 * kGemmRows;
   static constexpr bool kPairs = false;
 
   static int64_t panel_elements(int64_t k, int64_t n) { return k * round_up(n, kColumns); }
@@ -24,21 +26,30 @@ struct Fma {
     return panels[j / kColumns * k * kColumns + p * kColumns + j % kColumns];
   }
 
-  // From the element of row 0 of a panel to that of row p.
-  static int64_t depth_offset(int64_t p) { return p * kColumns; }
+  // Column i of a panel, from its first one on.
+  static int64_t column_offset(int64_t i) { return i; }
+  static void put(T* panel, Vec<T> x, Vec<T>) { store(panel, x); }
+  static void clear_depth(T*, int64_t, int64_t) {}
 
-  template <bool Add = false>
+  // value(p, j) into row p and column j.
+  template <class F>
+  static void pack(int64_t k, int64_t n, T* panels, F value) {
+    for (int64_t j = 0; j < n; j += kColumns)
+      for (int64_t p = 0; p < k; ++p)
+        for (int64_t i = 0; i < kColumns; ++i) *panels++ = value(p, j + i);
+  }
+
   static void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* panels, T* c,
-                   int64_t ldc) {
-    strided<Add>(m, n, k, a, lda, 1, panels, c, ldc);
+                   int64_t ldc, void*) {
+    strided<false>(m, n, k, a, lda, 1, panels, c, ldc);
   }
 
   // C[m, n] += A^T B, A being [k, m] in rows of lda.
-  static void gemm_transposed(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, T*, const T* panels,
-                              T* c, int64_t ldc) {
+  static void gemm_transposed(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* panels, T* c,
+                              int64_t ldc, void*) {
     strided<true>(m, n, k, a, 1, lda, panels, c, ldc);
   }
-  static int64_t transposed_elements(int64_t, int64_t) { return 0; }
+  static int64_t scratch_bytes(int64_t, int64_t) { return 0; }
 
   static void begin() {}
   static void end() {}
@@ -62,9 +73,11 @@ struct Fma {
 // bf16 with fp32 sums. Panels hold pairs of consecutive k side by side: [n / 32][k / 2][32][2].
 struct Bf16Dot {
   using El = BFloat16;
+  using Panel = BFloat16;
   using Sum = float;
   static constexpr int64_t kColumns = 32;
   static constexpr int64_t kRowAlign = 32, kDepthAlign = 32;
+  static constexpr int64_t kBlock = 32;
   static constexpr bool kPairs = true;
 
   static int64_t panel_elements(int64_t k, int64_t n) {
@@ -75,27 +88,58 @@ struct Bf16Dot {
                   j % kColumns * 2 + p % 2];
   }
 
-  static int64_t depth_offset(int64_t p) { return p / 2 * 2 * kColumns + p % 2; }
+  static int64_t column_offset(int64_t i) { return 2 * i; }
 
-  template <bool Add = false>
+  // Two rows of the panels side by side, rounded to bf16.
+  static void put(BFloat16* panel, VF x, VF next) {
+    VU lo = bit_cast<VU>(x), hi = bit_cast<VU>(next);
+    lo = (lo + 0x7FFFu + ((lo >> 16) & 1u)) >> 16;
+    hi = (hi + 0x7FFFu + ((hi >> 16) & 1u)) & 0xFFFF0000u;
+    const VU pairs = lo | hi;
+    memcpy(panel, &pairs, sizeof pairs);
+  }
+
+  static void clear_depth(BFloat16* panels, int64_t k, int64_t n) {
+    for (int64_t p = round_up(k, 2); p < round_up(k, kDepthAlign); p += 2)
+      for (int64_t j = 0; j < n; j += kColumns) memset(&at(panels, k, p, j), 0, 4 * kColumns);
+  }
+
+  template <class F>
+  static void pack(int64_t k, int64_t n, BFloat16* panels, F value) {
+    const int64_t depth = round_up(k, kDepthAlign);
+    for (int64_t j = 0; j < n; j += kColumns)
+      for (int64_t p = 0; p < depth; p += 2)
+        for (int64_t i = 0; i < kColumns; ++i, panels += 2) {
+          from_acc(p < k ? value(p, j + i) : 0.0f, panels);
+          from_acc(p + 1 < k ? value(p + 1, j + i) : 0.0f, panels + 1);
+        }
+  }
+
   static void gemm(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t lda, const BFloat16* panels,
-                   float* c, int64_t ldc) {
+                   float* c, int64_t ldc, void*) {
+    product<false>(m, n, k, a, lda, panels, c, ldc);
+  }
+
+  // C[m, n] += A^T B, A being [k, m] in rows of lda; `scratch` holds A^T, m and lda multiples of 16.
+  static void gemm_transposed(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t lda,
+                              const BFloat16* panels, float* c, int64_t ldc, void* scratch) {
+    const int64_t depth = round_up(k, kDepthAlign);
+    BFloat16* left = static_cast<BFloat16*>(scratch);
+    transpose(m, k, depth, a, lda, left);
+    product<true>(m, n, k, left, depth, panels, c, ldc);
+  }
+  static int64_t scratch_bytes(int64_t m, int64_t k) { return m * round_up(k, kDepthAlign) * 2; }
+
+ private:
+  template <bool Add>
+  static void product(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t lda, const BFloat16* panels,
+                      float* c, int64_t ldc) {
     k = round_up(k, kDepthAlign);
     for (int64_t i = 0; i < m; i += 32)
       for (int64_t j = 0; j < n; j += kColumns)
         block<Add>(k, a + i * lda, lda, panels + j * k, c + i * ldc + j, ldc);
   }
 
-  // C[m, n] += A^T B, A being [k, m] in rows of lda; `scratch` holds A^T, m and lda multiples of 16.
-  static void gemm_transposed(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t lda,
-                              BFloat16* scratch, const BFloat16* panels, float* c, int64_t ldc) {
-    const int64_t depth = round_up(k, kDepthAlign);
-    transpose(m, k, depth, a, lda, scratch);
-    gemm<true>(m, n, k, scratch, depth, panels, c, ldc);
-  }
-  static int64_t transposed_elements(int64_t m, int64_t k) { return m * round_up(k, kDepthAlign); }
-
- private:
   static void transpose(int64_t m, int64_t k, int64_t depth, const BFloat16* a, int64_t lda, BFloat16* out) {
     for (int64_t p = 0; p < depth; p += 32)
       for (int64_t i = 0; i < m; i += 16) {
@@ -202,18 +246,6 @@ struct Bf16Dot {
     }
   }
 #endif
-};
-#endif
-
-// The engine for inputs of one dtype.
-template <class In>
-struct EngineOf {
-  using type = Fma<Acc<In>>;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct EngineOf<BFloat16> {
-  using type = Bf16Dot;
 };
 #endif
 

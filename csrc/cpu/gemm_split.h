@@ -112,14 +112,19 @@ struct SplitTiles {
       for (int64_t q = 0; q < 16; ++q) {
         const VF even = 2 * q < rows ? load(x + 2 * q * ld + j) : VF{};
         const VF odd = 2 * q + 1 < rows ? load(x + (2 * q + 1) * ld + j) : VF{};
-        VU e[Parts], o[Parts];
-        split_words(even, e);
-        split_words(odd, o);
-        for (int p = 0; p < Parts; ++p) {
-          const VU pairs = e[p] >> 16 | o[p];
-          memcpy(to + 2 * p * kTile + q * 32, &pairs, sizeof pairs);
-        }
+        put_pair(even, odd, to + q * 32);
       }
+    }
+  }
+
+  // 16 columns of two consecutive rows of B.
+  static inline void put_pair(VF even, VF odd, uint16_t* to) {
+    VU e[Parts], o[Parts];
+    split_words(even, e);
+    split_words(odd, o);
+    for (int p = 0; p < Parts; ++p) {
+      const VU pairs = e[p] >> 16 | o[p];
+      memcpy(to + 2 * p * kTile, &pairs, sizeof pairs);
     }
   }
 

@@ -5,7 +5,7 @@
 // segment's patches, channel c has mean w_c mu and variance w_c Cov w_c. The signal is centred by mu, the
 // norm's scale goes into the weights of the segment. Compiled once per ISA.
 #include "arena.h"
-#include "engine.h"
+#include "engine_split.h"
 #include "gelu.h"
 #include "kernels.h"
 
@@ -14,10 +14,13 @@ namespace {
 
 template <class In>
 struct Stem {
-  using E = typename EngineOf<In>::type;
+  using E = typename EngineOf<In>::type;      // of the layers from 1 up
+  using E0 = typename EngineOf<In>::shallow;  // of layer 0
   using El = typename E::El;
+  using Panel = typename E::Panel;
+  using Panel0 = typename E0::Panel;
   using T = typename E::Sum;
-  static constexpr int64_t kBlock = E::kPairs ? 32 : 3 * kGemmRows;       // rows of a product between passes
+  static constexpr int64_t kBlock = E::kBlock;  // rows of a product between passes
   static constexpr int64_t kTileRows = E::kPairs ? 256 : 24 * kGemmRows;  // rows of layer 0 in a tile
   static constexpr int64_t kSlack = 64;  // rows read past the end by the engine
 
@@ -27,17 +30,21 @@ struct Stem {
   const Gelu<T> act{};
 
   T *signal, *cov, *products, *weight0, *scale, *shift;
-  El *values, *weight0_panels, *h[2];
+  typename E0::El* values;
+  El* h[2];
+  Panel0 *weight0_panels, *values_panels, *pull_panels;
+  void* work;  // of a product
   // backward only
   T *grad_h[2], *grad_weight0, *grad_sum, *grad_patches, *pull;
-  El *dz[2], *x_panels, *transposed;
+  El* dz[2];
+  Panel* x_panels;
   int64_t scratch_bytes;
 
   Stem(const StemArgs& args, bool with_backward, void* base)
       : a(args),
         cp(round_up(args.C, E::kColumns)),
         k0(2 * args.L),
-        ld0(round_up(2 * args.L, E::kColumns)),
+        ld0(round_up(2 * args.L, E0::kColumns)),
         n0(args.T / 2),
         backward(with_backward) {
     Arena arena(base);
@@ -47,8 +54,11 @@ struct Stem {
     weight0 = arena.take<T>(cp * k0);
     scale = arena.take<T>(cp);
     shift = arena.take<T>(cp);
-    values = arena.take<El>((rows0 + kSlack) * ld0);
-    weight0_panels = arena.take<El>(E::panel_elements(k0, cp));
+    values = arena.take<typename E0::El>((rows0 + kSlack) * ld0);
+    weight0_panels = arena.take<Panel0>(E0::panel_elements(k0, cp));
+    int64_t work_bytes = E::scratch_bytes(kBlock, 2 * cp);
+    if (backward) work_bytes = most(work_bytes, E::scratch_bytes(cp, rows1), E0::scratch_bytes(cp, rows0));
+    work = arena.take<char>(work_bytes + 64);
     products = arena.take<T>((2 * kBlock + kSlack) * 2 * cp + 2 * ld0);
     const int64_t buffer_rows[2] = {rows0 + kSlack, rows1 + kSlack};
     for (int i = 0; i < 2; ++i) h[i] = backward ? nullptr : arena.take<El>(buffer_rows[i] * cp);
@@ -57,21 +67,23 @@ struct Stem {
       dz[i] = arena.take<El>(buffer_rows[i] * cp);
     }
     if (backward) {
-      x_panels = arena.take<El>(E::panel_elements(rows1 > 0 ? rows1 : 1, 2 * cp));
-      transposed = arena.take<El>(E::transposed_elements(cp, rows0) + 16);
+      x_panels = arena.take<Panel>(E::panel_elements(rows1 > 0 ? rows1 : 1, 2 * cp));
       grad_weight0 = arena.take<T>(cp * ld0);
       grad_sum = arena.take<T>(cp);
-      values_panels = arena.take<El>(E::panel_elements(rows0, k0));
+      values_panels = arena.take<Panel0>(E0::panel_elements(rows0, k0));
       if (a.grad_signal) {
         grad_patches = arena.take<T>((n0 + kSlack) * ld0);
         pull = arena.take<T>(k0 * ld0);
-        pull_panels = arena.take<El>(E::panel_elements(cp, k0));
+        pull_panels = arena.take<Panel0>(E0::panel_elements(cp, k0));
       }
     }
     scratch_bytes = arena.bytes();
   }
 
-  El *values_panels, *pull_panels;
+  static int64_t most(int64_t x, int64_t y, int64_t z) {
+    const int64_t xy = x > y ? x : y;
+    return xy > z ? xy : z;
+  }
 
   int64_t tile_tokens() const {
     const int64_t rows = backward ? 2 * kTileRows : kTileRows;
@@ -86,8 +98,8 @@ struct Stem {
     const int64_t before = a.N * ((int64_t{1} << (a.n_layers - 1)) - (int64_t{1} << (a.n_layers - layer)));
     return static_cast<In*>(a.saved) + (b * saved_rows() + before + r) * cp;
   }
-  const El* panels(int64_t layer) const {
-    return static_cast<const El*>(a.packed) + (layer - 1) * layer_panels();
+  const Panel* panels(int64_t layer) const {
+    return static_cast<const Panel*>(a.packed) + (layer - 1) * layer_panels();
   }
   int64_t layer_panels() const { return E::panel_elements(2 * cp, cp); }
   T bias(int64_t layer, int64_t c) const {
@@ -181,7 +193,7 @@ struct Stem {
   // Layer 0 with this segment's norm: weights times scale = gn_weight / deviation, plus shift = gn_bias.
   void fold_norm() const {
     const In* w = static_cast<const In*>(a.weights[0]);
-    memset(weight0_panels, 0, sizeof(El) * E::panel_elements(k0, cp));
+    memset(weight0_panels, 0, sizeof(Panel0) * E0::panel_elements(k0, cp));
     for (int64_t c = 0; c < cp; ++c) {
       if (c >= a.C) {
         for (int64_t k = 0; k < k0; ++k) weight0[c * k0 + k] = 0;
@@ -192,7 +204,7 @@ struct Stem {
       scale[c] = T(to_acc(static_cast<const In*>(a.gn_weight)[c])) * rstd(c);
       shift[c] = T(to_acc(static_cast<const In*>(a.gn_bias)[c]));
       for (int64_t k = 0; k < k0; ++k)
-        from_acc(scale[c] * weight0[c * k0 + k], &E::at(weight0_panels, k0, k, c));
+        from_acc(scale[c] * weight0[c * k0 + k], &E0::at(weight0_panels, k0, k, c));
     }
   }
 
@@ -232,7 +244,7 @@ struct Stem {
     patches(first, rows, values);
     for (int64_t r = 0; r < rows; r += kBlock) {
       const int64_t n = rows - r < kBlock ? rows - r : kBlock;
-      E::gemm(n, cp, k0, values + r * ld0, ld0, weight0_panels, products, cp);
+      E0::gemm(n, cp, k0, values + r * ld0, ld0, weight0_panels, products, cp, work);
       activate(n, products, shift, nullptr, h[0] + r * cp);
     }
   }
@@ -246,7 +258,7 @@ struct Stem {
       layer_bias(layer, biases);
       for (int64_t r = 0; r < rows; r += kBlock) {
         const int64_t n = rows - r < kBlock ? rows - r : kBlock;
-        E::gemm(n, cp, 2 * cp, in + r * 2 * cp, 2 * cp, panels(layer), products, cp);
+        E::gemm(n, cp, 2 * cp, in + r * 2 * cp, 2 * cp, panels(layer), products, cp, work);
         activate(n, products, biases, a.saved ? saved(b, layer, at + r) : nullptr, h[layer % 2] + r * cp);
       }
     }
@@ -297,7 +309,7 @@ struct Stem {
   void forward_products0(int64_t r, int64_t n) const {
     for (int64_t i = 0; i < n; i += kBlock) {
       const int64_t rows = n - i < kBlock ? n - i : kBlock;
-      E::gemm(rows, cp, k0, values + (r + i) * ld0, ld0, weight0_panels, products, cp);
+      E0::gemm(rows, cp, k0, values + (r + i) * ld0, ld0, weight0_panels, products, cp, work);
       for (int64_t q = 0; q < rows; ++q)
         for (int64_t c = 0; c < cp; c += kLanes<T>)
           store(grad_h[1] + (i + q) * cp + c, load(products + q * cp + c) + load(shift + c));
@@ -308,9 +320,9 @@ struct Stem {
   // Leaves the layer's inputs in x_panels and the gradients below in dz.
   void descend(int64_t b, int64_t layer, int64_t first, int64_t rows, int64_t r, int64_t n) const {
     T* grad = grad_h[(layer - 1) % 2];
-    E::gemm(n, 2 * cp, cp, dz[layer % 2] + r * cp, cp, panels(layer), grad, 2 * cp);
+    E::gemm(n, 2 * cp, cp, dz[layer % 2] + r * cp, cp, panels(layer), grad, 2 * cp, work);
     if (layer == 1) {
-      E::gemm(2 * n, cp, k0, values + 2 * r * ld0, ld0, weight0_panels, products, cp);
+      E0::gemm(2 * n, cp, k0, values + 2 * r * ld0, ld0, weight0_panels, products, cp, work);
       differentiate<true>(0, rows, r, n, nullptr);
     } else {
       differentiate<false>((layer - 1) % 2, rows, r, n, saved(b, layer - 1, rows_of(layer - 1, first)));
@@ -350,38 +362,14 @@ struct Stem {
     for (int64_t q = 0; q < n; q += E::kPairs ? 2 : 1)
       for (int64_t tap = 0; tap < 2; ++tap) {
         const Below lo = row(q, tap), hi = row(q + 1 < n ? q + 1 : q, tap);
-        const bool pair = q + 1 < n;
-        El* panel = &E::at(x_panels, k, r + q, tap * cp);
+        const bool pair = E::kPairs && q + 1 < n;
+        Panel* panel = &E::at(x_panels, k, r + q, tap * cp);
         for (int64_t c = 0; c < cp; c += E::kColumns, panel += panel_stride)
           for (int64_t i = 0; i < E::kColumns; i += kLanes<T>) {
             const Vec<T> x = activation<FromLayer0>(lo, c + i);
-            if constexpr (E::kPairs)
-              put_pair(panel + 2 * i, x, pair ? activation<FromLayer0>(hi, c + i) : Vec<T>{});
-            else
-              store(panel + i, x);
+            E::put(panel + E::column_offset(i), x, pair ? activation<FromLayer0>(hi, c + i) : Vec<T>{});
           }
       }
-  }
-
-  // Two rows of the panels side by side, rounded to bf16.
-  static void put_pair(El* panel, Vec<T> x, Vec<T> next) {
-    if constexpr (E::kPairs) {
-      VU lo, hi;
-      memcpy(&lo, &x, sizeof lo);
-      memcpy(&hi, &next, sizeof hi);
-      lo = (lo + 0x7FFFu + ((lo >> 16) & 1u)) >> 16;
-      hi = (hi + 0x7FFFu + ((hi >> 16) & 1u)) & 0xFFFF0000u;
-      const VU pairs = lo | hi;
-      memcpy(panel, &pairs, sizeof pairs);
-    }
-  }
-
-  // Rows k to the padded depth of the panels hold zeros, as products over them need.
-  void clear_depth(El* panels, int64_t k, int64_t n) const {
-    if constexpr (E::kPairs)
-      for (int64_t p = round_up(k, 2); p < round_up(k, E::kDepthAlign); p += 2)
-        for (int64_t j = 0; j < n; j += E::kColumns)
-          memset(&E::at(panels, k, p, j), 0, sizeof(El) * 2 * E::kColumns);
   }
 
   void add_columns(int64_t rows, const El* x, T* sums) const {
@@ -397,11 +385,11 @@ struct Stem {
     last_layer(b, first, tokens);
     for (int64_t layer = a.n_layers - 1; layer > 0; --layer) {
       const int64_t rows = rows_of(layer, tokens);
-      clear_depth(x_panels, rows, 2 * cp);
+      E::clear_depth(x_panels, rows, 2 * cp);
       for (int64_t r = 0; r < rows; r += kBlock)
         descend(b, layer, first, rows, r, rows - r < kBlock ? rows - r : kBlock);
-      E::gemm_transposed(cp, 2 * cp, rows, dz[layer % 2], cp, transposed, x_panels, sums.weight(layer),
-                         2 * cp);
+      memset(dz[layer % 2] + rows * cp, 0, sizeof(El) * (round_up(rows, E::kDepthAlign) - rows) * cp);
+      E::gemm_transposed(cp, 2 * cp, rows, dz[layer % 2], cp, x_panels, sums.weight(layer), 2 * cp, work);
       if (a.has_bias) add_columns(rows, dz[layer % 2], sums.bias(layer));
     }
     backward_layer0(first, tokens);
@@ -410,16 +398,16 @@ struct Stem {
   void backward_layer0(int64_t first, int64_t tokens) const {
     const int64_t rows = rows_of(0, tokens);
     for (int64_t p = 0; p < rows; ++p)
-      for (int64_t k = 0; k < ld0; ++k) E::at(values_panels, rows, p, k) = values[p * ld0 + k];
-    if (E::kPairs && rows % 2)
-      for (int64_t k = 0; k < ld0; ++k) E::at(values_panels, rows, rows, k) = El{};
-    clear_depth(values_panels, rows, ld0);
-    E::gemm_transposed(cp, k0, rows, dz[0], cp, transposed, values_panels, grad_weight0, ld0);
+      for (int64_t k = 0; k < ld0; ++k) E0::at(values_panels, rows, p, k) = values[p * ld0 + k];
+    if (E0::kPairs && rows % 2)
+      for (int64_t k = 0; k < ld0; ++k) E0::at(values_panels, rows, rows, k) = typename E0::El{};
+    E0::clear_depth(values_panels, rows, ld0);
+    E0::gemm_transposed(cp, k0, rows, dz[0], cp, values_panels, grad_weight0, ld0, work);
     add_columns(rows, dz[0], grad_sum);
     if (!a.grad_signal) return;
     for (int64_t r = 0; r < rows; r += kBlock)
-      E::gemm(rows - r < kBlock ? rows - r : kBlock, k0, cp, dz[0] + r * cp, cp, pull_panels,
-              grad_patches + (rows_of(0, first) + r) * ld0, ld0);
+      E0::gemm(rows - r < kBlock ? rows - r : kBlock, k0, cp, dz[0] + r * cp, cp, pull_panels,
+               grad_patches + (rows_of(0, first) + r) * ld0, ld0, work);
   }
 
   // Through the norm: with G = sum dz x^T, s = sum dz and q = sum dz zhat over the segment (x centred),
@@ -465,10 +453,10 @@ struct Stem {
   }
 
   void pack_pull() const {
-    memset(pull_panels, 0, sizeof(El) * E::panel_elements(cp, k0));
+    memset(pull_panels, 0, sizeof(Panel0) * E0::panel_elements(cp, k0));
     for (int64_t c = 0; c < a.C; ++c)
       for (int64_t k = 0; k < k0; ++k)
-        from_acc(scale[c] * weight0[c * k0 + k], &E::at(pull_panels, cp, c, k));
+        from_acc(scale[c] * weight0[c * k0 + k], &E0::at(pull_panels, cp, c, k));
   }
 
   void backward_segment(int64_t b, const Partials& sums) const {
@@ -485,21 +473,18 @@ struct Stem {
 
   // The weights of a layer from 1 up in panels: [2Cp (tap, channel), Cp] for the forward pass, [Cp, 2Cp] for
   // the backward pass, which uses the forward order of layer 0 alone.
-  void pack(int64_t layer, El* out) const {
+  void pack(int64_t layer, Panel* out) const {
     out += (layer - 1) * layer_panels();
-    memset(out, 0, sizeof(El) * layer_panels());
     const In* w = static_cast<const In*>(a.weights[layer]);
-    for (int64_t c = 0; c < a.C; ++c)
-      for (int64_t tap = 0; tap < 2; ++tap) {
-        const In* x = w + c * a.C * 2 + tap;
-        if (backward) {
-          for (int64_t i = 0; i < a.C; ++i) from_acc(T(to_acc(x[2 * i])), &E::at(out, cp, c, tap * cp + i));
-        } else {
-          El* column = &E::at(out, 2 * cp, 0, c);
-          for (int64_t i = 0; i < a.C; ++i)
-            from_acc(T(to_acc(x[2 * i])), column + E::depth_offset(tap * cp + i));
-        }
-      }
+    const auto weight = [&](int64_t c, int64_t k) {
+      const int64_t tap = k >= cp, i = k - tap * cp;
+      return c < a.C && i < a.C ? T(to_acc(w[(c * a.C + i) * 2 + tap])) : T(0);
+    };
+    if (backward) {
+      E::pack(cp, 2 * cp, out, weight);
+    } else {
+      E::pack(2 * cp, cp, out, [&](int64_t k, int64_t c) { return weight(c, k); });
+    }
   }
 
   // Adds up the partial sums of all chunks for channels [begin, end) and writes the gradients; `row` holds
@@ -562,7 +547,7 @@ StemSizes patch_embed_sizes(const StemArgs& args) {
     return StemSizes{
         forward.cp,
         forward.saved_rows(),
-        (args.n_layers - 1) * forward.layer_panels() * static_cast<int64_t>(sizeof(typename S::El)),
+        (args.n_layers - 1) * forward.layer_panels() * static_cast<int64_t>(sizeof(typename S::Panel)),
         S::Partials::elements(forward.cp, forward.k0, args.n_layers) *
             static_cast<int64_t>(sizeof(typename S::T)),
         forward.scratch_bytes,
@@ -573,7 +558,7 @@ StemSizes patch_embed_sizes(const StemArgs& args) {
 void patch_embed_pack(const StemArgs& args, bool backward, int64_t layer, void* packed) {
   for_dtype(args.dtype, [&](auto in) {
     using S = Stem<decltype(in)>;
-    S(args, backward, nullptr).pack(layer, static_cast<typename S::El*>(packed));
+    S(args, backward, nullptr).pack(layer, static_cast<typename S::Panel*>(packed));
   });
 }
 
