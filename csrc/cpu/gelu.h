@@ -39,11 +39,11 @@ struct GeluTable {
     return p;
   }
 
-  VF value(VF x) const {
+  inline __attribute__((always_inline)) VF value(VF x) const {
     VF unused;
     return (x < 0.0f ? VF{} : x) - bump<false>(x, unused);
   }
-  VF value(VF x, VF& slope) const {
+  inline __attribute__((always_inline)) VF value(VF x, VF& slope) const {
     VF d;
     const VF g = bump<true>(x, d);
     slope = x < 0.0f ? d : 1.0f - d;

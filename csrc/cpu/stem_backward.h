@@ -1,0 +1,289 @@
+// The stem's backward pass: tile by tile down the layers, the sums of the weights' gradients kept per chunk
+// of segments.
+#pragma once
+#include "stem.h"
+
+namespace ecgfast {
+namespace {
+
+template <class In>
+struct StemBackward : Stem<In> {
+  using S = Stem<In>;
+  using S::a;
+  using S::act;
+  using S::begin_segment;
+  using S::bias;
+  using S::cp;
+  using S::dz;
+  using S::grad_h;
+  using S::grad_patches;
+  using S::grad_sum;
+  using S::grad_weight0;
+  using S::k0;
+  using S::kBlock;
+  using S::ld0;
+  using S::n0;
+  using S::panels;
+  using S::patches;
+  using S::products;
+  using S::pull;
+  using S::pull_panels;
+  using S::rows_of;
+  using S::rstd;
+  using S::saved;
+  using S::scale;
+  using S::shift;
+  using S::signal;
+  using S::spread;
+  using S::tile_tokens;
+  using S::values;
+  using S::values_panels;
+  using S::weight0;
+  using S::weight0_panels;
+  using S::work;
+  using S::x_panels;
+  using typename S::E;
+  using typename S::E0;
+  using typename S::El;
+  using typename S::Panel;
+  using typename S::Panel0;
+  using typename S::T;
+
+  StemBackward(const StemArgs& args, void* base) : S(args, true, base) {}
+
+  // Sums over segments: per layer the weights [Cp, Cin] and the biases [Cp], and the GroupNorm's affine.
+  // Layer 0's weights come as [Cp, k0].
+  struct Partials {
+    T *gn_weight, *gn_bias, *base;
+    int64_t cp, k0;
+    Partials(T* p, int64_t channels, int64_t values)
+        : gn_weight(p), gn_bias(p + channels), base(p + 2 * channels), cp(channels), k0(values) {}
+    T* weight(int64_t layer) const {
+      return layer == 0 ? base : base + cp * k0 + (layer - 1) * (2 * cp + 1) * cp;
+    }
+    T* bias(int64_t layer) const { return weight(layer) + 2 * cp * cp; }
+    static int64_t elements(int64_t channels, int64_t values, int64_t layers) {
+      return 2 * channels + channels * values + (layers - 1) * (2 * channels + 1) * channels;
+    }
+  };
+
+  // Gradients of the last layer's pre-activations from those of the tokens.
+  void last_layer(int64_t b, int64_t first, int64_t tokens) const {
+    const int64_t layer = a.n_layers - 1;
+    if (layer == 0) forward_products0(0, tokens);
+    const In* g = static_cast<const In*>(a.grad_tokens) + (b * a.N + first) * a.C;
+    for (int64_t r = 0; r < tokens; ++r) {
+      T* row = grad_h[layer % 2] + r * cp;
+      for (int64_t c = 0; c < cp; ++c) row[c] = c < a.C ? T(to_acc(g[r * a.C + c])) : T(0);
+      for (int64_t c = 0; c < cp; c += kLanes<T>) {
+        Vec<T> slope;
+        act.value(layer ? load_acc(saved(b, layer, first + r) + c) : load(grad_h[1] + r * cp + c), slope);
+        store_acc(dz[layer % 2] + r * cp + c, load(row + c) * slope);
+      }
+    }
+  }
+
+  // The pre-activations of layer 0, rows [r, r + n) of the tile, into grad_h[1] (single-layer stems only).
+  void forward_products0(int64_t r, int64_t n) const {
+    for (int64_t i = 0; i < n; i += kBlock) {
+      const int64_t rows = n - i < kBlock ? n - i : kBlock;
+      E0::gemm(rows, cp, k0, values + (r + i) * ld0, ld0, weight0_panels, products, cp, work);
+      for (int64_t q = 0; q < rows; ++q)
+        for (int64_t c = 0; c < cp; c += kLanes<T>)
+          store(grad_h[1] + (i + q) * cp + c, load(products + q * cp + c) + load(shift + c));
+    }
+  }
+
+  // Through layer `layer` down to the pre-activations below it: rows [r, r + n) of the layer, 2n rows below.
+  // Leaves the layer's inputs in x_panels and the gradients below in dz.
+  void descend(int64_t b, int64_t layer, int64_t first, int64_t rows, int64_t r, int64_t n) const {
+    T* grad = grad_h[(layer - 1) % 2];
+    E::gemm(n, 2 * cp, cp, dz[layer % 2] + r * cp, cp, panels(layer), grad, 2 * cp, work);
+    if (layer == 1) {
+      E0::gemm(2 * n, cp, k0, values + 2 * r * ld0, ld0, weight0_panels, products, cp, work);
+      differentiate<true>(0, rows, r, n, nullptr);
+    } else {
+      differentiate<false>((layer - 1) % 2, rows, r, n, saved(b, layer - 1, rows_of(layer - 1, first)));
+    }
+  }
+
+  // One row below a layer: its pre-activations, the gradient of its activations, and where that of the former
+  // goes.
+  struct Below {
+    const In* saved;
+    const T* product;
+    const T* grad;
+    El* dz;
+  };
+
+  template <bool FromLayer0>
+  inline __attribute__((always_inline)) Vec<T> activation(const Gelu<T>& gelu, const Below& row,
+                                                          int64_t c) const {
+    Vec<T> z;
+    if constexpr (FromLayer0)
+      z = load(row.product + c) + load(shift + c);
+    else
+      z = load_acc(row.saved + c);
+    Vec<T> slope;
+    const Vec<T> x = gelu.value(z, slope);
+    store_acc(row.dz + c, load(row.grad + c) * slope);
+    return x;
+  }
+
+  template <bool FromLayer0>
+  void differentiate(int64_t which, int64_t k, int64_t r, int64_t n, const In* kept) const {
+    const auto row = [&](int64_t q, int64_t tap) {
+      const int64_t local = 2 * q + tap, at = (2 * r + local) * cp;
+      return Below{FromLayer0 ? nullptr : kept + at, products + local * cp, grad_h[which] + local * cp,
+                   dz[which] + at};
+    };
+    const Gelu<T> gelu = act;
+    const int64_t panel_stride = E::panel_elements(k, E::kColumns);
+    for (int64_t q = 0; q < n; q += E::kPairs ? 2 : 1)
+      for (int64_t tap = 0; tap < 2; ++tap) {
+        const Below lo = row(q, tap), hi = row(q + 1 < n ? q + 1 : q, tap);
+        const bool pair = E::kPairs && q + 1 < n;
+        Panel* panel = &E::at(x_panels, k, r + q, tap * cp);
+        for (int64_t c = 0; c < cp; c += E::kColumns, panel += panel_stride)
+          for (int64_t i = 0; i < E::kColumns; i += kLanes<T>) {
+            const Vec<T> x = activation<FromLayer0>(gelu, lo, c + i);
+            E::put(panel + E::column_offset(i), x, pair ? activation<FromLayer0>(gelu, hi, c + i) : Vec<T>{});
+          }
+      }
+  }
+
+  void add_columns(int64_t rows, const El* x, T* sums) const {
+    for (int64_t c = 0; c < cp; c += kLanes<T>) {
+      Vec<T> sum = load(sums + c);
+      for (int64_t r = 0; r < rows; ++r) sum += load_acc(x + r * cp + c);
+      store(sums + c, sum);
+    }
+  }
+
+  void backward_tile(int64_t b, int64_t first, int64_t tokens, const Partials& sums) const {
+    patches(rows_of(0, first), rows_of(0, tokens), values);
+    last_layer(b, first, tokens);
+    for (int64_t layer = a.n_layers - 1; layer > 0; --layer) {
+      const int64_t rows = rows_of(layer, tokens);
+      E::clear_depth(x_panels, rows, 2 * cp);
+      for (int64_t r = 0; r < rows; r += kBlock)
+        descend(b, layer, first, rows, r, rows - r < kBlock ? rows - r : kBlock);
+      E::gemm_transposed(cp, 2 * cp, rows, dz[layer % 2], cp, x_panels, sums.weight(layer), 2 * cp, work);
+      if (a.has_bias) add_columns(rows, dz[layer % 2], sums.bias(layer));
+    }
+    backward_layer0(first, tokens);
+  }
+
+  void pack_values(int64_t rows) const {
+    for (int64_t p = 0; p < rows; p += E0::kPairs ? 2 : 1)
+      for (int64_t k = 0; k < ld0; k += kLanes<T>) {
+        const auto* row = values + p * ld0 + k;
+        Panel0* panel = &E0::at(values_panels, rows, p, k / E0::kColumns * E0::kColumns);
+        E0::put(panel + E0::column_offset(k % E0::kColumns), load_acc(row),
+                E0::kPairs && p + 1 < rows ? load_acc(row + ld0) : Vec<T>{});
+      }
+    E0::clear_depth(values_panels, rows, ld0);
+  }
+
+  void backward_layer0(int64_t first, int64_t tokens) const {
+    const int64_t rows = rows_of(0, tokens);
+    pack_values(rows);
+    E0::gemm_transposed(cp, k0, rows, dz[0], cp, values_panels, grad_weight0, ld0, work);
+    add_columns(rows, dz[0], grad_sum);
+    if (!a.grad_signal) return;
+    for (int64_t r = 0; r < rows; r += kBlock)
+      E0::gemm(rows - r < kBlock ? rows - r : kBlock, k0, cp, dz[0] + r * cp, cp, pull_panels,
+               grad_patches + (rows_of(0, first) + r) * ld0, ld0, work);
+  }
+
+  // Through the norm: with G = sum dz x^T, s = sum dz and q = sum dz zhat over the segment (x centred),
+  // dW = scale (G - q W Cov / deviation), and the affine's gradients are q and s.
+  void finish_segment(int64_t b, const Partials& sums) const {
+    if (a.grad_signal) memset(pull, 0, sizeof(T) * k0 * ld0);
+    T* offset = products;
+    for (int64_t k = 0; k < k0; ++k) offset[k] = 0;
+    for (int64_t c = 0; c < a.C; ++c) {
+      const T *w = weight0 + c, *g = grad_weight0 + c * ld0, s = grad_sum[c];
+      T q = 0;
+      for (int64_t k = 0; k < k0; ++k) q += g[k] * w[k * cp];
+      q *= rstd[c];
+      sums.gn_weight[c] += q;
+      sums.gn_bias[c] += s;
+      for (int64_t k = 0; k < k0; ++k)
+        sums.weight(0)[c * k0 + k] += scale[c] * (g[k] - q * rstd[c] * spread[k * cp + c]);
+      if (!a.grad_signal) continue;
+      const T turn = scale[c] * rstd[c] * q / T(n0), slide = scale[c] * s / T(n0);
+      for (int64_t k = 0; k < k0; ++k) {
+        offset[k] += slide * w[k * cp];
+        for (int64_t m = 0; m < k0; ++m) pull[k * ld0 + m] += turn * w[k * cp] * w[m * cp];
+      }
+    }
+    if (a.grad_signal) write_signal_gradient(b, offset);
+  }
+
+  // dx = dz (scale W) - sum_c scale_c s_c W_c / n - pull x, for every sample that a patch covers.
+  void write_signal_gradient(int64_t b, const T* offset) const {
+    for (int64_t l = 0; l < a.L; ++l) {
+      In* out = static_cast<In*>(a.grad_signal) + (b * a.L + l) * a.T;
+      const bool kept = !a.keep || a.keep[b * a.L + l];
+      for (int64_t t = 0; t < a.T; ++t) {
+        const int64_t patch = t / 2, k = 2 * l + t % 2;
+        T g = 0;
+        if (kept && patch < n0) {
+          g = patch < rows_of(0, a.N) ? grad_patches[patch * ld0 + k] : T(0);
+          g -= offset[k];
+          for (int64_t m = 0; m < k0; ++m) g -= pull[k * ld0 + m] * signal[(m / 2 * n0 + patch) * 2 + m % 2];
+        }
+        from_acc(g, out + t);
+      }
+    }
+  }
+
+  void pack_pull() const {
+    E0::pack(cp, k0, pull_panels,
+             [&](int64_t c, int64_t k) { return k < k0 ? scale[c] * weight0[k * cp + c] : T(0); });
+  }
+
+  void backward_segment(int64_t b, const Partials& sums) const {
+    begin_segment(b);
+    memset(grad_weight0, 0, sizeof(T) * cp * ld0);
+    memset(grad_sum, 0, sizeof(T) * cp);
+    if (a.grad_signal) pack_pull();
+    const int64_t step = tile_tokens();
+    for (int64_t f = 0; f < a.N; f += step) backward_tile(b, f, a.N - f < step ? a.N - f : step, sums);
+    finish_segment(b, sums);
+  }
+
+  // Adds up the partial sums of all chunks for channels [begin, end) and writes the gradients; `row` holds
+  // 2Cp or k0 values, whichever is more.
+  void finish(const T* partials, int64_t n_chunks, int64_t begin, int64_t end, T* row) const {
+    const int64_t stride = Partials::elements(cp, k0, a.n_layers);
+    const Partials p(const_cast<T*>(partials), cp, k0);
+    const auto total = [&](const T* first, int64_t n) {
+      memcpy(row, first, sizeof(T) * n);
+      for (int64_t i = 1; i < n_chunks; ++i)
+        for (int64_t j = 0; j < n; ++j) row[j] += first[i * stride + j];
+      return row;
+    };
+    for (int64_t c = begin; c < end; ++c) {
+      from_acc(total(p.gn_weight + c, 1)[0], static_cast<In*>(a.grad_gn_weight) + c);
+      from_acc(total(p.gn_bias + c, 1)[0], static_cast<In*>(a.grad_gn_bias) + c);
+      total(p.weight(0) + c * k0, k0);
+      for (int64_t k = 0; k < k0; ++k) from_acc(row[k], static_cast<In*>(a.grad_weights[0]) + c * k0 + k);
+      // The norm takes any bias of layer 0 out again.
+      if (a.has_bias) from_acc(T(0), static_cast<In*>(a.grad_biases[0]) + c);
+      for (int64_t layer = 1; layer < a.n_layers; ++layer) {
+        In* w = static_cast<In*>(a.grad_weights[layer]) + c * a.C * 2;
+        total(p.weight(layer) + c * 2 * cp, 2 * cp);
+        for (int64_t i = 0; i < a.C; ++i) {
+          from_acc(row[i], w + 2 * i);
+          from_acc(row[cp + i], w + 2 * i + 1);
+        }
+        if (a.has_bias) from_acc(total(p.bias(layer) + c, 1)[0], static_cast<In*>(a.grad_biases[layer]) + c);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace ecgfast
