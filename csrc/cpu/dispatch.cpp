@@ -72,11 +72,16 @@ std::vector<const Kernels*> usable() {
 #ifdef ECGFAST_HAS_amx
   if (bf16 && amx_usable()) found.push_back(&amx::table);
 #endif
+  // Intel's cores take longer for dot products of bf16 than for multiply-adds of twice as many fp32 numbers.
+  [[maybe_unused]] const bool slow_dots = __builtin_cpu_is("intel");
 #ifdef ECGFAST_HAS_avx512_bf16
-  if (bf16) found.push_back(&avx512_bf16::table);
+  if (bf16 && !slow_dots) found.push_back(&avx512_bf16::table);
 #endif
 #ifdef ECGFAST_HAS_avx512
   if (avx512) found.push_back(&avx512::table);
+#endif
+#ifdef ECGFAST_HAS_avx512_bf16
+  if (bf16 && slow_dots) found.push_back(&avx512_bf16::table);
 #endif
 #ifdef ECGFAST_HAS_avx2
   if (v3) found.push_back(&avx2::table);
