@@ -6,6 +6,7 @@
 // fp32 (fp64 for fp64).
 #pragma once
 #include "gemm.h"
+#include "tile_block.h"
 #include "transpose.h"
 
 namespace ecgfast {
@@ -130,6 +131,9 @@ struct Bf16Dot {
   }
   static int64_t scratch_bytes(int64_t m, int64_t k) { return m * round_up(k, kDepthAlign) * 2; }
 
+  static void begin() { begin_tiles(); }
+  static void end() { end_tiles(); }
+
  private:
   template <bool Add>
   static void product(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t lda, const BFloat16* panels,
@@ -157,95 +161,14 @@ struct Bf16Dot {
       }
   }
 
-#if defined(__AMX_BF16__)
-
- public:
-  static void begin() {
-    struct {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes_per_row[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    for (int t = 0; t < 8; ++t) {
-      config.bytes_per_row[t] = 64;
-      config.rows[t] = 16;
-    }
-    _tile_loadconfig(&config);
-  }
-  static void end() { _tile_release(); }
-
- private:
-  // 32 x 32 of C in four tiles; a tile step covers 32 of k.
+  // 32 x 32 of C.
   template <bool Add>
-  static void block(int64_t k, const BFloat16* a, int64_t lda, const BFloat16* b, float* c, int64_t ldc) {
-    const int64_t c_bytes = ldc * 4, a_bytes = lda * 2;
-    if constexpr (Add) {
-      _tile_loadd(0, c, c_bytes);
-      _tile_loadd(1, c + 16, c_bytes);
-      _tile_loadd(2, c + 16 * ldc, c_bytes);
-      _tile_loadd(3, c + 16 * ldc + 16, c_bytes);
-    } else {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    for (int64_t p = 0; p < k; p += 32) {
-      _tile_loadd(4, a + p, a_bytes);
-      _tile_loadd(5, a + 16 * lda + p, a_bytes);
-      _tile_loadd(6, b + p * 32, 128);
-      _tile_loadd(7, b + p * 32 + 32, 128);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, c, c_bytes);
-    _tile_stored(1, c + 16, c_bytes);
-    _tile_stored(2, c + 16 * ldc, c_bytes);
-    _tile_stored(3, c + 16 * ldc + 16, c_bytes);
+  static __attribute__((noinline)) void block(int64_t k, const BFloat16* a, int64_t lda, const BFloat16* b,
+                                              float* c, int64_t ldc) {
+    const TileOperand left{reinterpret_cast<const uint16_t*>(a), lda, 16 * lda, 0, 32};
+    const TileOperand right{reinterpret_cast<const uint16_t*>(b), 64, 32, 0, 1024};
+    tile_block<1, Add>(k / 32, left, right, c, ldc, TilesAhead{});
   }
-
-#else
-
- public:
-  static void begin() {}
-  static void end() {}
-
- private:
-  template <bool Add>
-  static void block(int64_t k, const BFloat16* a, int64_t lda, const BFloat16* b, float* c, int64_t ldc) {
-    for (int i = 0; i < 32; i += 8) rows8<Add>(k, a + i * lda, lda, b, c + i * ldc, ldc);
-  }
-
-  template <bool Add>
-  static inline __attribute__((always_inline)) void rows8(int64_t k, const BFloat16* a, int64_t lda,
-                                                          const BFloat16* b, float* c, int64_t ldc) {
-    __m512 acc[8][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      acc[i][0] = Add ? _mm512_loadu_ps(c + i * ldc) : _mm512_setzero_ps();
-      acc[i][1] = Add ? _mm512_loadu_ps(c + i * ldc + 16) : _mm512_setzero_ps();
-    }
-    for (int64_t p = 0; p < k; p += 2) {
-      const __m512bh b0 = (__m512bh)_mm512_loadu_si512(b + p * 32);
-      const __m512bh b1 = (__m512bh)_mm512_loadu_si512(b + p * 32 + 32);
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
-        int32_t pair;
-        memcpy(&pair, a + i * lda + p, sizeof pair);
-        const __m512bh s = (__m512bh)_mm512_set1_epi32(pair);
-        acc[i][0] = _mm512_dpbf16_ps(acc[i][0], s, b0);
-        acc[i][1] = _mm512_dpbf16_ps(acc[i][1], s, b1);
-      }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      _mm512_storeu_ps(c + i * ldc, acc[i][0]);
-      _mm512_storeu_ps(c + i * ldc + 16, acc[i][1]);
-    }
-  }
-#endif
 };
 #endif
 

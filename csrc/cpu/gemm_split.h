@@ -3,30 +3,13 @@
 // keep all 24 bits of fp32 and are as accurate as its own multiply-adds, at a multiple of their speed; two
 // parts and three products keep 16 bits, enough where inputs and results are half precision.
 #pragma once
-#include "engine.h"
-#include "simd.h"
+#include "tile_block.h"
+#include "transpose.h"
 
 #if defined(__AVX512BF16__)
 
 namespace ecgfast {
 namespace {
-
-// Which parts are multiplied, in an order in which few tiles change.
-template <int Parts>
-struct SplitPlan;
-template <>
-struct SplitPlan<3> {
-  static constexpr int n = 6, left[n] = {0, 0, 1, 1, 0, 2}, right[n] = {2, 1, 1, 0, 0, 0};
-};
-template <>
-struct SplitPlan<2> {
-  static constexpr int n = 3, left[n] = {0, 0, 1}, right[n] = {1, 0, 0};
-};
-
-template <>
-struct SplitPlan<1> {
-  static constexpr int n = 1, left[n] = {0}, right[n] = {0};
-};
 
 template <int Parts>
 struct SplitTiles {
@@ -44,8 +27,8 @@ struct SplitTiles {
   static int64_t left_elements(int64_t m, int64_t k) { return (m + 31) / 32 * steps(k) * kStep; }
   static int64_t right_elements(int64_t k, int64_t n) { return left_elements(n, k); }
 
-  static void begin() { Bf16Dot::begin(); }
-  static void end() { Bf16Dot::end(); }
+  static void begin() { begin_tiles(); }
+  static void end() { end_tiles(); }
 
   struct Left {
     const uint16_t* at;  // [m / 32][steps][part][half of the rows][16][32]
@@ -180,92 +163,13 @@ struct SplitTiles {
       memcpy(step + (2 * p + r / 16) * kTile + r % 16 * 32, &parts[p], sizeof parts[p]);
   }
 
-#if defined(__AMX_BF16__)
-  // 32 x 32 of C in four tiles. `lines` cache lines of the next slice of B are fetched per step.
+  // 32 x 32 of C. `lines` cache lines of the next slice of B are fetched per step.
   template <bool Add>
   static __attribute__((noinline)) void tiles(int64_t depth, const uint16_t* a, const uint16_t* b, float* c,
                                               int64_t ldc, const uint16_t* ahead, int64_t lines) {
-    const int64_t c_bytes = ldc * 4;
-    if constexpr (Add) {
-      _tile_loadd(0, c, c_bytes);
-      _tile_loadd(1, c + 16, c_bytes);
-      _tile_loadd(2, c + 16 * ldc, c_bytes);
-      _tile_loadd(3, c + 16 * ldc + 16, c_bytes);
-    } else {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    for (int64_t s = 0; s < depth; ++s, a += kStep, b += kStep) {
-      using Plan = SplitPlan<Parts>;
-#pragma GCC unroll 8
-      for (int q = 0; q < Plan::n; ++q) {
-        if (q == 0 || Plan::left[q] != Plan::left[q - 1]) {
-          _tile_loadd(4, a + 2 * Plan::left[q] * kTile, 64);
-          _tile_loadd(5, a + (2 * Plan::left[q] + 1) * kTile, 64);
-        }
-        if (q == 0 || Plan::right[q] != Plan::right[q - 1]) {
-          _tile_loadd(6, b + 2 * Plan::right[q] * kTile, 64);
-          _tile_loadd(7, b + (2 * Plan::right[q] + 1) * kTile, 64);
-        }
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-      for (int64_t l = 0; l < lines; ++l) __builtin_prefetch(ahead + (s * lines + l) * 32, 0, 2);
-    }
-    _tile_stored(0, c, c_bytes);
-    _tile_stored(1, c + 16, c_bytes);
-    _tile_stored(2, c + 16 * ldc, c_bytes);
-    _tile_stored(3, c + 16 * ldc + 16, c_bytes);
+    const TileOperand left{a, 32, kTile, 2 * kTile, kStep}, right{b, 32, kTile, 2 * kTile, kStep};
+    tile_block<Parts, Add>(depth, left, right, c, ldc, TilesAhead{ahead, lines});
   }
-#else
-  template <bool Add>
-  static void tiles(int64_t depth, const uint16_t* a, const uint16_t* b, float* c, int64_t ldc,
-                    const uint16_t* ahead, int64_t lines) {
-    for (int i = 0; i < 32; i += 8)
-      rows8<Add>(depth, a + i / 16 * kTile + i % 16 * 32, b, c + i * ldc, ldc,
-                 ahead + depth * (lines / 4) * 4 * i, lines / 4);
-  }
-
-  // 8 of the 32 rows.
-  template <bool Add>
-  static __attribute__((noinline)) void rows8(int64_t depth, const uint16_t* a, const uint16_t* b, float* c,
-                                              int64_t ldc, const uint16_t* ahead, int64_t lines) {
-    using Plan = SplitPlan<Parts>;
-    __m512 acc[8][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      acc[i][0] = Add ? _mm512_loadu_ps(c + i * ldc) : _mm512_setzero_ps();
-      acc[i][1] = Add ? _mm512_loadu_ps(c + i * ldc + 16) : _mm512_setzero_ps();
-    }
-    for (int64_t s = 0; s < depth; ++s, a += kStep, b += kStep)
-      for (int q = 0; q < Plan::n; ++q) {
-        const uint16_t *left = a + 2 * Plan::left[q] * kTile, *right = b + 2 * Plan::right[q] * kTile;
-        for (int p = 0; p < 16; ++p) {
-          const __m512bh b0 = (__m512bh)_mm512_loadu_si512(right + p * 32);
-          const __m512bh b1 = (__m512bh)_mm512_loadu_si512(right + kTile + p * 32);
-#pragma GCC unroll 8
-          for (int i = 0; i < 8; ++i) {
-            int32_t pair;
-            memcpy(&pair, left + i * 32 + 2 * p, sizeof pair);
-            const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-            acc[i][0] = _mm512_dpbf16_ps(acc[i][0], x, b0);
-            acc[i][1] = _mm512_dpbf16_ps(acc[i][1], x, b1);
-          }
-        }
-        if (q == 0)
-          for (int64_t l = 0; l < lines; ++l) __builtin_prefetch(ahead + (s * lines + l) * 32, 0, 2);
-      }
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      _mm512_storeu_ps(c + i * ldc, acc[i][0]);
-      _mm512_storeu_ps(c + i * ldc + 16, acc[i][1]);
-    }
-  }
-#endif
 
   static void edge(bool add, int64_t depth, const uint16_t* a, const uint16_t* b, float* c, int64_t ldc,
                    int64_t m, int64_t n) {
