@@ -71,6 +71,10 @@ class StackPool {
     for (size_t n = 0; n < count; ++n) mprotect(memory_ + n * kStackBytes, kPage, PROT_NONE);
   }
   void release() {
+#if EMU_ASAN
+    // Whoever gets these addresses next must not find the red zones of abandoned fibres.
+    if (memory_) __asan_unpoison_memory_region(memory_, count_ * kStackBytes);
+#endif
     if (memory_) munmap(memory_, count_ * kStackBytes);
     memory_ = nullptr;
   }
