@@ -1,6 +1,7 @@
 // lead_mask and span_mask on the CPU.
 #include <algorithm>
 
+#include "check_masks.h"
 #include "cpu.h"
 
 namespace ecgfast {
@@ -10,8 +11,7 @@ namespace {
 constexpr int64_t kLeadSegments = 1024, kSpanSegments = 32;
 
 Tensor lead_mask_cpu(const Tensor& sample_ids, int64_t n_leads, double p, const Tensor& rng, bool keep_one) {
-  check_ids("lead_mask", sample_ids);
-  STD_TORCH_CHECK(n_leads >= 1 && p >= 0 && p <= 1, "lead_mask: n_leads must be positive and p in [0, 1]");
+  check_lead_mask(sample_ids, n_leads, p, rng);
   const Tensor ids = dense(sample_ids);
   const Rng state("lead_mask", rng);
   Tensor keep = torch::stable::new_empty(sample_ids, {ids.size(0), n_leads}, ScalarType::Bool);
@@ -34,19 +34,10 @@ std::tuple<Tensor, Tensor> span_mask_cpu(const Tensor& sample_ids, int64_t n_tok
                                          int64_t length, const Tensor& rng,
                                          const std::optional<Tensor>& lengths,
                                          std::optional<int64_t> n_masked) {
-  check_ids("span_mask", sample_ids);
-  STD_TORCH_CHECK(n_tokens >= 1 && n_tokens < (1 << 30), "span_mask: n_tokens must lie in 1..2^30, got ",
-                  n_tokens);
-  STD_TORCH_CHECK(length >= 1 && prob >= 0 && prob <= 1,
-                  "span_mask: length must be positive and prob in [0, 1]");
-  STD_TORCH_CHECK(!n_masked.has_value() || (*n_masked >= 1 && *n_masked <= n_tokens),
-                  "span_mask: n_masked must lie in 1..n_tokens");
+  check_span_mask(sample_ids, n_tokens, prob, length, rng, lengths, n_masked);
   const Tensor ids = dense(sample_ids);
   const std::optional<Tensor> valid = dense(lengths);
   const int64_t batch = ids.size(0);
-  STD_TORCH_CHECK(!valid.has_value() || (valid->dim() == 1 && valid->size(0) == batch &&
-                                         valid->scalar_type() == ScalarType::Long),
-                  "span_mask: lengths must be int64 [B]");
   const Rng state("span_mask", rng);
   const int64_t words = span_mask_words(n_tokens);
   std::vector<uint64_t> covered(batch * words);

@@ -7,6 +7,7 @@ from ecgfast.ops._dispatch import check, check_rng, check_tensor, fused
 from ecgfast.ops.random import Purpose, words
 
 _NEVER = 2**62
+_MAX_CUDA_TOKENS = 4096  # what the kernel's shared memory holds
 
 
 def _validate(
@@ -119,12 +120,14 @@ def span_mask(
     Returns:
         ``index``, int32 ``[B, M]``, ascending, and ``mask``, bool ``[B, N]``.
 
+    On CUDA, segments of more than 4096 tokens run the plain PyTorch form.
+
     Raises:
         ValueError, TypeError: naming the argument, what came and what is taken.
 
     Source: Baevski et al., wav2vec 2.0, section 3.1; Oh et al., CHIL 2022, section 3.1.
     """
-    if not fused("span_mask", sample_ids):
+    if not fused("span_mask", sample_ids) or (sample_ids.is_cuda and n_tokens > _MAX_CUDA_TOKENS):
         return span_mask_reference(
             sample_ids, n_tokens, prob, length, rng, lengths=lengths, n_masked=n_masked
         )

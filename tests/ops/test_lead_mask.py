@@ -5,6 +5,7 @@ import torch
 
 import ecgfast
 from ecgfast.ops import lead_mask, lead_mask_reference, make_rng
+from tests.ops.helpers import needs_cuda
 
 
 @pytest.mark.parametrize("n_leads", [1, 3, 4, 8, 12, 15])
@@ -29,6 +30,17 @@ def test_every_isa(isa):
             assert torch.equal(got, lead_mask_reference(ids, n_leads, 0.5, rng, keep_one=True))
     finally:
         ecgfast.set_cpu_isa(previous)
+
+
+@needs_cuda
+@pytest.mark.parametrize("n_leads", [1, 12, 131])
+@pytest.mark.parametrize("keep_one", [False, True])
+def test_cuda_gives_the_bits_of_the_cpu(n_leads, keep_one):
+    ids, rng = torch.arange(130) * 2**33 + 5, make_rng(11, 3)
+    for p in (0.0, 0.5, 1.0):
+        got = lead_mask(ids.cuda(), n_leads, p, rng.cuda(), keep_one=keep_one)
+        assert got.is_cuda
+        assert torch.equal(got.cpu(), lead_mask(ids, n_leads, p, rng, keep_one=keep_one))
 
 
 def test_extreme_probabilities():

@@ -5,6 +5,7 @@ import torch
 
 import ecgfast
 from ecgfast.ops import make_rng, span_mask, span_mask_reference
+from tests.ops.helpers import needs_cuda
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 11, 31, 156])
@@ -51,6 +52,22 @@ def test_same_bits_for_any_thread_count():
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+@needs_cuda
+@pytest.mark.parametrize("n_tokens", [1, 31, 156, 700, 5000])  # the last beyond the kernel
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("share", [None, 0.4, 1.0])
+def test_cuda_gives_the_bits_of_the_cpu(n_tokens, padded, share):
+    ids, rng = torch.arange(23) * 2**35 + 1, make_rng(17, 5)
+    lengths = (torch.arange(23) * 7) % (n_tokens + 3) if padded else None
+    n_masked = None if share is None else max(1, int(share * n_tokens))
+    want = span_mask(ids, n_tokens, 0.65, 10, rng, lengths=lengths, n_masked=n_masked)
+    lengths = None if lengths is None else lengths.cuda()
+    got = span_mask(ids.cuda(), n_tokens, 0.65, 10, rng.cuda(), lengths=lengths, n_masked=n_masked)
+    for x, y in zip(got, want, strict=True):
+        assert x.is_cuda
+        assert torch.equal(x.cpu(), y)
 
 
 def test_empty_batch():
