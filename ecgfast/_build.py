@@ -36,7 +36,16 @@ _KERNELS = {
             "span_mask",
         }
     ),
-    "cuda": frozenset({"local_contrastive"}) if cuda_loaded else frozenset(),
+    "cuda": frozenset(
+        {
+            "gather_segments",
+            "lead_mask",
+            "local_contrastive",
+            "span_mask",
+        }
+        if cuda_loaded
+        else ()
+    ),
 }
 
 

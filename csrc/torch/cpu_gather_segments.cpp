@@ -1,10 +1,10 @@
 // gather_segments on the CPU: checks every segment against the store, then copies rows in parallel.
+#include "check_gather_segments.h"
 #include "cpu.h"
 
 namespace ecgfast {
 namespace {
 
-constexpr int64_t kLeads = 12;  // of a recording in a store
 const char* const kOp = "gather_segments: ";
 
 void check_segments(const GatherArgs& a, int64_t batch, int64_t n_values) {
@@ -27,16 +27,8 @@ void check_segments(const GatherArgs& a, int64_t batch, int64_t n_values) {
 Tensor gather_segments_cpu(const Tensor& store, const Tensor& offset, const Tensor& start,
                            const Tensor& n_samples, int64_t length, const std::optional<Tensor>& lead_index,
                            ScalarType dtype) {
-  STD_TORCH_CHECK(store.dim() == 1 && store.scalar_type() == ScalarType::Short && store.is_contiguous(), kOp,
-                  "store must be int16 [n_values], contiguous");
+  check_gather(store, offset, start, n_samples, length, lead_index);
   const int64_t batch = offset.numel();
-  for (const Tensor* t : {&offset, &start, &n_samples})
-    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == batch && t->scalar_type() == ScalarType::Long, kOp,
-                    "offset, start and n_samples must be int64 [B]");
-  STD_TORCH_CHECK(
-      !lead_index.has_value() || (lead_index->dim() == 1 && lead_index->scalar_type() == ScalarType::Long),
-      kOp, "lead_index must be int64 [L]");
-  STD_TORCH_CHECK(length >= 0, kOp, "length must not be negative, got ", length);
   const Tensor offsets = dense(offset), starts = dense(start), samples = dense(n_samples);
   const std::optional<Tensor> leads = dense(lead_index);
   GatherArgs args{};

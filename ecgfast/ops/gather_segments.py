@@ -89,7 +89,8 @@ def gather_segments(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is taken.
         RuntimeError: a segment that does not lie in its recording, a recording that does not lie in the
-            store, or a lead index out of range (checked on the CPU alone: a device would have to wait).
+            store, or a lead index out of range; on CUDA, where the host would have to wait to see it, such
+            a segment or lead is NaN (-32768 for int16).
     """
     if not fused(_OP, store):
         return gather_segments_reference(

@@ -73,6 +73,13 @@ def test_local_contrastive(name, dtype):
         assert re.search(STORE_16, code)
 
 
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_gather_segments(dtype):
+    code = kernel("gather_segments_copy", dtype)
+    assert re.search(LOAD_16, code)
+    assert re.search(STORE_16, code)
+
+
 def test_no_kernel_uses_local_memory():
     assert sass()
     assert not [symbol for symbol, code in sass().items() if re.search(r"\b(LDL|STL)\b", code)]

@@ -6,7 +6,7 @@ import torch
 
 import ecgfast
 from ecgfast.ops import gather_segments, gather_segments_reference
-from tests.ops.helpers import DTYPES, generator, strided
+from tests.ops.helpers import DTYPES, generator, needs_cuda, on_cuda, strided
 
 RECORDINGS = (70, 33, 2500, 1)  # samples per lead
 
@@ -54,6 +54,33 @@ def test_kernel_equals_numpy_and_reference(isa, dtype, length, leads):
         np.testing.assert_array_equal(got.numpy(), raw)
     else:
         torch.testing.assert_close(got.double(), torch.from_numpy(raw).double() / 1000, rtol=4e-3, atol=0)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.int16, *DTYPES])
+@pytest.mark.parametrize("leads", [None, [5, -1, 11, 5]])
+def test_cuda_gives_the_bits_of_the_cpu(dtype, leads):
+    store, offset, n_samples = make_store()
+    which = torch.tensor([2, 0, 2, 2])
+    start = torch.tensor([0, 7, 8, 2420])
+    index = None if leads is None else torch.tensor(leads, dtype=torch.int64)
+    for length in (1, 33, 63):
+        inputs = (store, offset[which], start, n_samples[which], length)
+        want = gather_segments(*inputs, lead_index=index, dtype=dtype)
+        (cuda_index,) = on_cuda(index)
+        got = gather_segments(*on_cuda(*inputs), lead_index=cuda_index, dtype=dtype)
+        assert got.is_cuda
+        assert torch.equal(got.cpu(), want)
+
+
+@needs_cuda
+def test_a_segment_outside_is_nan_on_cuda():
+    store, offset, n_samples = make_store()
+    start = torch.tensor([0, 5, 0, 0])
+    got = gather_segments(*on_cuda(store, offset, start, n_samples, 30))
+    bad = torch.tensor([False, True, False, True], device="cuda")  # 5 + 30 > 33, 30 > 1
+    assert got[bad].isnan().all()
+    assert got[~bad].isfinite().all()
 
 
 def test_strided_indices():
