@@ -58,6 +58,19 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&c)[4], const uint32_t (
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// 2^x and log2(x) of the special function unit, subnormals as zero: 2 units in the last place, and 2^-22
+// absolute for logarithms of 1/2 to 2, relative elsewhere.
+__device__ __forceinline__ float exp2_approximate(float x) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+__device__ __forceinline__ float log2_approximate(float x) {
+  float r;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
 // The nearest tf32.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
   uint32_t r;

@@ -1,12 +1,14 @@
 // gumbel_quantize on the CPU: checks, allocation, and the split of the rows over threads.
 #include <algorithm>
 
+#include "check_gumbel_quantize.h"
 #include "cpu.h"
 
 namespace ecgfast {
 namespace {
 
 constexpr const char* kOp = "gumbel_quantize";
+
 // The inputs made contiguous, and alive while the kernel's raw pointers are in use.
 struct Inputs {
   Tensor logits, codebook;
@@ -17,45 +19,27 @@ struct Inputs {
          const std::optional<Tensor>& noise_, const std::optional<Tensor>& rng,
          const std::optional<Tensor>& ids_, bool hard)
       : logits(dense(logits_)), codebook(dense(codebook_)), noise(dense(noise_)), ids(dense(ids_)) {
-    STD_TORCH_CHECK(codebook.dim() == 3 && codebook.size(0) >= 1 && codebook.size(1) >= 1, kOp,
-                    ": codebook must be [G, V, D/G] with entries");
+    check_gumbel(logits, codebook, temperature, noise);
     GumbelArgs& a = args;
     a.G = codebook.size(0);
     a.V = codebook.size(1);
     a.W = codebook.size(2);
-    STD_TORCH_CHECK(logits.dim() == 2 && logits.size(1) == a.G * a.V, kOp, ": logits must be [R, G*V]");
-    STD_TORCH_CHECK(a.V < (int64_t{1} << 30), kOp, ": codebook must have fewer than 2^30 entries per group");
     a.R = logits.size(0);
     a.logits_type = dtype_of(logits, kOp);
     a.codebook_type = dtype_of(codebook, kOp);
     a.hard = hard;
-    STD_TORCH_CHECK(temperature.numel() == 1, kOp, ": temperature must be a single number");
     a.inv_temperature = 1.0 / scalar(temperature);
     a.logits = logits.const_data_ptr();
     a.codebook = codebook.const_data_ptr();
-    if (noise.has_value()) {
-      STD_TORCH_CHECK(noise->dim() == 2 && noise->size(0) == a.R && noise->size(1) == a.G * a.V &&
-                          noise->scalar_type() == statistics_type(logits),
-                      kOp, ": noise must be float32 [R, G*V], float64 for float64 logits");
-      a.noise = noise->const_data_ptr();
-    }
+    a.noise = data_or_null<void>(noise);
     if (rng.has_value()) set_draw(*rng);
   }
 
   void set_draw(const Tensor& rng) {
     GumbelArgs& a = args;
     a.draw = true;
-    a.rows_per_sample = std::max<int64_t>(a.R, 1);
-    if (ids.has_value()) {
-      check_ids(kOp, *ids);
-      const int64_t samples = ids->size(0);
-      STD_TORCH_CHECK(samples ? a.R % samples == 0 : a.R == 0, kOp,
-                      ": logits must have equally many rows per sample");
-      a.rows_per_sample = std::max<int64_t>(samples ? a.R / samples : 1, 1);
-      a.sample_ids = ids->const_data_ptr<int64_t>();
-    }
-    STD_TORCH_CHECK(a.rows_per_sample < (int64_t{1} << 34) / (a.G * a.V), kOp,
-                    ": a sample draws fewer than 2^34 numbers");
+    a.rows_per_sample = rows_per_sample(logits, ids);
+    a.sample_ids = data_or_null<int64_t>(ids);
     const Rng state(kOp, rng);
     a.seed = state.seed;
     a.step = state.step;
@@ -111,14 +95,7 @@ std::tuple<Tensor, Tensor> gumbel_quantize_backward_cpu(
   GumbelArgs& a = in.args;
   const std::optional<Tensor> grad = dense(grad_quantized), grad_probs = dense(grad_mean_probs);
   const Tensor chosen = dense(codes), kept = dense(choice);
-  STD_TORCH_CHECK(!grad.has_value() ||
-                      (grad->numel() == a.R * a.G * a.W && grad->scalar_type() == in.codebook.scalar_type()),
-                  "gumbel_quantize_backward: grad_quantized must be [R, D] of the codebook's dtype");
-  STD_TORCH_CHECK(!grad_probs.has_value() || (grad_probs->numel() == a.G * a.V &&
-                                              grad_probs->scalar_type() == statistics_type(logits)),
-                  "gumbel_quantize_backward: grad_mean_probs must be [G, V] of mean_probs' dtype");
-  STD_TORCH_CHECK(chosen.numel() == a.R * a.G && chosen.scalar_type() == ScalarType::Int,
-                  "gumbel_quantize_backward: codes must be int32 [R, G]");
+  check_gumbel_gradients(grad, grad_probs, in.logits, in.codebook, chosen);
   STD_TORCH_CHECK(
       kept.numel() == 0 || (kept.numel() == a.R * a.G * a.V && kept.scalar_type() == statistics_type(logits)),
       "gumbel_quantize_backward: choice must be as the forward pass gives it");

@@ -19,6 +19,7 @@ from ecgfast.ops._dispatch import (
 from ecgfast.ops.random import Purpose, gumbel_from_words, words
 
 _OP = "gumbel_quantize"
+_MAX_CUDA_ENTRIES = 8192  # what the kernel's shared memory holds
 
 
 def _validate(
@@ -95,6 +96,13 @@ def gumbel_quantize_reference(
     return quantized.to(codebook.dtype), codes.to(torch.int32), mean_probs
 
 
+def _has_kernel(logits: Tensor, codebook: Tensor, hard: bool) -> bool:
+    if not (fused(_OP, logits) and fused(_OP, codebook)):
+        return False
+    entries = codebook.shape[1] if codebook.dim() == 3 else 0
+    return not logits.is_cuda or (hard and entries % 4 == 0 and entries <= _MAX_CUDA_ENTRIES)
+
+
 def gumbel_quantize(
     logits: Tensor,
     codebook: Tensor,
@@ -128,12 +136,14 @@ def gumbel_quantize(
         ``mean_probs`` ``[G, V]`` fp32 (fp64 for fp64), the mean over rows of ``softmax(logits)`` without
         noise and temperature, differentiable (for the diversity loss).
 
+    On CUDA, the soft mixture, and a V that is no multiple of 4 or above 8192, run the plain PyTorch form.
+
     Raises:
         ValueError, TypeError: naming the argument, what came and what is taken.
 
     Source: Baevski et al., wav2vec 2.0, section 2 (quantization module), equations 1 and 4.
     """
-    if not fused(_OP, logits):
+    if not _has_kernel(logits, codebook, hard):
         return gumbel_quantize_reference(
             logits,
             codebook,

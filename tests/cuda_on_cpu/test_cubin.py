@@ -54,9 +54,9 @@ def sass() -> dict[str, str]:
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def kernel(name: str, dtype: str | None = None) -> str:
-    """The code of the one kernel of this name; of the template's instance for ``dtype``."""
-    mark = f"{len(name)}{name}" + (f"I{ELEMENTS[dtype]}" if dtype else "")
+def kernel(name: str, *dtypes: str) -> str:
+    """The code of the one kernel of this name; of the template's instance for ``dtypes``."""
+    mark = f"{len(name)}{name}" + ("I" if dtypes else "") + "".join(ELEMENTS[d] for d in dtypes)
     matches = [code for symbol, code in sass().items() if mark in symbol]
     assert len(matches) == 1, (mark, sorted(sass()))
     return matches[0]
@@ -78,6 +78,25 @@ def test_gather_segments(dtype):
     code = kernel("gather_segments_copy", dtype)
     assert re.search(LOAD_16, code)
     assert re.search(STORE_16, code)
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_gumbel_forward(dtype):
+    code = kernel("gumbel_forward", dtype)
+    assert re.search(LOAD_16, code)  # of entries
+    assert re.search(STORE_16, code)
+    assert "MUFU.LG2" in code
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_gumbel_backward(dtype):
+    codes = [c for symbol, c in sass().items() if f"15gumbel_backwardI{ELEMENTS[dtype]}" in symbol]
+    assert len(codes) == (1 if dtype == "float32" else 2)  # entries of the same type, or float32
+    assert all(MMA[dtype] in code or MMA["float32"] in code for code in codes)
+    assert any(MMA[dtype] in code for code in codes)
+    for code in codes:
+        assert re.search(LDMATRIX, code)
+        assert re.search(CP_ASYNC_16, code)
 
 
 def test_no_kernel_uses_local_memory():

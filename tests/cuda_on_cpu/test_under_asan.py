@@ -11,6 +11,7 @@ SELECTIONS = [
     ("test_local_contrastive_kernel.py", "test_shapes or schedule or exclusion or unaligned or no_token"),
     ("test_mask_kernels.py", "lead_mask or small or papers or more_tokens"),
     ("test_gather_segments_kernel.py", "equals or outside or none_of or chunks"),
+    ("test_gumbel_quantize_kernel.py", "shapes or schedule or absent or alone or unaligned or few_entries"),
     ("test_emulator.py", "misuse or barrier or refused"),
 ]
 

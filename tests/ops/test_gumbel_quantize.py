@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ecgfast
 from ecgfast.ops import draw_gumbel, gumbel_quantize, gumbel_quantize_reference, make_rng
-from tests.ops.helpers import DTYPES, TOLERANCE, assert_close, generator, strided
+from tests.ops.helpers import DTYPES, TOLERANCE, assert_close, generator, needs_cuda, on_cuda, strided
 
 SHAPES = [  # rows, groups, entries, width of an entry
     (1, 1, 1, 1),
@@ -81,6 +81,42 @@ def test_mixed_dtypes(hard):
             logits, codebook = make_inputs(11, 2, 21, 12, logits_dtype, 1, codebook_dtype)
             tolerance = max(TOLERANCE[logits_dtype], TOLERANCE[codebook_dtype])
             compare(logits, codebook, tolerance, rng=make_rng(2), hard=hard)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("codebook_dtype", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "hard"),
+    [((62, 2, 320, 128), True), ((30, 1, 700, 40), True), ((7, 3, 17, 5), True), ((30, 2, 32, 8), False)],
+)
+def test_cuda(dtype, codebook_dtype, shape, hard):
+    logits, codebook = make_inputs(*shape, dtype, 1, codebook_dtype)
+    draw = torch.Generator().manual_seed(0)
+    weights = (
+        torch.randn(shape[0], shape[1] * shape[3], generator=draw).to(codebook.dtype),
+        torch.randn(shape[1:3], generator=draw),
+    )
+    ids, rng = torch.arange(1) + 2**40, make_rng(3, 1)
+    noise = draw_gumbel(rng, ids, shape[0], logits.shape[1], torch.float64)
+    # In fp64 with the same noise, rounded: the kernel draws in fp32.
+    wide = (logits.double(), codebook.double())
+    want = run(gumbel_quantize_reference, *wide, weights, noise=noise, hard=hard)
+    on_device = on_cuda(logits, codebook)
+    for kwargs in ({"rng": rng.cuda(), "sample_ids": ids.cuda()}, {"noise": noise.float().cuda()}):
+        got = run(gumbel_quantize, *on_device, on_cuda(*weights), hard=hard, **kwargs)
+        tolerance = max(TOLERANCE[logits.dtype], TOLERANCE[codebook.dtype])
+        assert torch.equal(got[1].cpu(), want[1])
+        for value, target in zip(got, want, strict=True):
+            assert_close(value.cpu(), target, tolerance, "value or gradient")
+
+
+@needs_cuda
+def test_cuda_gives_the_same_bits_each_time():
+    inputs = on_cuda(*make_inputs(4000, 2, 320, 32, torch.bfloat16, seed=2))
+    weights = on_cuda(torch.randn(4000, 64), torch.randn(2, 320))
+    first, second = (run(gumbel_quantize, *inputs, weights, rng=make_rng(1).cuda()) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
 def test_the_draws_are_the_reference_stream():

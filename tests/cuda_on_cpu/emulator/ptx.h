@@ -128,6 +128,9 @@ inline void mma_m16n8k8_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32
   emu::mma<8, 1>(c, a, b, [](uint32_t word, int) { return emu::bits<float>(word & 0xFFFFE000u); });
 }
 
+inline float exp2_approximate(float x) { return std::exp2(x); }
+inline float log2_approximate(float x) { return std::log2(x); }
+
 // Round to nearest, ties away from zero.
 inline uint32_t to_tf32(float x) {
   const uint32_t u = emu::bits<uint32_t>(x);
