@@ -42,6 +42,7 @@ _KERNELS = {
             "gumbel_quantize",
             "lead_mask",
             "local_contrastive",
+            "positional_conv",
             "span_mask",
         }
         if cuda_loaded

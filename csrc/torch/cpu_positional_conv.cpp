@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "check_positional_conv.h"
 #include "cpu.h"
 
 namespace ecgfast {
@@ -83,16 +84,6 @@ struct Transform {
   }
 };
 
-void check_conv(const Tensor& x, const Tensor& weight, int64_t groups) {
-  const char* op = "positional_conv: ";
-  STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 3, op, "x must be [B, N, E], weight [E, E / groups, K]");
-  const int64_t width = x.size(2);
-  STD_TORCH_CHECK(groups >= 1 && width % groups == 0, op, "groups must divide E = ", width, ", got ", groups);
-  STD_TORCH_CHECK(weight.size(0) == width && weight.size(1) == width / groups && weight.size(2) >= 1, op,
-                  "weight must be [E, E / groups, K] = [", width, ", ", width / groups, ", K >= 1]");
-  STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(), op, "x and weight differ in dtype");
-}
-
 using ConvKernel = void (*)(const ConvArgs&, int64_t, int64_t, void*);
 
 // The inputs, made contiguous and kept alive while the kernel's raw pointers are in use.
@@ -147,8 +138,7 @@ struct ConvCall {
 std::tuple<Tensor, Tensor> positional_conv_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                                int64_t groups, bool save) {
   ConvCall call(x, weight, groups);
-  STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == x.size(2) && bias.scalar_type() == x.scalar_type(),
-                  "positional_conv: bias must be [E] = [", x.size(2), "] of x's dtype");
+  check_conv_bias(x, bias);
   const Tensor dense_bias = dense(bias);
   Tensor out = torch::stable::empty_like(call.x);
   Tensor conv = save ? torch::stable::empty_like(call.x) : torch::stable::new_empty(call.x, {0});
@@ -164,12 +154,9 @@ std::tuple<Tensor, Tensor, Tensor> positional_conv_backward_cpu(const Tensor& gr
                                                                 const Tensor& weight, const Tensor& conv,
                                                                 int64_t groups, bool need_x,
                                                                 bool need_parameters) {
-  const char* op = "positional_conv_backward: ";
   ConvCall call(x, weight, groups);
   const Tensor grad = dense(grad_out), saved = dense(conv);
-  for (const Tensor* t : {&grad, &saved})
-    STD_TORCH_CHECK(t->numel() == call.x.numel() && t->scalar_type() == call.x.scalar_type(), op,
-                    "grad_out and conv must be like x; was the forward pass run with save?");
+  check_conv_saved(call.x, grad, saved);
   const Tensor& like = call.x;
   Tensor grad_x = need_x ? torch::stable::empty_like(like) : torch::stable::new_empty(like, {0});
   Tensor grad_weight =

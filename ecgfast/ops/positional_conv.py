@@ -18,6 +18,8 @@ from ecgfast.ops._dispatch import (
 )
 
 _OP = "positional_conv"
+# The CUDA kernels work on tiles of 48 channels: fewer than this of a group would be mostly padding.
+_LEAST_CHANNELS_ON_CUDA = 8
 
 
 def _validate(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> None:
@@ -50,7 +52,10 @@ def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Ten
 
     The CPU kernel works in the frequency domain: its error is relative to the largest values of a
     segment, not to each output, and a NaN spreads over its segment and group. Where a gradient is
-    wanted it keeps the convolution's output, ``[B, N, E]``, beside the inputs.
+    wanted it keeps the convolution's output, ``[B, N, E]``, beside the inputs. The CUDA kernels multiply
+    on tensor cores, fp32 in three bf16 pieces, as exact as fp32 arithmetic whatever
+    ``torch.get_float32_matmul_precision()`` allows; a group of fewer than 8 channels there runs the
+    reference.
 
     Args:
         x: ``[B, N, E]`` of fp32, bf16, fp16 or fp64.
@@ -71,6 +76,8 @@ def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Ten
     if not fused(_OP, x):
         return positional_conv_reference(x, weight, bias, groups)
     _validate(x, weight, bias, groups)
+    if x.is_cuda and weight.shape[1] < _LEAST_CHANNELS_ON_CUDA:
+        return positional_conv_reference(x, weight, bias, groups)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
     return torch.ops.ecgfast.positional_conv(x, weight, bias, groups, save)[0]
 

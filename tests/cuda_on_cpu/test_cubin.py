@@ -99,6 +99,26 @@ def test_gumbel_backward(dtype):
         assert re.search(CP_ASYNC_16, code)
 
 
+@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("name", ["convolve", "weight_gradient"])
+def test_positional_conv(name, dtype):
+    code = kernel(name, dtype)
+    assert MMA["bfloat16" if dtype == "float32" else dtype] in code  # float32 is cut into bfloat16 pieces
+    assert re.search(LDMATRIX, code)
+    assert re.search(CP_ASYNC_16, code)
+    if name == "convolve":
+        assert re.search(LOAD_16, code)
+        assert re.search(STORE_16, code)
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_positional_conv_packing(dtype):
+    code = kernel("pack_tokens", dtype)
+    assert re.search(LOAD_16, code)
+    assert re.search(STORE_16, code)
+    assert re.search(STORE_16, kernel("pack_weights", dtype))
+
+
 def test_no_kernel_uses_local_memory():
     assert sass()
     assert not [symbol for symbol, code in sass().items() if re.search(r"\b(LDL|STL)\b", code)]

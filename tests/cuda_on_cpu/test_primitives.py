@@ -88,16 +88,21 @@ def test_mma(primitives, kind, order):
     np.testing.assert_array_equal(out, fragments((a @ b + c).astype(np.float32), c_16x8, 4))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("order", SCHEDULES)
-def test_ldmatrix(primitives, order):
-    """Lanes 8 m to 8 m + 7 name the rows of matrix m; a lane gets elements 2 * member, + 1 of row `group`."""
+def test_ldmatrix(primitives, order, transposed):
+    """Lanes 8 m to 8 m + 7 name the rows of matrix m; a lane gets elements 2 * member, + 1 of row `group`,
+    or of column `group`.
+    """
     primitives.schedule(order)
     memory = np.random.default_rng(1).integers(0, 2**16, (64, 8)).astype(np.uint16)
     rows = np.random.default_rng(2).permutation(64)[:32]
     words = np.zeros((32, 4), np.uint32)
-    primitives.call("ldmatrix", pointer(memory), pointer((rows * 16).astype(np.int32)), pointer(words))
+    offsets = (rows * 16).astype(np.int32)
+    primitives.call("ldmatrix", pointer(memory), pointer(offsets), transposed, pointer(words))
     for m in range(4):
         matrix = memory[rows[8 * m : 8 * m + 8]]
+        matrix = matrix.T if transposed else matrix
         expected = np.stack([matrix[GROUP, MEMBER * 2], matrix[GROUP, MEMBER * 2 + 1]], axis=1)
         np.testing.assert_array_equal(words.view(np.uint16).reshape(32, 4, 2)[:, m], expected)
 

@@ -12,6 +12,7 @@ SELECTIONS = [
     ("test_mask_kernels.py", "lead_mask or small or papers or more_tokens"),
     ("test_gather_segments_kernel.py", "equals or outside or none_of or chunks"),
     ("test_gumbel_quantize_kernel.py", "shapes or schedule or absent or alone or unaligned or few_entries"),
+    ("test_positional_conv_kernel.py", "bfloat16 and (shapes or unaligned) or asked or 3-7-15"),
     ("test_emulator.py", "misuse or barrier or refused"),
 ]
 

@@ -43,11 +43,11 @@ EMU_EXPORT const char* to_tf32(const float* x, uint32_t* y, int n) {
 }
 
 // Lane l's row begins at memory + offsets[l] bytes.
-EMU_EXPORT const char* ldmatrix(const char* memory, const int* offsets, uint32_t* words) {
+EMU_EXPORT const char* ldmatrix(const char* memory, const int* offsets, bool transposed, uint32_t* words) {
   return emu::message_of([&] {
     emu::launch(dim3(1), dim3(32), 0, [&] {
       uint32_t r[4];
-      ptx::ldmatrix_x4(r, memory + offsets[threadIdx.x]);
+      (transposed ? ptx::ldmatrix_x4_trans : ptx::ldmatrix_x4)(r, memory + offsets[threadIdx.x]);
       std::memcpy(words + threadIdx.x * 4, r, sizeof(r));
     });
   });

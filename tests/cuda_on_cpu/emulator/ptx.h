@@ -98,17 +98,31 @@ void cp_async_wait() {
   emu::my_copies().wait(kPending);
 }
 
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+// `pick(rows, lane, word)` makes a lane's 32 bits of one matrix, whose row n begins at rows(n).
+template <typename Pick>
+void ldmatrix(uint32_t (&r)[4], const void* row, Pick pick) {
   emu::LdmatrixArguments mine{row, r};
-  emu::collective(~0u, mine, [](emu::Lanes<emu::LdmatrixArguments> lanes) {
+  emu::collective(~0u, mine, [&](emu::Lanes<emu::LdmatrixArguments> lanes) {
     if (lanes.mask() != ~0u) throw emu::Error("ldmatrix: needs all 32 lanes");
     lanes.each([&](int lane, emu::LdmatrixArguments& m) {
       if (reinterpret_cast<uintptr_t>(m.row) % 16)
         throw emu::Error("ldmatrix: a row's address is not a multiple of 16");
-      for (int matrix = 0; matrix < 4; ++matrix)
-        std::memcpy(&m.words[matrix],
-                    static_cast<const char*>(lanes[matrix * 8 + lane / 4].row) + lane % 4 * 4, 4);
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        const auto bytes = [&](int of) { return static_cast<const char*>(lanes[matrix * 8 + of].row); };
+        pick(bytes, lane, reinterpret_cast<char*>(&m.words[matrix]));
+      }
     });
+  });
+}
+
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+  ldmatrix(r, row,
+           [](auto rows, int lane, char* word) { std::memcpy(word, rows(lane / 4) + lane % 4 * 4, 4); });
+}
+
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+  ldmatrix(r, row, [](auto rows, int lane, char* word) {
+    for (int n = 0; n < 2; ++n) std::memcpy(word + n * 2, rows(lane % 4 * 2 + n) + lane / 4 * 2, 2);
   });
 }
 
