@@ -96,18 +96,29 @@ __host__ __device__ constexpr int swizzled(int row, int piece) {
   return row * kSide + (piece ^ (row >> 2 & 1)) * 8;
 }
 
-template <typename T>
-__device__ void cut(T x, T (&pieces)[1]) {
-  pieces[0] = x;
+// The next piece of `rest`, which becomes what remains. float32 is truncated, so that nothing overflows and
+// the remainder is exact.
+template <typename In>
+__device__ Mma<In> take_piece(float& rest) {
+  if constexpr (kPieces<In> == 1) {
+    return from_float<In>(rest);
+  } else {
+    const bool finite = (__float_as_uint(rest) & 0x7F800000u) != 0x7F800000u;
+    const float piece = finite ? __uint_as_float(__float_as_uint(rest) & 0xFFFF0000u) : rest;
+    rest = finite ? rest - piece : 0.0f;
+    return __float2bfloat16(piece);
+  }
 }
-// By truncation, so that nothing overflows and the remainders are exact.
-__device__ inline void cut(float x, __nv_bfloat16 (&pieces)[3]) {
-  const bool finite = (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u;
+
+// Stores the pieces of eight values, `stride` elements apart. `v` is used up.
+template <typename In>
+__device__ void store_pieces(Mma<In>* out, int64_t stride, float (&v)[8]) {
 #pragma unroll
-  for (int p = 0; p < 3; ++p) {
-    const float piece = finite ? __uint_as_float(__float_as_uint(x) & 0xFFFF0000u) : p == 0 ? x : 0.0f;
-    pieces[p] = __float2bfloat16(piece);
-    x -= finite ? piece : 0.0f;
+  for (int p = 0; p < kPieces<In>; ++p) {
+    Pack<Mma<In>, 8> pack;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) pack.v[n] = take_piece<In>(v[n]);
+    store_pack(out + p * stride, pack);
   }
 }
 
@@ -197,18 +208,9 @@ __global__ void __launch_bounds__(kPackThreads)
     if (row >= g.rows() || column >= g.padded_width()) continue;
     float v[8] = {};
     if (count > 0) in.load(v, row * g.width() + group * g.channels + channel, count);
-    Pack<Mma<In>, 8> packs[kPieces<In>];
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      total[n] += v[n];
-      Mma<In> pieces[kPieces<In>];
-      cut(from_float<In>(v[n]), pieces);
-#pragma unroll
-      for (int p = 0; p < kPieces<In>; ++p) packs[p].v[n] = pieces[p];
-    }
-#pragma unroll
-    for (int p = 0; p < kPieces<In>; ++p)
-      store_pack(out + p * piece + row * g.padded_width() + column, packs[p]);
+    for (int n = 0; n < 8; ++n) total[n] += v[n];
+    store_pieces<In>(out + row * g.padded_width() + column, piece, v);
   }
   if (!sums) return;
 #pragma unroll
@@ -274,34 +276,35 @@ __global__ void __launch_bounds__(kWeightThreads, 1)
   const int m = row_side * kSide + row;
   const int64_t group0 = static_cast<int64_t>(group) * g.channels;
   for (int tap0 = 0; tap0 < g.padded_taps(); tap0 += kWeightTaps) {
-    for (int v = threadIdx.x; v < kSide * kWeightTaps; v += kWeightThreads) {
+    // All loads before the stores: they take their time together.
+    In values[kSide * kWeightTaps / kWeightThreads];
+#pragma unroll
+    for (int i = 0; i < kSide * kWeightTaps / kWeightThreads; ++i) {
+      const int v = threadIdx.x + i * kWeightThreads;
       const int c = column_side * kSide + v / kWeightTaps, j = tap0 + v % kWeightTaps;
-      float value = 0.0f;
-      if (m < g.channels && c < g.channels && j < g.taps) {
-        const int64_t from = (group0 + (flip ? c : m)) * g.channels + (flip ? m : c);
-        value = to_float(weight[from * g.kernel + g.first + (flip ? g.taps - 1 - j : j)]);
-      }
-      memory.taps[v / kWeightTaps * (kWeightTaps + 1) + v % kWeightTaps] = value;
+      const bool exists = m < g.channels && c < g.channels && j < g.taps;
+      const int64_t from = (group0 + (flip ? c : m)) * g.channels + (flip ? m : c);
+      values[i] =
+          exists ? weight[from * g.kernel + g.first + (flip ? g.taps - 1 - j : j)] : from_float<In>(0.0f);
+    }
+#pragma unroll
+    for (int i = 0; i < kSide * kWeightTaps / kWeightThreads; ++i) {
+      const int v = threadIdx.x + i * kWeightThreads;
+      memory.taps[v / kWeightTaps * (kWeightTaps + 1) + v % kWeightTaps] = to_float(values[i]);
     }
     __syncthreads();
     for (int v = threadIdx.x; v < kWeightTaps * kRowPieces; v += kWeightThreads) {
       const int j = tap0 + v % kWeightTaps, chunk = v / kWeightTaps;
       if (j >= g.padded_taps()) continue;
-      Pack<Mma<In>, 8> packs[kPieces<In>];
+      float columns[8];
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        Mma<In> pieces[kPieces<In>];
-        cut(from_float<In>(memory.taps[(chunk * 8 + n) * (kWeightTaps + 1) + v % kWeightTaps]), pieces);
-#pragma unroll
-        for (int p = 0; p < kPieces<In>; ++p) packs[p].v[n] = pieces[p];
-      }
-#pragma unroll
-      for (int p = 0; p < kPieces<In>; ++p) {
-        const int64_t tile =
-            ((static_cast<int64_t>(group) * sides + row_side) * kPieces<In> + p) * sides + column_side;
-        const int64_t at = (tile * g.padded_taps() + run_order(g, j)) * kWeightTile;
-        store_pack(out + at + swizzled(row, chunk), packs[p]);
-      }
+      for (int n = 0; n < 8; ++n)
+        columns[n] = memory.taps[(chunk * 8 + n) * (kWeightTaps + 1) + v % kWeightTaps];
+      const int64_t tile =
+          (static_cast<int64_t>(group) * sides + row_side) * kPieces<In> * sides + column_side;
+      const int64_t at = (tile * g.padded_taps() + run_order(g, j)) * kWeightTile;
+      store_pieces<In>(out + at + swizzled(row, chunk),
+                       static_cast<int64_t>(sides) * g.padded_taps() * kWeightTile, columns);
     }
     __syncthreads();
   }
