@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,11 @@ class Case:
         products: floating-point operations of the matrix products that no form can do without, forward
             and forward + backward.
         read_bytes: bytes of the arguments that must be read, where that is not all of them.
+        direct: operations of the op's direct form, forward and forward + backward, by which a rate is
+            stated; those of ``products`` if None.
         others: further sizes that ``ecgfast bench all`` measures, by suffix.
+        cuda: sizes in place of the defaults on CUDA, where 128 segments are a batch.
+        cuda_others: ``others`` of CUDA.
     """
 
     sizes: Sizes
@@ -39,10 +43,13 @@ class Case:
     inputs: Callable[[Sizes, torch.dtype, torch.Generator], tuple]
     forms: Callable[[Any, Any], dict[str, Form]]
     products: Callable[[Sizes], tuple[float, float]] = lambda sizes: (0.0, 0.0)
+    direct: Callable[[Sizes], tuple[float, float]] | None = None
     read_bytes: Callable[[Sizes], int] | None = None
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     passes: tuple[str, ...] = ("forward", "forward_backward")
-    others: dict[str, Sizes] | None = None
+    others: dict[str, Sizes] = field(default_factory=dict)
+    cuda: Sizes = field(default_factory=dict)
+    cuda_others: dict[str, Sizes] = field(default_factory=dict)
 
 
 def baselines() -> tuple[Any, Any]:
@@ -70,9 +77,15 @@ def flatten(tree: Any) -> Iterator[Tensor]:
             yield from flatten(item)
 
 
-def merge_sizes(op: str, given: Sizes | None, quick: bool) -> Sizes:
-    """The case's sizes with those given in their place."""
-    sizes = dict(CASES[op].quick if quick else CASES[op].sizes)
+def other_sizes(op: str, device: str) -> dict[str, Sizes]:
+    """The further sizes of a device, by suffix."""
+    return CASES[op].cuda_others if device == "cuda" else CASES[op].others
+
+
+def merge_sizes(op: str, given: Sizes | None, quick: bool, device: str = "cpu") -> Sizes:
+    """The case's sizes on a device with those given in their place."""
+    case = CASES[op]
+    sizes = dict(case.quick if quick else case.sizes | (case.cuda if device == "cuda" else {}))
     for name, value in (given or {}).items():
         if name not in sizes:
             raise EcgfastError(f"bench: sizes of {op} are {', '.join(sizes)}, got {name!r}")
@@ -176,6 +189,11 @@ def _positional_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tupl
     return _randn(g, dtype, s["B"], s["N"], s["E"]), weight, _randn(g, dtype, s["E"]), s["G"]
 
 
+def _positional_direct(s: Sizes) -> tuple[float, float]:
+    product = 2.0 * s["B"] * s["N"] * s["E"] * s["E"] / s["G"] * s["K"]
+    return product, 3 * product
+
+
 def _positional(official: Any, tuned: Any) -> dict[str, Form]:
     return _three(official, tuned, "positional_conv", ops.positional_conv)
 
@@ -259,6 +277,7 @@ CASES: dict[str, Case] = {
         inputs=_patch_embed_inputs,
         forms=_patch_embed,
         products=_patch_embed_products,
+        cuda={"B": 128},
     ),
     "gumbel_quantize": Case(
         sizes={"R": 992, "G": 2, "V": 320, "D": 256},
@@ -266,6 +285,7 @@ CASES: dict[str, Case] = {
         inputs=_gumbel_inputs,
         forms=_gumbel,
         products=lambda s: (0.0, 2.0 * s["R"] * s["V"] * s["D"]),
+        cuda={"R": 7936},
     ),
     "local_contrastive": Case(
         sizes={"B": 128, "M": 62, "D": 256, "K": 100},
@@ -281,12 +301,16 @@ CASES: dict[str, Case] = {
         inputs=_global_inputs,
         forms=_global,
         products=lambda s: (2.0 * s["N"] ** 2 * s["D"], 6.0 * s["N"] ** 2 * s["D"]),
+        cuda={"N": 32768},
+        cuda_others={"n64": {"N": 64}},
     ),
     "positional_conv": Case(
         sizes={"B": 16, "N": 156, "E": 768, "K": 128, "G": 16},
         quick={"B": 2, "N": 20, "E": 64, "K": 8, "G": 2},
         inputs=_positional_inputs,
         forms=_positional,
+        direct=_positional_direct,
+        cuda={"B": 128},
     ),
     "gather_segments": Case(
         sizes={"B": 128, "T": 2500, "R": 512, "S": 5000},

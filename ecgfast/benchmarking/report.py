@@ -5,7 +5,7 @@ from typing import Any
 
 _HEAD = (
     "dtype | pass | pages | official | tuned eager | tuned compiled | **ecgfast** | vs official "
-    "| vs best tuned | floor | over floor | MiB: official / tuned / **ecgfast** | of official"
+    "| vs best tuned | floor | over floor | of GEMM rate | MiB: official / tuned / **ecgfast** | of official"
 )
 
 
@@ -19,6 +19,10 @@ def _number(value: float | None) -> str:
 
 def _ratio(above: float | None, below: float | None) -> str:
     return "–" if above is None or not below else f"{_number(above / below)}x"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def _least(rows: Iterable[dict[str, Any]], key: str) -> float | None:
@@ -47,6 +51,7 @@ def _line(group: dict[str, dict[str, Any]]) -> str:
         _ratio(_least(tuned, "median_ms"), ours),
         _number(any_row["floor_ms"]),
         _ratio(ours, any_row["floor_ms"]),
+        _percent(get("ecgfast", "gemm_share")),
         f"{_number(memory[0])} / {_number(memory[1])} / **{_number(memory[2])}**",
         f"1/{_number(memory[0] / memory[2])}" if memory[0] and memory[2] else "–",
     ]
@@ -59,7 +64,7 @@ def _table(result: dict[str, Any]) -> list[str]:
         groups.setdefault((row["dtype"], row["pass"], row["pages"]), {})[row["variant"]] = row
     sizes = ", ".join(f"{name} = {value}" for name, value in result["sizes"].items())
     note = "" if result["kernel"] else " (no kernel yet: ecgfast runs its reference)"
-    lines = [f"## {result['op']}: {sizes}{note}", "", f"| {_HEAD} |", f"|{'---|' * 3}{'---:|' * 10}"]
+    lines = [f"## {result['op']}: {sizes}{note}", "", f"| {_HEAD} |", f"|{'---|' * 3}{'---:|' * 11}"]
     lines += [_line(group) for group in groups.values()]
     for failure in result["failed"]:
         place = " ".join(failure[key] for key in ("variant", "dtype", "pass", "pages"))
@@ -86,7 +91,8 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         "(read + written).",
         "",
         'Medians in ms of interleaved runs. Pages "kept": the C allocator keeps its pages. Floor: the longer '
-        "of the products that no form can do without, at that rate, and arguments and results moved once. "
+        "of the products that no form can do without, at that rate, and arguments and results moved once. Of "
+        "GEMM rate: the direct form's operations in ecgfast's time over those of matrix products. "
         "MiB: extra peak memory over the arguments, results and gradients included (tuned: of its faster "
         "form).",
         "",

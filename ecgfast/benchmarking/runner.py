@@ -15,7 +15,7 @@ import torch
 import ecgfast
 from ecgfast._build import has_kernel
 from ecgfast.benchmarking import machine
-from ecgfast.benchmarking.cases import CASES, Sizes, baselines, merge_sizes
+from ecgfast.benchmarking.cases import CASES, Sizes, baselines, merge_sizes, other_sizes
 from ecgfast.benchmarking.report import markdown
 from ecgfast.errors import EcgfastError
 
@@ -89,6 +89,14 @@ def _floor_ms(floor: dict[str, Any], rates: dict[str, float]) -> float:
     return round(max(floor["flop"] / flops, floor["bytes"] / (rates["copy_gb_per_s"] * 1e6)), 4)
 
 
+def _gemm_share(floor: dict[str, Any], rates: dict[str, float], ms: float) -> float | None:
+    """The direct form's operations in this time, over what matrix products would do in it."""
+    flops = rates.get(f"gemm_{floor['dtype']}_gflops")
+    if not flops or not floor["direct_flop"]:
+        return None
+    return round(floor["direct_flop"] / (ms * 1e6) / flops, 4)
+
+
 def run(
     op: str,
     device: str = "cpu",
@@ -104,8 +112,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure one op.
 
-    Each pages mode is a process in which all forms run in turn; each peak of memory is a process, in the
-    plain mode (Linux: highest resident memory over that before the op; CUDA: torch's allocator).
+    Each pages mode is a process in which all forms run in turn; on the CPU each peak of memory is a process,
+    in the plain mode (Linux: highest resident memory over that before the op; CUDA: torch's allocator).
 
     Args:
         op: a name in ``CASES``.
@@ -137,7 +145,7 @@ def run(
     request = {
         "op": op,
         "device": device,
-        "sizes": merge_sizes(op, sizes, quick),
+        "sizes": merge_sizes(op, sizes, quick, device),
         "dtypes": dtypes,
         "passes": passes,
         "variants": variants,
@@ -155,9 +163,11 @@ def run(
         answers[mode] = _ask(request, mode)
         request["measure_rates"] = False
     first = next(iter(answers.values()))
-    timed = [v for v in variants if any(row["variant"] == v for row in first["rows"])]
-    log(f"{op}: memory")
-    peaks = _peaks(request, timed)
+    peaks = {}
+    if device == "cpu":  # on CUDA the rows have them
+        timed = [v for v in variants if any(row["variant"] == v for row in first["rows"])]
+        log(f"{op}: memory")
+        peaks = _peaks(request, timed)
     return _result(request, answers, first, peaks)
 
 
@@ -185,6 +195,7 @@ def _result(
             }
             extra = {
                 "floor_ms": _floor_ms(floor, rates),
+                "gemm_share": _gemm_share(floor, rates, row["median_ms"]),
                 "result_mib": round(floor["result_bytes"] / 2**20, 3),
             }
             rows.append(measured | extra | row)
@@ -231,8 +242,8 @@ def bench(
         todo = [(name, "", None) for name in CASES]
         todo += [
             (name, f"_{suffix}", s)
-            for name, case in CASES.items()
-            for suffix, s in (case.others or {}).items()
+            for name in CASES
+            for suffix, s in other_sizes(name, device).items()
         ]
     else:
         _check_op(op)

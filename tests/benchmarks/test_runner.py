@@ -39,6 +39,7 @@ def test_schema(result):
         assert (row["dtype"], row["pass"]) == ("float32", "forward_backward")
         assert row["median_ms"] > 0
         assert row["floor_ms"] > 0
+        assert row["gemm_share"] > 0
         assert row["peak_mib"] is None or row["peak_mib"] >= 0
 
 
@@ -47,7 +48,15 @@ def test_markdown(result):
     assert page == markdown([result])
     assert "| float32 | forward + backward | kept |" in page
     table = [line for line in page.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in table} == {14}
+    assert {line.count("|") for line in table} == {15}
+
+
+def test_sizes_on_cuda_are_a_batch_of_128():
+    assert merge_sizes("positional_conv", {"N": 40}, quick=False, device="cuda")["B"] == 128
+    assert merge_sizes("positional_conv", None, quick=True, device="cuda") == CASES["positional_conv"].quick
+    for case in CASES.values():
+        for sizes in (case.cuda, *case.others.values(), *case.cuda_others.values()):
+            assert set(sizes) <= set(case.sizes)
 
 
 @pytest.mark.parametrize("op", list(CASES))
