@@ -122,12 +122,18 @@ def gather_segments(
 def masks(
     batch: int, n_leads: int, p: float, n_tokens: int, prob: float, length: int
 ) -> tuple[Tensor, Tensor]:
-    """Kept leads ``[B, L]``, drawn for each item, and masked tokens ``[B, N]``, row by row in NumPy."""
-    keep = np.stack([np.random.uniform(0, 1, size=n_leads) >= p for _ in range(batch)])  # noqa: NPY002
-    return torch.from_numpy(keep), torch.from_numpy(_span_mask(batch, n_tokens, prob, length))
+    """Kept leads ``[B, L]`` and masked tokens ``[B, N]``."""
+    return lead_mask(batch, n_leads, p), span_mask(batch, n_tokens, prob, length)
 
 
-def _span_mask(batch: int, n_tokens: int, prob: float, length: int) -> np.ndarray:
+def lead_mask(batch: int, n_leads: int, p: float) -> Tensor:
+    """Kept leads ``[B, L]``, drawn for each item."""
+    rows = [np.random.uniform(0, 1, size=n_leads) >= p for _ in range(batch)]  # noqa: NPY002
+    return torch.from_numpy(np.stack(rows))
+
+
+def span_mask(batch: int, n_tokens: int, prob: float, length: int) -> Tensor:
+    """Masked tokens ``[B, N]``, row by row in NumPy."""
     rows = []
     n_spans = max(2, int(prob * n_tokens / length + np.random.rand()))  # noqa: NPY002
     for _ in range(batch):
@@ -141,4 +147,4 @@ def _span_mask(batch: int, n_tokens: int, prob: float, length: int) -> np.ndarra
         if len(row) > common:
             row = np.random.choice(row, common, replace=False)  # noqa: NPY002
         mask[i, row] = True
-    return mask
+    return torch.from_numpy(mask)

@@ -312,8 +312,12 @@ def masks(
     prob: float,
     length: int,
     device: torch.device | str = "cpu",
+    n_masked: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """All rows at once: starts and cuts are the smallest of random keys."""
+    """All rows at once: starts and cuts are the smallest of random keys.
+
+    With ``n_masked``, the masked tokens of each row, nothing waits for the device and shapes are static.
+    """
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, device=device)
@@ -323,7 +327,7 @@ def masks(
     rank = uniform(batch, max(n_tokens - length, 3)).argsort(1).argsort(1)
     starts = F.pad((rank < n_spans).float(), (length - 1, n_tokens - rank.shape[1]))
     covered = F.max_pool1d(starts[:, None], length, stride=1)[:, 0, :n_tokens] > 0
-    common = int(covered.sum(1).min())
-    key = torch.where(covered, uniform(batch, n_tokens), 2.0)
+    common = int(covered.sum(1).min()) if n_masked is None else n_masked
+    key = uniform(batch, n_tokens) + torch.where(covered, 0.0, 1.0)
     index = key.topk(common, dim=1, largest=False, sorted=False).indices
     return keep, torch.zeros_like(covered).scatter_(1, index, True)

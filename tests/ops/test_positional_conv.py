@@ -206,3 +206,38 @@ def test_bad_input(kwargs, message):
     for function in (positional_conv, positional_conv_reference):
         with pytest.raises((ValueError, TypeError), match=f"positional_conv: {message}"):
             function(**args)
+
+
+CUDA_SHAPES = [
+    # b, n, e, groups, k
+    (1, 1, 8, 1, 1),
+    (3, 31, 64, 4, 16),
+    (2, 90, 34, 2, 5),  # rows that are not aligned
+    (5, 17, 40, 2, 129),
+    (1, 40, 100, 1, 33),  # three tiles of channels
+    (2, 1500, 48, 1, 100),  # many tiles of tokens
+    (9, 156, 768, 16, 128),
+    (3, 7, 15, 3, 4),  # too few channels: the reference
+]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("b", "n", "e", "groups", "k"), CUDA_SHAPES)
+def test_on_cuda(dtype, b, n, e, groups, k):
+    inputs = make_inputs(b, n, e, groups, k, dtype, seed=n * k)
+    got = run(positional_conv, *(t.cuda() for t in inputs), groups)
+    again = run(positional_conv, *(t.cuda() for t in inputs), groups)
+    want = run(positional_conv_reference, *(t.double() for t in inputs), groups)
+    for name, x, y, z in zip(NAMES, got, want, again, strict=True):
+        assert torch.equal(x, z), name
+        assert_close(x.cpu(), y, TOLERANCE[dtype], name)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bad_devices():
+    x, weight, bias, _ = make_inputs(2, 9, 16, 2, 4, torch.float32, seed=13)
+    with pytest.raises(ValueError, match="positional_conv: weight is on cpu"):
+        positional_conv(x.cuda(), weight, bias, 2)

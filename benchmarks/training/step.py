@@ -1,0 +1,158 @@
+"""Times the pre-training step of a preset: forward, backward, AdamW, on one batch that stays on the device.
+
+    python -m benchmarks.training.step --device cuda --preset paper --json out.json
+
+Forms: ``official`` (its ops, eager), ``tuned_compiled`` (the tuned ops, the model under torch.compile),
+``ecgfast`` and ``ecgfast_compiled``. All share the transformer (scaled_dot_product_attention), bf16 autocast
+and the fused AdamW. The official form draws its masks on the host, with as many masked tokens as the
+batch's fewest; the others mask 62 tokens of each segment.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.training.forms import ops_of
+from ecgfast.benchmarking import machine
+from ecgfast.nn import EncoderConfig
+from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
+from ecgfast.ops import make_rng
+from ecgfast.training import PRESETS, PretrainConfig
+from ecgfast.training.optim import make_optimizer
+
+FORMS = ("official", "tuned_compiled", "ecgfast", "ecgfast_compiled")
+_MASKED = 62
+
+
+def tiny() -> PretrainConfig:
+    """A step of milliseconds on a CPU, to see that everything runs."""
+    encoder = EncoderConfig(
+        stem_channels=16, width=32, layers=1, heads=2, ffn=32, conv_pos=8, conv_pos_groups=2
+    )
+    model = W2VCMSCConfig(encoder=encoder, final_dim=16, entries=8, latent_dim=16, n_negatives=5)
+    return PretrainConfig(model=model, batch_pairs=2, segment_samples=1600)
+
+
+class Step:
+    """One form's model, optimiser and batch; a call is an update."""
+
+    def __init__(self, form: str, config: PretrainConfig, device: str) -> None:
+        torch.manual_seed(0)
+        self.ops, _, compiled = form.partition("_")
+        n_masked = None if form == "official" else _MASKED
+        self.model = W2VCMSC(dataclasses.replace(config.model, n_masked=n_masked)).to(device).train()
+        self.forward = torch.compile(self.model, dynamic=False) if compiled else self.model
+        self.optimizer = make_optimizer(self.model.parameters(), config.optim)
+        self.rng = make_rng(0, 0, device)
+        b, leads = 2 * config.batch_pairs, config.model.encoder.n_leads
+        g = torch.Generator().manual_seed(0)
+        signal = torch.randint(-1000, 1000, (b, leads, config.segment_samples), generator=g)
+        self.signal = signal.to(device, torch.int16)
+        self.ids = torch.arange(b, device=device)
+        self.device = device
+
+    def __call__(self) -> None:
+        with ops_of(self.ops), torch.autocast(self.device, torch.bfloat16):
+            out = self.forward(self.signal, self.ids % (len(self.ids) // 2), self.ids, self.rng)
+        (out.loss / out.sample_size).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.rng[1:].add_(1)
+
+    def peak_mib(self) -> float | None:
+        """Memory of a step at its highest, over weights, moments and batch."""
+        if self.device != "cuda":
+            return None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self()
+        torch.cuda.synchronize()
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+    def seconds(self, steps: int) -> float:
+        """Mean time of some steps that follow each other."""
+        machine.synchronize(self.device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            self()
+        machine.synchronize(self.device)
+        return (time.perf_counter() - start) / steps
+
+
+def measure(config: PretrainConfig, device: str, forms: list[str], rounds: int, steps: int) -> dict[str, Any]:
+    """Medians of turns of all forms (A B C A B C ...), each of some steps."""
+    built, rows, failed = {}, [], []
+    for form in forms:
+        try:
+            step = Step(form, config, device)
+            for _ in range(3):
+                step()
+            built[form] = step, step.peak_mib()
+        except RuntimeError as error:
+            failed.append({"form": form, "error": str(error).split("\n")[0][:200]})
+    taken: dict[str, list[float]] = {form: [] for form in built}
+    for _ in range(rounds):
+        for form, (step, _) in built.items():
+            taken[form].append(step.seconds(steps))
+    for form, (step, peak) in built.items():
+        seconds = statistics.median(taken[form])
+        row = {"form": form, "ms": round(seconds * 1e3, 3), "peak_mib": peak}
+        rows.append(row | {"segments_per_second": round(len(step.ids) / seconds, 1)})
+    return {
+        "device": device,
+        "hardware": machine.hardware(device),
+        "torch": torch.__version__,
+        "commit": machine.commit(),
+        "segments": 2 * config.batch_pairs,
+        "parameters": sum(p.numel() for p in W2VCMSC(config.model).parameters()),
+        "rows": rows,
+        "failed": failed,
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a table, with ratios to the official form."""
+    official = next((row["ms"] for row in result["rows"] if row["form"] == "official"), None)
+    size = f"{result['segments']} segments, {result['parameters'] / 1e6:.1f} M parameters"
+    lines = [
+        f"## Training step: {size}, bf16",
+        "",
+        "| form | ms | segments/s | vs official | MiB over weights and moments |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        ratio = f"{official / row['ms']:.2f}x" if official else "–"
+        peak = "–" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
+        speed = f"{row['segments_per_second']:,.0f}"
+        lines.append(f"| {row['form']} | {row['ms']:.2f} | {speed} | {ratio} | {peak} |")
+    lines += [f"\nNot measured: {failure['form']}: {failure['error']}" for failure in result["failed"]]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print the table, write the file."""
+    parser = argparse.ArgumentParser(description="Time the pre-training step.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--preset", choices=(*PRESETS, "tiny"), default="paper")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=5, help="steps in a turn")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    config = tiny() if args.preset == "tiny" else PRESETS[args.preset]()
+    result = measure(config, args.device, args.forms, args.rounds, args.steps)
+    print(markdown(result), end="")
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
