@@ -116,6 +116,10 @@ def test_positional_conv_packing(dtype):
     code = kernel("pack_tokens", dtype)
     assert re.search(LOAD_16, code)
     assert re.search(STORE_16, code)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_positional_conv_weights(dtype):
     assert re.search(STORE_16, kernel("pack_weights", dtype))
 
 
