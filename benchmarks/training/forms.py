@@ -1,5 +1,6 @@
 """Puts other people's forms in the place of ``ecgfast.ops`` while a model runs."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +51,7 @@ def _shared(form: Any) -> dict[str, Callable[..., Any]]:
     return {f.__name__: f for f in functions}
 
 
+@functools.cache  # a compiled model runs the same functions each time
 def _official() -> dict[str, Callable[..., Any]]:
     def lead_mask(ids: Tensor, n_leads: int, p: float, rng: Tensor, *, keep_one: bool = False) -> Tensor:
         return official.lead_mask(len(ids), n_leads, p).to(ids.device)
@@ -69,6 +71,7 @@ def _official() -> dict[str, Callable[..., Any]]:
     return _shared(official) | {f.__name__: f for f in functions}
 
 
+@functools.cache
 def _tuned() -> dict[str, Callable[..., Any]]:
     def lead_mask(ids: Tensor, n_leads: int, p: float, rng: Tensor, *, keep_one: bool = False) -> Tensor:
         return torch.rand(len(ids), n_leads, device=ids.device) >= p

@@ -216,7 +216,7 @@ CUDA_SHAPES = [
     (5, 17, 40, 2, 129),
     (1, 40, 100, 1, 33),  # three tiles of channels
     (2, 1500, 48, 1, 100),  # many tiles of tokens
-    (9, 156, 768, 16, 128),
+    pytest.param(9, 156, 768, 16, 128, marks=pytest.mark.large),
     (3, 7, 15, 3, 4),  # too few channels: the reference
 ]
 
