@@ -24,7 +24,7 @@ struct PositionalConvGradients {
 
 // Bytes of device memory that a call needs, at an address that is a multiple of 256. For 16-bit dtypes and
 // channels per group that are multiples of 48: forward the weight once; backward the weight, x, at most
-// max(1, 128 / blocks) times the weight in float32, and 1/16 of x. float32 takes 1.5 bytes for each byte of
+// max(1, 128 / blocks) times the weight in float32, and 1/32 of x. float32 takes 1.5 bytes for each byte of
 // these (and of x, forward); other numbers of channels are rounded up to 16 (x) and 48 (weights).
 size_t positional_conv_workspace(const PositionalConv& in, Dtype dtype);
 size_t positional_conv_backward_workspace(const PositionalConv& in, Dtype dtype, bool need_x,

@@ -240,11 +240,7 @@ def bench(
                 "bench: all writes many files of many sizes: give --json-dir, no --json or sizes"
             )
         todo = [(name, "", None) for name in CASES]
-        todo += [
-            (name, f"_{suffix}", s)
-            for name in CASES
-            for suffix, s in other_sizes(name, device).items()
-        ]
+        todo += [(name, f"_{suffix}", s) for name in CASES for suffix, s in other_sizes(name, device).items()]
     else:
         _check_op(op)
         todo = [(op, "", sizes)]
