@@ -1,6 +1,5 @@
 """What the op tests share: tolerances per dtype and a comparison of values and gradients."""
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -39,9 +38,6 @@ def strided(x: Tensor) -> Tensor:
     if x.dim() < 2:
         return torch.stack([x, x], dim=-1)[..., 0]
     return x.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def on_cuda(*values: object) -> tuple[object, ...]:

@@ -7,10 +7,7 @@ from ecgfast import ops
 from ecgfast._build import has_kernel
 from tests.ops.test_compile import CASES, gradients
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.cuda
 NAMES = [case.__name__.removeprefix("case_") for case in CASES]
 
 

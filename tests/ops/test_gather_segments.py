@@ -6,7 +6,7 @@ import torch
 
 import ecgfast
 from ecgfast.ops import gather_segments, gather_segments_reference
-from tests.ops.helpers import DTYPES, generator, needs_cuda, on_cuda, strided
+from tests.ops.helpers import DTYPES, generator, on_cuda, strided
 
 RECORDINGS = (70, 33, 2500, 1)  # samples per lead
 
@@ -56,7 +56,7 @@ def test_kernel_equals_numpy_and_reference(isa, dtype, length, leads):
         torch.testing.assert_close(got.double(), torch.from_numpy(raw).double() / 1000, rtol=4e-3, atol=0)
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.int16, *DTYPES])
 @pytest.mark.parametrize("leads", [None, [5, -1, 11, 5]])
 def test_cuda_gives_the_bits_of_the_cpu(dtype, leads):
@@ -73,7 +73,7 @@ def test_cuda_gives_the_bits_of_the_cpu(dtype, leads):
         assert torch.equal(got.cpu(), want)
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_a_segment_outside_is_nan_on_cuda():
     store, offset, n_samples = make_store()
     start = torch.tensor([0, 5, 0, 0])

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ecgfast
 from ecgfast.ops import draw_gumbel, gumbel_quantize, gumbel_quantize_reference, make_rng
-from tests.ops.helpers import DTYPES, TOLERANCE, assert_close, generator, needs_cuda, on_cuda, strided
+from tests.ops.helpers import DTYPES, TOLERANCE, assert_close, generator, on_cuda, strided
 
 SHAPES = [  # rows, groups, entries, width of an entry
     (1, 1, 1, 1),
@@ -83,7 +83,7 @@ def test_mixed_dtypes(hard):
             compare(logits, codebook, tolerance, rng=make_rng(2), hard=hard)
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("codebook_dtype", [None, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_cuda(dtype, codebook_dtype, shape, hard):
             assert_close(value.cpu(), target, tolerance, "value or gradient")
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_cuda_gives_the_same_bits_each_time():
     inputs = on_cuda(*make_inputs(4000, 2, 320, 32, torch.bfloat16, seed=2))
     weights = on_cuda(torch.randn(4000, 64), torch.randn(2, 320))

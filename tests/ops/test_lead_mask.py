@@ -5,7 +5,6 @@ import torch
 
 import ecgfast
 from ecgfast.ops import lead_mask, lead_mask_reference, make_rng
-from tests.ops.helpers import needs_cuda
 
 
 @pytest.mark.parametrize("n_leads", [1, 3, 4, 8, 12, 15])
@@ -32,7 +31,7 @@ def test_every_isa(isa):
         ecgfast.set_cpu_isa(previous)
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("n_leads", [1, 12, 131])
 @pytest.mark.parametrize("keep_one", [False, True])
 def test_cuda_gives_the_bits_of_the_cpu(n_leads, keep_one):

@@ -222,7 +222,6 @@ CUDA_SHAPES = [
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("b", "n", "e", "groups", "k"), CUDA_SHAPES)
 def test_on_cuda(dtype, b, n, e, groups, k):
@@ -236,7 +235,6 @@ def test_on_cuda(dtype, b, n, e, groups, k):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_bad_devices():
     x, weight, bias, _ = make_inputs(2, 9, 16, 2, 4, torch.float32, seed=13)
     with pytest.raises(ValueError, match="positional_conv: weight is on cpu"):

@@ -5,7 +5,6 @@ import torch
 
 import ecgfast
 from ecgfast.ops import make_rng, span_mask, span_mask_reference
-from tests.ops.helpers import needs_cuda
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 11, 31, 156])
@@ -54,7 +53,7 @@ def test_same_bits_for_any_thread_count():
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("n_tokens", [1, 31, 156, 700, 5000])  # the last beyond the kernel
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("share", [None, 0.4, 1.0])

@@ -10,10 +10,7 @@ from ecgfast.objectives import W2VCMSC
 from ecgfast.ops import make_rng
 from ecgfast.training.optim import make_optimizer
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.cuda
 
 
 class Step:

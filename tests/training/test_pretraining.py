@@ -383,7 +383,6 @@ def test_two_processes_hold_the_same_model(store, tiny, tmp_path):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_update_never_waits_for_the_device(store, tiny):
     world = World(0, 1, torch.device("cuda", 0))
     config = dataclasses.replace(tiny, device="cuda", accumulation=2)
