@@ -39,6 +39,7 @@ _KERNELS = {
     "cuda": frozenset(
         {
             "gather_segments",
+            "global_contrastive",
             "gumbel_quantize",
             "lead_mask",
             "local_contrastive",

@@ -3,12 +3,12 @@
 #include <utility>
 #include <vector>
 
+#include "check_global_contrastive.h"
 #include "cpu.h"
 
 namespace ecgfast {
 namespace {
 
-constexpr const char* kOp = "global_contrastive";
 constexpr int64_t kWorkspace = int64_t{29} << 20;        // bytes, of the blocks and the accumulator
 constexpr int64_t kMostAccumulator = int64_t{16} << 20;  // bytes
 
@@ -22,23 +22,14 @@ struct Inputs {
   Inputs(const Tensor& a, const Tensor& b, const Tensor& group_a, const Tensor& group_b, double temperature,
          bool detach_norm)
       : x{dense(a), dense(b)} {
-    STD_TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(1), kOp,
-                    ": a and b must be [N, D] and [N', D]");
-    STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), kOp, ": a and b differ in dtype");
-    STD_TORCH_CHECK(temperature > 0, kOp, ": temperature must be positive, got ", temperature);
-    args.dtype = dtype_of(a, kOp);
+    check_global(a, b, group_a, group_b, temperature);
+    args.dtype = dtype_of(a, "global_contrastive");
     args.detach_norm = detach_norm;
     args.D = a.size(1);
     args.most_workspace = kWorkspace;
     args.inv_temperature = 1.0 / temperature;
     const Tensor groups[2] = {dense(group_a), dense(group_b)};
-    for (int side = 0; side < 2; ++side) {
-      args.N[side] = x[side].size(0);
-      STD_TORCH_CHECK(args.N[side] < (int64_t{1} << 31), kOp, ": takes fewer than 2^31 rows");
-      STD_TORCH_CHECK(groups[side].dim() == 1 && groups[side].size(0) == args.N[side] &&
-                          groups[side].scalar_type() == ScalarType::Long,
-                      kOp, ": group_a and group_b must be int64 [N] and [N']");
-    }
+    for (int side = 0; side < 2; ++side) args.N[side] = x[side].size(0);
     number(groups);
     for (int side = 0; side < 2; ++side) {
       args.x[side] = x[side].const_data_ptr();

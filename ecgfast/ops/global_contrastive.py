@@ -134,7 +134,9 @@ def global_contrastive(
 @torch.library.register_fake("ecgfast::global_contrastive")
 def _(a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype, n, n_b = wide(a.dtype), a.shape[0], b.shape[0]
-    shapes = ((), (n,), (n_b,), (n + n_b,))
+    # On CUDA the numbers of positives and two scalars follow the inverse norms.
+    saved = 2 * (n + n_b) + 2 if a.is_cuda else n + n_b
+    shapes = ((), (n,), (n_b,), (saved,))
     return tuple(a.new_empty(shape, dtype=dtype) for shape in shapes)
 
 

@@ -107,6 +107,20 @@ def test_ldmatrix(primitives, order, transposed):
         np.testing.assert_array_equal(words.view(np.uint16).reshape(32, 4, 2)[:, m], expected)
 
 
+@pytest.mark.parametrize("order", SCHEDULES)
+def test_ldmatrix_trans(primitives, order):
+    """The same of the transposed matrices: elements `group` of rows 2 * member, + 1."""
+    primitives.schedule(order)
+    memory = np.random.default_rng(3).integers(0, 2**16, (64, 8)).astype(np.uint16)
+    rows = np.random.default_rng(4).permutation(64)[:32]
+    words = np.zeros((32, 4), np.uint32)
+    primitives.call("ldmatrix_trans", pointer(memory), pointer((rows * 16).astype(np.int32)), pointer(words))
+    for m in range(4):
+        matrix = memory[rows[8 * m : 8 * m + 8]]
+        expected = np.stack([matrix[MEMBER * 2, GROUP], matrix[MEMBER * 2 + 1, GROUP]], axis=1)
+        np.testing.assert_array_equal(words.view(np.uint16).reshape(32, 4, 2)[:, m], expected)
+
+
 def test_to_tf32_rounds_to_nearest_ties_away(primitives):
     x = np.array([1, 1 + 2**-11, 1 + 3 * 2**-11, -1 - 2**-11, 1 + 2**-12, 3e38, np.inf], np.float32)
     y = np.zeros(len(x), np.uint32)

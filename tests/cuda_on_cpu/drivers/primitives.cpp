@@ -53,6 +53,16 @@ EMU_EXPORT const char* ldmatrix(const char* memory, const int* offsets, bool tra
   });
 }
 
+EMU_EXPORT const char* ldmatrix_trans(const char* memory, const int* offsets, uint32_t* words) {
+  return emu::message_of([&] {
+    emu::launch(dim3(1), dim3(32), 0, [&] {
+      uint32_t r[4];
+      ptx::ldmatrix_x4_trans(r, memory + offsets[threadIdx.x]);
+      std::memcpy(words + threadIdx.x * 4, r, sizeof(r));
+    });
+  });
+}
+
 // All shuffles, votes and reductions of one value per lane: out[lane][operation].
 EMU_EXPORT const char* warp_operations(const int* in, int* out) {
   return emu::message_of([&] {

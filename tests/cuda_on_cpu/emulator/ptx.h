@@ -126,6 +126,8 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
   });
 }
 
+inline float exp2(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
+
 inline void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emu::mma<16, 2>(c, a, b,
                   [](uint32_t word, int n) { return emu::bits<float>(n ? word & 0xFFFF0000u : word << 16); });

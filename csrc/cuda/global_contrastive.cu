@@ -1,0 +1,346 @@
+// Plan, workspaces and launches of the global contrastive kernels.
+#include <algorithm>
+
+#include "global_contrastive.cuh"
+#include "launch.cuh"
+
+namespace ecgfast::cuda {
+namespace {
+
+constexpr int kMostRegions = 32;            // of a side: bounds the forward workspace
+constexpr int64_t kManyTiles = 96;          // enough large tiles to occupy a large GPU
+constexpr int64_t kBlockRows = 8192;        // of a, and of b for 16-bit inputs
+constexpr int64_t kBlockBytes = 128 << 20;  // of h, hence
+
+int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// Hands out parts of a workspace at multiples of 256 bytes, or counts them where the base is null.
+class Workspace {
+ public:
+  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
+  template <typename T>
+  T* take(int64_t count) {
+    char* part = base_ ? base_ + used_ : nullptr;
+    used_ += divide_up(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
+    return reinterpret_cast<T*>(part);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+template <typename T>
+bool rows_aligned(const GlobalContrastive& in) {
+  return multiples_of_16(in.width * sizeof(T), in.x[0], in.x[1]);
+}
+
+template <typename T>
+int64_t padded(int64_t columns) {
+  return divide_up(columns, 16 / sizeof(T)) * (16 / sizeof(T));
+}
+
+// f(the shape of tiles).
+template <typename T, typename Large, typename F>
+cudaError_t with_shape(bool large, F f) {
+  if constexpr (sizeof(T) == 2)
+    if (large) return f(Large());
+  return f(typename GlobalShapes<T>::Small());
+}
+
+template <typename T>
+struct ForwardWorkspace {
+  T* copies[2] = {nullptr, nullptr};
+  Partial* partial[2];
+  int n_partial[2], n_positive;
+  float* positive;
+  LossSums* sums;
+  int* counts;
+  unsigned* ticket;
+  int64_t bytes;
+
+  ForwardWorkspace(const GlobalContrastive& in, const GlobalPlan& plan, void* base) {
+    Workspace parts(base);
+    const int64_t rows = in.rows[0] + in.rows[1];
+    for (int side = 0; side < 2; ++side) {
+      if (!rows_aligned<T>(in)) copies[side] = parts.take<T>(in.rows[side] * padded<T>(in.width));
+      n_partial[side] = plan.regions[1 - side] * 2;  // all shapes have 2 x 2 warps
+      partial[side] = parts.take<Partial>(n_partial[side] * in.rows[side]);
+    }
+    n_positive = plan.regions[0] * plan.regions[1] * 4;
+    positive = parts.take<float>(n_positive);
+    sums = parts.take<LossSums>(loss_blocks(in));
+    counts = parts.take<int>(rows);
+    ticket = parts.take<unsigned>(1);
+    bytes = parts.used();
+  }
+  static int64_t loss_blocks(const GlobalContrastive& in) {
+    return std::max<int64_t>(1, divide_up(in.rows[0] + in.rows[1], kRowThreads));
+  }
+};
+
+// Unit rows of both sides (and copies of the rows where they are not at multiples of 16 bytes); h of a block,
+// at most 128 MiB; float32 sums [rows, D], of one block of rows of a where b has several blocks, and of all
+// rows of b where a has several; of both sides with the true norm.
+template <typename T>
+struct BackwardWorkspace {
+  T *copies[2] = {nullptr, nullptr}, *units[2], *h;
+  float* sums[2];
+  int64_t bytes;
+
+  BackwardWorkspace(const GlobalContrastive& in, const GlobalPlan& plan, bool detach_norm, void* base) {
+    Workspace parts(base);
+    const int64_t pitch = padded<T>(in.width);
+    const bool several[2] = {plan.block[0] < in.rows[0], plan.block[1] < in.rows[1]};
+    for (int side = 0; side < 2; ++side) {
+      if (!rows_aligned<T>(in)) copies[side] = parts.take<T>(in.rows[side] * pitch);
+      units[side] = parts.take<T>(in.rows[side] * pitch);
+      const int64_t rows = side == 0 ? plan.block[0] : in.rows[1];
+      sums[side] = several[1 - side] || !detach_norm ? parts.take<float>(rows * pitch) : nullptr;
+    }
+    h = parts.take<T>(plan.block[0] * padded<T>(plan.block[1]));
+    bytes = parts.used();
+  }
+};
+
+template <typename T>
+cudaError_t prepare(const GlobalContrastive& in, const PreparedRows& out, cudaStream_t stream) {
+  const int64_t blocks = divide_up(in.rows[0] + in.rows[1], kRowThreads / 32);
+  return launch(prepare_rows<T>, dim3(static_cast<unsigned>(std::max<int64_t>(blocks, 1))), dim3(kRowThreads),
+                0, stream, in, out, rows_aligned<T>(in));
+}
+
+// The rows as the products read them: the inputs or their copies.
+template <typename T>
+Similarities<T> similarities(const GlobalContrastive& in, T* const copies[2], const float* inv_norms) {
+  Similarities<T> s{};
+  for (int side = 0; side < 2; ++side) {
+    const bool copied = copies[side] != nullptr;
+    s.x[side] = {copied ? copies[side] : static_cast<const T*>(in.x[side]),
+                 copied ? padded<T>(in.width) : in.width, in.rows[side], in.width};
+    s.group[side] = in.group[side];
+    s.inv_norms[side] = inv_norms + (side ? in.rows[0] : 0);
+  }
+  s.scale = in.inv_temperature * kLog2E;
+  return s;
+}
+
+template <typename T>
+cudaError_t forward(const GlobalContrastive& in, const GlobalPlan& plan, const GlobalResult& out, void* base,
+                    cudaStream_t stream) {
+  const ForwardWorkspace<T> w(in, plan, base);
+  PreparedRows rows{};
+  rows.inv_norms = out.saved;
+  rows.pitch = padded<T>(in.width);
+  rows.counts = w.counts;
+  rows.ticket = w.ticket;
+  for (int side = 0; side < 2; ++side) rows.copies[side] = w.copies[side];
+  if (const auto error = prepare<T>(in, rows, stream)) return error;
+
+  const ForwardSums sums{
+      {w.partial[0], w.partial[1]}, w.positive, w.counts, {plan.regions[0], plan.regions[1]}};
+  const bool bounded = 2 * in.inv_temperature <= kMostBounded;
+  const auto error =
+      with_shape<T, typename GlobalShapes<T>::Similarities>(plan.large_similarities, [&](auto shape) {
+        using S = decltype(shape);
+        static_assert(S::warps_m == 2 && S::warps_n == 2);
+        return launch(similarity_sums<S>, dim3(plan.regions[0] * plan.regions[1]), dim3(S::threads),
+                      shared_bytes<ProductMemory<S>>(), stream, similarities(in, w.copies, out.saved), sums,
+                      bounded);
+      });
+  if (error) return error;
+
+  const LossInputs loss{{in.rows[0], in.rows[1]},
+                        {w.partial[0], w.partial[1]},
+                        {w.n_partial[0], w.n_partial[1]},
+                        w.n_positive,
+                        w.positive,
+                        w.counts,
+                        w.sums,
+                        w.ticket};
+  return launch(global_loss, dim3(static_cast<unsigned>(w.loss_blocks(in))), dim3(kRowThreads),
+                shared_bytes<LossMemory>(), stream, loss, out);
+}
+
+// The backward pass, block by block.
+template <typename T>
+class Backward {
+ public:
+  Backward(const GlobalContrastive& in, const GlobalPlan& plan, const GlobalSaved& saved, bool detach_norm,
+           void* const grad[2], void* base, cudaStream_t stream)
+      : in_(in),
+        plan_(plan),
+        saved_(saved),
+        detach_norm_(detach_norm),
+        grad_{static_cast<T*>(grad[0]), static_cast<T*>(grad[1])},
+        w_(in, plan, detach_norm, base),
+        stream_(stream),
+        pitch_(padded<T>(in.width)) {}
+
+  cudaError_t run() const {
+    PreparedRows rows{};
+    rows.known_inv_norms = saved_.saved;
+    rows.pitch = pitch_;
+    for (int side = 0; side < 2; ++side) {
+      rows.copies[side] = w_.copies[side];
+      rows.units[side] = w_.units[side];
+    }
+    if (const auto error = prepare<T>(in_, rows, stream_)) return error;
+    int64_t begin[2] = {0, 0};
+    do {
+      begin[1] = 0;
+      do {
+        if (const auto error = block(begin)) return error;
+        begin[1] += plan_.block[1];
+      } while (begin[1] < in_.rows[1]);
+      if (const auto error = finish(0, begin[0], size(0, begin))) return error;
+      begin[0] += plan_.block[0];
+    } while (begin[0] < in_.rows[0]);
+    return finish(1, 0, in_.rows[1]);
+  }
+
+ private:
+  int64_t size(int side, const int64_t* begin) const {
+    return std::min(plan_.block[side], in_.rows[side] - begin[side]);
+  }
+  const float* inv_norms(int side, int64_t row) const {
+    return saved_.saved + (side ? in_.rows[0] : 0) + row;
+  }
+  ProductScale scale() const {
+    return {saved_.grad_loss, saved_.saved + 2 * (in_.rows[0] + in_.rows[1]), in_.inv_temperature};
+  }
+
+  cudaError_t block(const int64_t* begin) const {
+    Similarities<T> rows = similarities(in_, w_.copies, saved_.saved);
+    BlockGradients<T> out{};
+    const int64_t pitch = padded<T>(plan_.block[1]);
+    for (int side = 0; side < 2; ++side) {
+      rows.x[side].data += begin[side] * rows.x[side].pitch;
+      rows.x[side].rows = size(side, begin);
+      rows.group[side] += begin[side];
+      rows.inv_norms[side] += begin[side];
+      out.lse[side] = saved_.lse[side] + begin[side];
+      out.counts[side] = inv_norms(side, begin[side]) + in_.rows[0] + in_.rows[1];
+    }
+    out.scale = saved_.saved + 2 * (in_.rows[0] + in_.rows[1]) + 1;
+    out.data = w_.h;
+    out.pitch = pitch;
+    const auto error =
+        with_shape<T, typename GlobalShapes<T>::Similarities>(plan_.large_similarities, [&](auto shape) {
+          using S = decltype(shape);
+          const int64_t tiles = divide_up(rows.x[0].rows, S::m) * divide_up(rows.x[1].rows, S::n);
+          return launch(similarity_gradients<S>, dim3(static_cast<unsigned>(tiles)), dim3(S::threads),
+                        shared_bytes<ProductMemory<S>>(), stream_, rows, out);
+        });
+    return error ? error : products({w_.h, pitch, rows.x[0].rows, rows.x[1].rows}, begin);
+  }
+
+  cudaError_t products(const Matrix<T>& h, const int64_t* begin) const {
+    BlockProduct<T> sides[2];
+    for (int side = 0; side < 2; ++side) {
+      const int other = 1 - side;
+      BlockProduct<T>& p = sides[side];
+      p.units = {w_.units[other] + begin[other] * pitch_, pitch_, size(other, begin), in_.width};
+      p.inv_norms = inv_norms(side, begin[side]);
+      p.grad = grad_[side] + begin[side] * in_.width;
+      p.sums = w_.sums[side];
+      if (side == 1 && p.sums) p.sums += begin[1] * pitch_;
+      p.first = begin[other] == 0;
+      p.last = detach_norm_ && begin[other] + plan_.block[other] >= in_.rows[other];
+    }
+    const bool aligned = multiples_of_16(in_.width * sizeof(T), grad_[0], grad_[1]);
+    return with_shape<T, typename GlobalShapes<T>::Products>(plan_.large_products, [&](auto shape) {
+      using S = decltype(shape);
+      const int64_t across = divide_up(in_.width, S::n);
+      const int64_t tiles[2] = {divide_up(h.rows, S::m) * across, divide_up(h.columns, S::m) * across};
+      return launch(gradient_products<S>, dim3(static_cast<unsigned>(tiles[0] + tiles[1])), dim3(S::threads),
+                    shared_bytes<ProductMemory<S>>(), stream_, h, sides[0], sides[1], scale(),
+                    static_cast<int>(tiles[0]), aligned);
+    });
+  }
+
+  // With the true norm, the gradients of rows whose sums are complete.
+  cudaError_t finish(int side, int64_t begin, int64_t rows) const {
+    if (detach_norm_) return cudaSuccess;
+    const TangentRows<T> in{w_.sums[side],
+                            static_cast<const T*>(in_.x[side]) + begin * in_.width,
+                            inv_norms(side, begin),
+                            grad_[side] + begin * in_.width,
+                            rows,
+                            pitch_,
+                            in_.width};
+    return launch(tangents<T>, dim3(static_cast<unsigned>(divide_up(rows, kRowThreads / 32))),
+                  dim3(kRowThreads), 0, stream_, in, scale());
+  }
+
+  const GlobalContrastive& in_;
+  const GlobalPlan& plan_;
+  const GlobalSaved& saved_;
+  bool detach_norm_;
+  T* grad_[2];
+  BackwardWorkspace<T> w_;
+  cudaStream_t stream_;
+  int64_t pitch_;
+};
+
+int64_t even_block(int64_t rows, int64_t most) {
+  const int64_t blocks = std::max<int64_t>(1, divide_up(rows, most));
+  return std::min(rows, divide_up(divide_up(rows, blocks), 256) * 256);
+}
+
+}  // namespace
+
+GlobalPlan plan_global_contrastive(const GlobalContrastive& in, Dtype dtype) {
+  const bool wide = dtype == Dtype::float32;
+  const auto tiles = [](int64_t x, int64_t y, int m, int n) { return divide_up(x, m) * divide_up(y, n); };
+  GlobalPlan plan{};
+  plan.large_similarities = !wide && tiles(in.rows[0], in.rows[1], 128, 128) >= kManyTiles;
+  plan.block[0] = even_block(in.rows[0], kBlockRows);
+  plan.block[1] = even_block(in.rows[1], kBlockBytes / kBlockRows / (wide ? 4 : 2));
+  plan.large_products =
+      !wide &&
+      tiles(plan.block[0], in.width, 256, 128) + tiles(plan.block[1], in.width, 256, 128) >= kManyTiles;
+  const int tile = plan.large_similarities ? 128 : 64;
+  for (int side = 0; side < 2; ++side)
+    plan.regions[side] = static_cast<int>(std::min<int64_t>(divide_up(in.rows[side], tile), kMostRegions));
+  return plan;
+}
+
+int64_t global_contrastive_workspace(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan) {
+  int64_t bytes = 0;
+  with_dtype(dtype, [&](auto* element) {
+    bytes = ForwardWorkspace<std::remove_pointer_t<decltype(element)>>(in, plan, nullptr).bytes;
+    return cudaSuccess;
+  });
+  return bytes;
+}
+
+int64_t global_contrastive_backward_workspace(const GlobalContrastive& in, Dtype dtype,
+                                              const GlobalPlan& plan, bool detach_norm) {
+  int64_t bytes = 0;
+  with_dtype(dtype, [&](auto* element) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    bytes = BackwardWorkspace<T>(in, plan, detach_norm, nullptr).bytes;
+    return cudaSuccess;
+  });
+  return bytes;
+}
+
+cudaError_t global_contrastive(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan,
+                               const GlobalResult& out, void* workspace, cudaStream_t stream) {
+  return with_dtype(dtype, [&](auto* element) {
+    return forward<std::remove_pointer_t<decltype(element)>>(in, plan, out, workspace, stream);
+  });
+}
+
+cudaError_t global_contrastive_backward(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan,
+                                        const GlobalSaved& saved, bool detach_norm, void* const grad[2],
+                                        void* workspace, cudaStream_t stream) {
+  return with_dtype(dtype, [&](auto* element) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    return Backward<T>(in, plan, saved, detach_norm, grad, workspace, stream).run();
+  });
+}
+
+}  // namespace ecgfast::cuda

@@ -1,0 +1,632 @@
+// Global contrastive loss, forward and backward, without an N x N' matrix. Similarities are s = cos /
+// temperature, positives the pairs of one group.
+//
+// Forward, three launches: inverse norms; tiles of similarities, summed along rows and columns as they are
+// made, to one (shift, sum) per row or column and region of tiles; logsumexps and the loss from these. One
+// product of 2 N N' D operations; 8 bytes per element of traffic in shared memory decide its speed.
+//
+// Backward: with n_i, n_j the rows' and columns' numbers of positives,
+//   h_ij = n_i exp(s_ij - lse_i) + n_j exp(s_ij - lse_j) - 2 [same group],
+//   grad of a_i = f / |a_i| * tangent(sum_j h_ij u_j),  f = grad_loss / (temperature * 2 * pairs),
+// u the unit rows of b; and of b_j likewise with the columns. Launches: unit rows; then for each block of
+// rows and columns (8192 x 8192 for 16-bit inputs) h, written in the inputs' dtype, and both products with it
+// in one launch; with the true norm, the tangent of each finished block of rows. Four products: that of the
+// similarities is the only one made anew. Against the other ways to do it, for N = N' = 32,768 and D = 768,
+// times a product of 1.65 TFLOP: keeping the gradients of 128 rows on chip takes 6 (similarities once per 128
+// columns of output, D / 128 times); whole rows of h at a time take 5 (each side makes its similarities
+// anew), or leave the one side a product of depth 1024 that spends half its time on adding to memory; here
+// a block's product adds to float32 sums in 1 / 16 of its time, and h costs 3 x 128 MiB of memory traffic,
+// 0.1 ms, per 0.3 TFLOP x 3.
+//
+// All sums have a fixed order: results are the same bits every time.
+#pragma once
+#include "global_contrastive.h"
+#include "product_tiles.cuh"
+
+namespace ecgfast::cuda {
+
+constexpr float kMinNorm = 1e-8f;
+constexpr float kInfinity = __builtin_huge_valf();
+constexpr float kNothing = -1e30f;  // below any similarity, and finite: differences of it stay numbers
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+constexpr float kMostBounded = 64.0f;  // of 2 / temperature: exp(-64) is far from underflow
+constexpr int kRowThreads = 256;       // of the kernels that are not products
+
+template <typename T>
+struct GlobalShapes {
+  using Similarities = Shape<T, 128, 128, 2, 2, 3, 2>;
+  using Products = Shape<T, 256, 128, 4, 2, 4, 1>;
+  using Small = Shape<T, 64, 64, 2, 2, 6, 2>;
+};
+
+// ---- rows
+
+// One row of an input, read by a warp in packs, zeros beyond its end. `aligned`: at multiples of 16 bytes.
+template <typename T>
+struct RowReader {
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const T* row;
+  int width;
+  bool aligned;
+
+  // f(column, pack) for the lane's packs.
+  template <typename F>
+  __device__ void each(F f) const {
+    for (int c = threadIdx.x % 32 * kVector; c < width; c += 32 * kVector) {
+      Pack<T, kVector> pack;
+      if (aligned) {
+        pack = load_pack<kVector>(row + c);
+      } else {
+#pragma unroll
+        for (int n = 0; n < kVector; ++n) pack.v[n] = c + n < width ? row[c + n] : from_float<T>(0.0f);
+      }
+      f(c, pack);
+    }
+  }
+};
+
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int lanes = 16; lanes; lanes /= 2) x += __shfl_xor_sync(~0u, x, lanes);
+  return x;
+}
+
+// What the first launch of a pass makes of the rows of both sides; null: not wanted.
+struct PreparedRows {
+  float* inv_norms;              // [N + N'], written
+  const float* known_inv_norms;  // or read
+  void *copies[2], *units[2];    // rows, rows of length 1, `pitch` elements apart with zeros in between
+  int64_t pitch;
+  int* counts;       // [N + N'], cleared
+  unsigned* ticket;  // cleared
+};
+
+// A warp per row.
+template <typename T>
+__global__ void __launch_bounds__(kRowThreads)
+    prepare_rows(GlobalContrastive in, PreparedRows out, bool aligned) {
+  constexpr int kVector = RowReader<T>::kVector;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
+  if (out.ticket && blockIdx.x == 0 && threadIdx.x == 0) *out.ticket = 0;
+  if (row >= in.rows[0] + in.rows[1]) return;
+  const int side = row >= in.rows[0];
+  const int64_t i = side ? row - in.rows[0] : row;
+  const void* x = side ? in.x[1] : in.x[0];
+  const RowReader<T> reader{static_cast<const T*>(x) + i * in.width, in.width, aligned};
+  float inverse;
+  if (out.known_inv_norms) {
+    inverse = out.known_inv_norms[row];
+  } else {
+    float squares = 0.0f;
+    reader.each([&](int, const Pack<T, kVector>& pack) {
+#pragma unroll
+      for (int n = 0; n < kVector; ++n) squares = fmaf(to_float(pack.v[n]), to_float(pack.v[n]), squares);
+    });
+    inverse = 1.0f / fmaxf(sqrtf(warp_sum(squares)), kMinNorm);
+  }
+  T* copy = static_cast<T*>(side ? out.copies[1] : out.copies[0]);
+  T* unit = static_cast<T*>(side ? out.units[1] : out.units[0]);
+  if (copy || unit)
+    reader.each([&](int c, Pack<T, kVector> pack) {
+      if (copy) store_pack(copy + i * out.pitch + c, pack);
+      if (!unit) return;
+#pragma unroll
+      for (int n = 0; n < kVector; ++n) pack.v[n] = from_float<T>(to_float(pack.v[n]) * inverse);
+      store_pack(unit + i * out.pitch + c, pack);
+    });
+  if (threadIdx.x % 32) return;
+  if (out.inv_norms) out.inv_norms[row] = inverse;
+  if (out.counts) out.counts[row] = 0;
+}
+
+// ---- similarities
+
+// Rows of both sides whose similarities a launch makes.
+template <typename T>
+struct Similarities {
+  Matrix<T> x[2];
+  const int64_t* group[2];
+  const float* inv_norms[2];
+  float scale;  // from a cosine to log2(e) s: exponentials are powers of two
+};
+
+// Groups of one key may be equal; others are not.
+__device__ __forceinline__ uint32_t group_key(int64_t group) {
+  return static_cast<uint32_t>(group) ^ static_cast<uint32_t>(group >> 32) * 0x9E3779B1u;
+}
+
+// The rows of both sides that a tile covers.
+template <typename T>
+struct TileRows {
+  const int64_t* group[2];
+  const float* inv_norms[2];
+  int count[2];
+
+  __device__ __forceinline__ TileRows(const Similarities<T>& in, int64_t m0, int64_t n0, int m, int n)
+      : group{in.group[0] + m0, in.group[1] + n0},
+        inv_norms{in.inv_norms[0] + m0, in.inv_norms[1] + n0},
+        count{static_cast<int>(min(in.x[0].rows - m0, static_cast<int64_t>(m))),
+              static_cast<int>(min(in.x[1].rows - n0, static_cast<int64_t>(n)))} {}
+};
+
+// A thread's columns of a tile are worked on in groups of so many, to spare registers.
+constexpr int kGroup = 8;
+
+template <typename S>
+struct ColumnGroup {
+  static_assert(S::columns % kGroup == 0);
+  using T = typename S::Element;
+  const TileRows<T>& rows;
+  const TilePlace<S>& at;
+  int first;
+  float scale[kGroup];
+  uint32_t key[kGroup];
+
+  __device__ __forceinline__ ColumnGroup(const TileRows<T>& rows_, const TilePlace<S>& at_, int first_)
+      : rows(rows_), at(at_), first(first_) {
+#pragma unroll
+    for (int c = 0; c < kGroup; ++c) {
+      scale[c] = valid(c) ? rows.inv_norms[1][column(c)] : 0.0f;
+      key[c] = valid(c) ? group_key(rows.group[1][column(c)]) : 0;
+    }
+  }
+
+  __device__ __forceinline__ int column(int c) const { return at.column(first + c); }
+  __device__ __forceinline__ bool valid(int c) const { return column(c) < rows.count[1]; }
+
+  // With the row's scale: log2(e) s.
+  __device__ __forceinline__ float similarity(const typename S::Sums& sums, int r, int c,
+                                              float row_scale) const {
+    return sums[r / 2][(first + c) / 2][r % 2 * 2 + c % 2] * scale[c] * row_scale;
+  }
+
+  // Calls f(c) for the columns that are positives of the tile's row i.
+  template <typename F>
+  __device__ __forceinline__ void positives(int i, F f) const {
+    const int64_t group = rows.group[0][i];
+    const uint32_t own = group_key(group);
+    bool any = false;
+#pragma unroll
+    for (int c = 0; c < kGroup; ++c) any |= key[c] == own;
+    if (!any) return;
+#pragma unroll
+    for (int c = 0; c < kGroup; ++c)
+      if (key[c] == own && valid(c) && rows.group[1][column(c)] == group) f(c);
+  }
+};
+
+// ---- forward
+
+// A logsumexp under way: shift + log2(sum), in powers of two.
+using Partial = float2;
+
+__device__ inline Partial merge(const Partial& x, const Partial& y) {
+  const float top = fmaxf(x.x, y.x);
+  return {top, x.y * ptx::exp2(x.x - top) + y.y * ptx::exp2(y.x - top)};
+}
+
+struct ForwardSums {
+  Partial* partial[2];  // [column regions * warps_n][N], [row regions * warps_m][N']
+  float* positive;      // [blocks * warps]: sums of the positives' similarities, times log2(e)
+  int* counts;          // [N + N'], clear: gets the numbers of positives
+  int regions[2];
+};
+
+// Tiles first .. last - 1 of a side.
+struct TileRange {
+  int first, last;
+  __device__ TileRange(int64_t rows, int tile, int region, int regions) {
+    const int64_t tiles = (rows + tile - 1) / tile;
+    first = static_cast<int>(tiles * region / regions);
+    last = static_cast<int>(tiles * (region + 1) / regions);
+  }
+};
+
+// One tile's similarities, added to the sums of its rows and columns.
+template <typename S>
+struct ForwardTile {
+  using T = typename S::Element;
+  using Sums = typename S::Sums;
+  const TileRows<T>& rows;
+  const TilePlace<S>& at;
+  float scale;                      // of all similarities
+  Partial *row_sums, *column_sums;  // of the tile and the thread's warp
+  int *row_counts, *column_counts;  // of the tile
+  bool first_column, first_row;     // of tiles in the region
+
+  // With kBounded no maxima are needed: no similarity exceeds 1 / temperature.
+  template <bool kBounded>
+  __device__ __forceinline__ void add(const Sums& sums, float& positive) const {
+    float row_shift[S::rows], row_sum[S::rows];
+#pragma unroll
+    for (int r = 0; r < S::rows; ++r) {
+      row_shift[r] = kBounded ? scale : kNothing;
+      row_sum[r] = 0.0f;
+    }
+    if constexpr (!kBounded) row_maxima(sums, row_shift);
+#pragma unroll
+    for (int first = 0; first < S::columns; first += kGroup)
+      add_group<kBounded>(sums, ColumnGroup<S>(rows, at, first), row_shift, row_sum, positive);
+    scatter_sum<4, 1>(row_sum, at.lane);
+    scatter<4, 1>(row_shift, at.lane);
+#pragma unroll
+    for (int k = 0; k < S::rows / 4; ++k) {
+      const int i = at.row(at.lane % 4 * (S::rows / 4) + k);
+      if (i < rows.count[0]) store(row_sums + i, {row_shift[k], row_sum[k]}, first_column);
+    }
+  }
+
+ private:
+  template <bool kBounded>
+  __device__ __forceinline__ void add_group(const Sums& sums, const ColumnGroup<S>& columns,
+                                            const float (&row_shift)[S::rows], float (&row_sum)[S::rows],
+                                            float& positive) const {
+    float shift[kGroup], sum[kGroup] = {};
+#pragma unroll
+    for (int c = 0; c < kGroup; ++c) shift[c] = kBounded ? scale : kNothing;
+    if constexpr (!kBounded) column_maxima(sums, columns, shift);
+#pragma unroll
+    for (int r = 0; r < S::rows; ++r) {
+      const int i = at.row(r);
+      if (i >= rows.count[0]) continue;
+      const float row_scale = rows.inv_norms[0][i] * scale;
+#pragma unroll
+      for (int c = 0; c < kGroup; ++c) {
+        const float s = columns.similarity(sums, r, c, row_scale);
+        const float e = columns.valid(c) ? ptx::exp2(s - row_shift[r]) : 0.0f;
+        row_sum[r] += e;
+        sum[c] += kBounded ? e : ptx::exp2(s - shift[c]);
+      }
+      int n = 0;
+      columns.positives(i, [&](int c) {
+        positive += columns.similarity(sums, r, c, row_scale);
+        atomicAdd(&column_counts[columns.column(c)], 1);
+        ++n;
+      });
+      if (n) atomicAdd(&row_counts[i], n);
+    }
+    scatter_sum<8, 4>(sum, at.lane);
+    scatter<8, 4>(shift, at.lane);
+    const int j = columns.column(at.lane / 4);
+    if (j < rows.count[1]) store(column_sums + j, {shift[0], sum[0]}, first_row);
+  }
+
+  __device__ __forceinline__ void row_maxima(const Sums& sums, float (&most)[S::rows]) const {
+#pragma unroll
+    for (int first = 0; first < S::columns; first += kGroup) {
+      const ColumnGroup<S> columns(rows, at, first);
+#pragma unroll
+      for (int r = 0; r < S::rows; ++r) {
+        const float row_scale = at.row(r) < rows.count[0] ? rows.inv_norms[0][at.row(r)] * scale : 0.0f;
+#pragma unroll
+        for (int c = 0; c < kGroup; ++c)
+          if (columns.valid(c)) most[r] = fmaxf(most[r], columns.similarity(sums, r, c, row_scale));
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < S::rows; ++r)
+#pragma unroll
+      for (int lanes = 1; lanes < 4; lanes *= 2)
+        most[r] = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], lanes));
+  }
+
+  __device__ __forceinline__ void column_maxima(const Sums& sums, const ColumnGroup<S>& columns,
+                                                float (&most)[kGroup]) const {
+#pragma unroll
+    for (int r = 0; r < S::rows; ++r) {
+      if (at.row(r) >= rows.count[0]) continue;
+      const float row_scale = rows.inv_norms[0][at.row(r)] * scale;
+#pragma unroll
+      for (int c = 0; c < kGroup; ++c) most[c] = fmaxf(most[c], columns.similarity(sums, r, c, row_scale));
+    }
+#pragma unroll
+    for (int c = 0; c < kGroup; ++c)
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2)
+        most[c] = fmaxf(most[c], __shfl_xor_sync(~0u, most[c], lanes));
+  }
+
+  // A thread meets the same rows and columns in every tile that shares them: it alone writes their sums.
+  static __device__ __forceinline__ void store(Partial* to, Partial partial, bool first) {
+    *to = first ? partial : merge(*to, partial);
+  }
+};
+
+// A block per region of tiles.
+template <typename S>
+__global__ void __launch_bounds__(S::threads, S::blocks)
+    similarity_sums(Similarities<typename S::Element> in, ForwardSums out, bool bounded) {
+  SharedArena arena;
+  const ProductMemory<S> memory(arena);
+  const TilePlace<S> at;
+  const int region_m = blockIdx.x / out.regions[1], region_n = blockIdx.x % out.regions[1];
+  const TileRange m(in.x[0].rows, S::m, region_m, out.regions[0]);
+  const TileRange n(in.x[1].rows, S::n, region_n, out.regions[1]);
+  Partial* row_sums = out.partial[0] + (region_n * S::warps_n + at.warp_n) * in.x[0].rows;
+  Partial* column_sums = out.partial[1] + (region_m * S::warps_m + at.warp_m) * in.x[1].rows;
+  TileProduct<S, false, false> product(memory, in.x[0], in.x[1]);
+  const int tiles_n = n.last - n.first, tiles = (m.last - m.first) * tiles_n;
+  const auto start = [&](int t) {
+    product.start(static_cast<int64_t>(m.first + t / tiles_n) * S::m,
+                  static_cast<int64_t>(n.first + t % tiles_n) * S::n);
+  };
+  float positive = 0.0f;
+  start(0);
+#pragma unroll 1
+  for (int t = 0; t < tiles; ++t) {
+    typename S::Sums sums;
+    product.finish(sums, at);
+    const int tile_m = m.first + t / tiles_n, tile_n = n.first + t % tiles_n;
+    if (t + 1 < tiles) {
+      __syncthreads();
+      start(t + 1);
+    }
+    const int64_t m0 = static_cast<int64_t>(tile_m) * S::m, n0 = static_cast<int64_t>(tile_n) * S::n;
+    const TileRows<typename S::Element> rows(in, m0, n0, S::m, S::n);
+    const ForwardTile<S> tile{rows,
+                              at,
+                              in.scale,
+                              row_sums + m0,
+                              column_sums + n0,
+                              out.counts + m0,
+                              out.counts + in.x[0].rows + n0,
+                              tile_n == n.first,
+                              tile_m == m.first};
+    bounded ? tile.template add<true>(sums, positive) : tile.template add<false>(sums, positive);
+  }
+  positive = warp_sum(positive);
+  if (at.lane == 0) out.positive[blockIdx.x * (S::threads / 32) + threadIdx.x / 32] = positive;
+}
+
+// ---- the loss
+
+// Of the rows of both sides: count * lse, counts, the largest count.
+struct LossSums {
+  double loss, pairs;
+  int most;
+
+  __device__ void add(const LossSums& o) {
+    loss += o.loss;
+    pairs += o.pairs;
+    most = max(most, o.most);
+  }
+};
+
+struct LossMemory {
+  LossSums* warps;
+  int* last;
+  __host__ __device__ explicit LossMemory(SharedArena& arena)
+      : warps(arena.take<LossSums>(kRowThreads / 32)), last(arena.take<int>(1)) {}
+};
+
+// The sum over the block, for thread 0.
+__device__ inline LossSums block_sum(LossSums sums, const LossMemory& memory) {
+  for (int lanes = 16; lanes; lanes /= 2) {
+    LossSums other;
+    other.loss = __shfl_xor_sync(~0u, sums.loss, lanes);
+    other.pairs = __shfl_xor_sync(~0u, sums.pairs, lanes);
+    other.most = __shfl_xor_sync(~0u, sums.most, lanes);
+    sums.add(other);
+  }
+  if (threadIdx.x % 32 == 0) memory.warps[threadIdx.x / 32] = sums;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (int w = 1; w < kRowThreads / 32; ++w) sums.add(memory.warps[w]);
+  __syncthreads();
+  return sums;
+}
+
+struct LossInputs {
+  int64_t rows[2];
+  const Partial* partial[2];
+  int n_partial[2], n_positive;
+  const float* positive;
+  const int* counts;
+  LossSums* blocks;  // one per block
+  unsigned* ticket;  // clear
+};
+
+// A thread per row of either side; the last block to end sums up what the blocks leave.
+__global__ void __launch_bounds__(kRowThreads) global_loss(LossInputs in, GlobalResult out) {
+  SharedArena arena;
+  const LossMemory memory(arena);
+  const int64_t rows = in.rows[0] + in.rows[1];
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
+  LossSums sums{0.0, 0.0, 0};
+  if (row < rows) {
+    const int side = row >= in.rows[0];
+    const int64_t i = side ? row - in.rows[0] : row;
+    const Partial* partial = (side ? in.partial[1] : in.partial[0]) + i;
+    const int64_t pitch = side ? in.rows[1] : in.rows[0];
+    const int n = side ? in.n_partial[1] : in.n_partial[0];
+    Partial total{kNothing, 0.0f};
+#pragma unroll 4
+    for (int p = 0; p < n; ++p) total = merge(total, partial[p * pitch]);
+    const float lse = (total.x + log2f(total.y)) * kLn2;
+    const int count = in.counts[row];
+    (side ? out.lse[1] : out.lse[0])[i] = lse;
+    out.saved[rows + row] = static_cast<float>(count);
+    if (count) sums = {static_cast<double>(lse) * count, static_cast<double>(count), count};
+  }
+  sums = block_sum(sums, memory);
+  if (threadIdx.x == 0) {
+    in.blocks[blockIdx.x] = sums;
+    __threadfence();
+    *memory.last = atomicAdd(in.ticket, 1u) + 1 == gridDim.x;
+  }
+  __syncthreads();
+  if (!*memory.last) return;
+  __threadfence();
+  sums = {0.0, 0.0, 0};
+  for (unsigned b = threadIdx.x; b < gridDim.x; b += kRowThreads) sums.add(in.blocks[b]);
+  for (int p = threadIdx.x; p < in.n_positive; p += kRowThreads)
+    sums.loss -= 2.0 * kLn2 * static_cast<double>(in.positive[p]);
+  sums = block_sum(sums, memory);
+  if (threadIdx.x) return;
+  const double pairs = sums.pairs > 2.0 ? sums.pairs : 2.0;
+  *out.loss = static_cast<float>(sums.loss / pairs);
+  out.saved[2 * rows] = static_cast<float>(pairs);
+  out.saved[2 * rows + 1] = exp2f(floorf(log2f(16384.0f / static_cast<float>(max(sums.most, 1)))));
+}
+
+// ---- backward
+
+// Where the gradients of a block's similarities go.
+template <typename T>
+struct BlockGradients {
+  const float *lse[2], *counts[2];
+  const float* scale;  // of all elements
+  T* data;             // [rows of x[0]][pitch], zeros beyond the last column
+  int64_t pitch;
+};
+
+// log2 of n exp(s - lse), less log2(e) s: what to subtract. Infinite where n = 0.
+__device__ __forceinline__ float log2_share(float lse, float count) { return lse * kLog2E - log2f(count); }
+
+// A block per tile, rows running fastest.
+template <typename S>
+__global__ void __launch_bounds__(S::threads, S::blocks)
+    similarity_gradients(Similarities<typename S::Element> in, BlockGradients<typename S::Element> out) {
+  using T = typename S::Element;
+  SharedArena arena;
+  const ProductMemory<S> memory(arena);
+  const TilePlace<S> at;
+  const int tiles_m = static_cast<int>((in.x[0].rows + S::m - 1) / S::m);
+  const int64_t m0 = static_cast<int64_t>(blockIdx.x % tiles_m) * S::m,
+                n0 = static_cast<int64_t>(blockIdx.x / tiles_m) * S::n;
+  typename S::Sums sums;
+  TileProduct<S, false, false> product(memory, in.x[0], in.x[1]);
+  product.start(m0, n0);
+  product.finish(sums, at);
+  const TileRows<T> rows(in, m0, n0, S::m, S::n);
+  const float h_scale = *out.scale;
+  const float *lse_a = out.lse[0] + m0, *lse_b = out.lse[1] + n0;
+  const float *counts_a = out.counts[0] + m0, *counts_b = out.counts[1] + n0;
+  T* data = out.data + m0 * out.pitch + n0;
+  const int limit = static_cast<int>(min(out.pitch - n0, static_cast<int64_t>(S::n)));
+#pragma unroll
+  for (int first = 0; first < S::columns; first += kGroup) {
+    const ColumnGroup<S> columns(rows, at, first);
+    float share[kGroup];
+#pragma unroll
+    for (int c = 0; c < kGroup; ++c)
+      share[c] = columns.valid(c) ? log2_share(lse_b[columns.column(c)], counts_b[columns.column(c)]) : 0.0f;
+#pragma unroll
+    for (int r = 0; r < S::rows; ++r) {
+      const int i = at.row(r);
+      const bool valid = i < rows.count[0];
+      const float scale = valid ? rows.inv_norms[0][i] * in.scale : 0.0f;
+      const float own_share = valid ? log2_share(lse_a[i], counts_a[i]) : 0.0f;
+      float h[kGroup];
+#pragma unroll
+      for (int c = 0; c < kGroup; ++c) {
+        const float s = columns.similarity(sums, r, c, scale);
+        const float sum = ptx::exp2(s - own_share) + ptx::exp2(s - share[c]);
+        h[c] = columns.valid(c) ? sum * h_scale : 0.0f;
+      }
+      if (valid) columns.positives(i, [&](int c) { h[c] -= 2.0f * h_scale; });
+      const int side = at.side() + first * 4;
+      store_row<kGroup>(data + i * out.pitch + side, limit - side, true, valid, at.lane,
+                        [&](int c) { return h[c]; });
+    }
+  }
+}
+
+// One side of a block's products: h or its transpose times the other side's unit rows.
+template <typename T>
+struct BlockProduct {
+  Matrix<T> units;         // the other side's rows of the block
+  const float* inv_norms;  // of the own rows of the block
+  T* grad;                 // [own rows, D]
+  float* sums;             // [own rows][pitch], or null: the block is all there is
+  bool first, last;        // of the blocks that are summed
+};
+
+struct ProductScale {
+  const float *grad_loss, *saved;  // saved: pairs, scale of h
+  float inv_temperature;
+  __device__ float value() const { return *grad_loss * inv_temperature / (saved[0] * saved[1]); }
+};
+
+template <typename S, bool kTurned>
+__device__ __forceinline__ void product_tile(const ProductMemory<S>& memory,
+                                             const Matrix<typename S::Element>& h,
+                                             const BlockProduct<typename S::Element>& side, float scale,
+                                             int tile, bool aligned) {
+  using T = typename S::Element;
+  const TilePlace<S> at;
+  const int64_t rows = kTurned ? h.columns : h.rows;
+  const int width = static_cast<int>(side.units.columns), tiles_n = (width + S::n - 1) / S::n;
+  const int64_t m0 = static_cast<int64_t>(tile / tiles_n) * S::m;
+  const int n0 = tile % tiles_n * S::n + at.side(), limit = width - n0;
+  typename S::Sums sums;
+  TileProduct<S, kTurned, true> product(memory, h, side.units);
+  product.start(m0, n0 - at.side());
+  product.finish(sums, at);
+#pragma unroll
+  for (int r = 0; r < S::rows; ++r) {
+    const int64_t i = m0 + at.row(r);
+    const bool valid = i < rows;
+    float* acc = side.sums ? side.sums + i * side.units.pitch + n0 : nullptr;
+    if (acc && !side.first && valid) {
+#pragma unroll
+      for (int c = 0; c < S::columns; ++c) {
+        const int column = at.column(c) - at.side();
+        if (column < limit) sums[r / 2][c / 2][r % 2 * 2 + c % 2] += acc[column];
+      }
+    }
+    const auto value = [&](int c) { return sums[r / 2][c / 2][r % 2 * 2 + c % 2]; };
+    if (side.last) {
+      const float factor = valid ? side.inv_norms[i] * scale : 0.0f;
+      store_row<S::columns>(side.grad + i * width + n0, limit, aligned, valid, at.lane,
+                            [&](int c) { return value(c) * factor; });
+    } else {
+      store_row<S::columns>(acc, limit, true, valid, at.lane, value);
+    }
+  }
+}
+
+// The gradients of a block's rows of a (tiles_a tiles), then of b.
+template <typename S>
+__global__ void __launch_bounds__(S::threads, S::blocks)
+    gradient_products(Matrix<typename S::Element> h, BlockProduct<typename S::Element> a,
+                      BlockProduct<typename S::Element> b, ProductScale scale, int tiles_a, bool aligned) {
+  SharedArena arena;
+  const ProductMemory<S> memory(arena);
+  const int tile = blockIdx.x;
+  if (tile < tiles_a)
+    product_tile<S, false>(memory, h, a, scale.value(), tile, aligned);
+  else
+    product_tile<S, true>(memory, h, b, scale.value(), tile - tiles_a, aligned);
+}
+
+// Rows whose sums are complete.
+template <typename T>
+struct TangentRows {
+  const float* sums;  // [rows][pitch]
+  const T* x;         // [rows][width]
+  const float* inv_norms;
+  T* grad;  // [rows][width]
+  int64_t rows, pitch;
+  int width;
+};
+
+// The part of the sums across the rows' direction, over the rows' norms; all of it where the norm was
+// clamped. A warp per row.
+template <typename T>
+__global__ void __launch_bounds__(kRowThreads) tangents(TangentRows<T> in, ProductScale scale) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
+  if (i >= in.rows) return;
+  const int lane = threadIdx.x % 32;
+  const float* sums = in.sums + i * in.pitch;
+  const T* x = in.x + i * in.width;
+  const float inverse = in.inv_norms[i], factor = inverse * scale.value();
+  float radial = 0.0f;
+  if (inverse < 1.0f / kMinNorm)
+    for (int c = lane; c < in.width; c += 32) radial = fmaf(sums[c], to_float(x[c]) * inverse, radial);
+  radial = warp_sum(radial);
+  for (int c = lane; c < in.width; c += 32)
+    in.grad[i * in.width + c] = from_float<T>((sums[c] - radial * (to_float(x[c]) * inverse)) * factor);
+}
+
+}  // namespace ecgfast::cuda
