@@ -399,7 +399,7 @@ struct LossMemory {
       : warps(arena.take<LossSums>(kRowThreads / 32)), last(arena.take<int>(1)) {}
 };
 
-// The sum over the block, for thread 0.
+// The sum over the block, for thread 0. To be called again only after a barrier.
 __device__ inline LossSums block_sum(LossSums sums, const LossMemory& memory) {
   for (int lanes = 16; lanes; lanes /= 2) {
     LossSums other;
@@ -412,7 +412,6 @@ __device__ inline LossSums block_sum(LossSums sums, const LossMemory& memory) {
   __syncthreads();
   if (threadIdx.x == 0)
     for (int w = 1; w < kRowThreads / 32; ++w) sums.add(memory.warps[w]);
-  __syncthreads();
   return sums;
 }
 

@@ -39,7 +39,7 @@ struct GlobalPlan {
 
 GlobalPlan plan_global_contrastive(const GlobalContrastive& in, Dtype dtype);
 
-// Bytes of device memory that the passes need beside inputs and results: forward, 1 KiB per row of either
+// Bytes of device memory that the passes need beside inputs and results: forward, 0.5 KiB per row of either
 // side at most, and a copy of rows that are not at multiples of 16 bytes; backward, see BackwardWorkspace.
 int64_t global_contrastive_workspace(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan);
 int64_t global_contrastive_backward_workspace(const GlobalContrastive& in, Dtype dtype,

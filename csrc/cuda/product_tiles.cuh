@@ -298,9 +298,7 @@ __device__ __forceinline__ void store_row(T* row, int limit, bool aligned, bool 
         for (int n = 0; n < 4; ++n) words[n] = pack_words(value(c + 2 * n), value(c + 2 * n + 1), row);
         transpose_quad(words, lane);
         const int column = c * 4 + lane % 4 * 8;
-        if (valid && column < limit)
-          store_pack(reinterpret_cast<uint32_t*>(row + column),
-                     Pack<uint32_t, 4>{words[0], words[1], words[2], words[3]});
+        if (valid && column < limit) ptx::store_16(row + column, words);
       }
       return;
     }

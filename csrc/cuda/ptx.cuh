@@ -87,6 +87,13 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
   return r;
 }
 
+// Writes 16 bytes to device memory at once, which the compiler doesn't always make of a vector.
+__device__ __forceinline__ void store_16(void* global, const uint32_t (&w)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)), "r"(w[0]),
+               "r"(w[1]), "r"(w[2]), "r"(w[3])
+               : "memory");
+}
+
 // 2^x within 2 units of the last place; 0 where that is below the normal numbers.
 __device__ __forceinline__ float exp2(float x) {
   float r;

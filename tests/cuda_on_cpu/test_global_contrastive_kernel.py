@@ -315,7 +315,7 @@ def test_workspaces_are_bounded(kernels, n, dtype):
     case = Case(rows, rows, groups, groups)
     case.problem.rows[:] = (n, n)
     forward, detached, true_norm = kernels.workspaces(case, kernels.plan(case))
-    assert forward <= 1024 * 2 * n + 2**20
+    assert forward <= 600 * 2 * n + 2**20
     row = 768 * dtype.itemsize
     assert detached <= 2**27 + 2**22 + 2 * n * row + (n + 8192) * 768 * 4
     assert true_norm <= 2**27 + 2**22 + 2 * n * row + (n + 8192) * 768 * 4

@@ -28,14 +28,15 @@ def run(function, a, b, group_a, group_b, **kwargs):
     return loss, x.grad, y.grad
 
 
-def compare(a, b, group_a, group_b, tolerance=None, **kwargs):
-    """Errors are relative to the largest value, or to what fp32 rounds where values cancel: similarities
-    of the size 1 / temperature, and their gradients."""
+def compare(a, b, group_a, group_b, tolerance=None, device="cpu", **kwargs):
+    """The op on a device against the reference in fp64. Errors are relative to the largest value, or to
+    what fp32 rounds where values cancel: similarities of the size 1 / temperature, and their gradients."""
     tolerance = tolerance or TOLERANCE[a.dtype]
     inverse = 1 / kwargs.get("temperature", 0.1)
     longest = max(1 / x.double().norm(dim=1).clamp(min=1e-8).min().item() for x in (a, b))
     floor = inverse * longest / max(len(a), len(b))
-    got = run(global_contrastive, a, b, group_a, group_b, **kwargs)
+    got = run(global_contrastive, *(t.to(device) for t in (a, b, group_a, group_b)), **kwargs)
+    got = [t.cpu() for t in got]
     want = run(global_contrastive_reference, a.double(), b.double(), group_a, group_b, **kwargs)
     assert got[0].dtype == (torch.float64 if a.dtype == torch.float64 else torch.float32)
     assert got[1].dtype == got[2].dtype == a.dtype
@@ -256,3 +257,75 @@ def test_bad_input(kwargs, message):
     for function in (global_contrastive, global_contrastive_reference):
         with pytest.raises((ValueError, TypeError), match=f"global_contrastive: {message}"):
             function(**args)
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA_SHAPES = [
+    # n, m, d
+    (1, 1, 1),
+    (7, 5, 33),  # rows that are not aligned
+    (64, 64, 768),
+    (200, 97, 65),
+    (1301, 1250, 24),
+    (2900, 2700, 768),  # large tiles
+    (9000, 300, 64),  # two blocks of a's rows
+    (300, 9000, 64),  # of b's
+]
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "m", "d"), CUDA_SHAPES)
+@pytest.mark.parametrize("detach_norm", [True, False])
+def test_on_cuda(dtype, n, m, d, detach_norm):
+    inputs = make_inputs(n, m, d, dtype, seed=n + d)
+    compare(*inputs, max(TOLERANCE[dtype], 5e-6), "cuda", detach_norm=detach_norm)
+    on_cuda = [t.cuda() for t in inputs]
+    once, again = (run(global_contrastive, *on_cuda, detach_norm=detach_norm) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(once, again, strict=True))
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("temperature", [0.005, 0.03, 0.04, 20.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [70, 1500])
+def test_any_temperature_on_cuda(temperature, dtype, n):
+    a, b, group_a, group_b = make_inputs(n, n, 40, dtype, seed=3)
+    b[: n // 2] = -a[: n // 2]
+    tolerance = max(TOLERANCE[dtype], 5e-6, 1e-6 / temperature)
+    compare(a, b, group_a, group_b, tolerance, "cuda", temperature=temperature)
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 3), (3, 0)])
+def test_empty_on_cuda(n, m):
+    a, b = (torch.randn(rows, 8, device="cuda", requires_grad=True) for rows in (n, m))
+    loss = global_contrastive(a, b, *(torch.arange(rows, device="cuda") for rows in (n, m)))
+    loss.backward()
+    assert loss == 0
+    assert not a.grad.any()
+    assert not b.grad.any()
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_memory_on_cuda_does_not_grow_with_the_matrix():
+    # 40,000 x 40,000 similarities would be 6 GiB; a block of them is 128 MiB.
+    inputs = [t.cuda() for t in make_inputs(40000, 40000, 64, torch.bfloat16, seed=1)]
+    x, y = (t.requires_grad_() for t in inputs[:2])
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    global_contrastive(x, y, *inputs[2:]).backward()
+    assert torch.cuda.max_memory_allocated() - before < 200 << 20
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_devices_must_agree():
+    a, b, group_a, group_b = make_inputs(5, 4, 8, torch.float32, seed=1)
+    with pytest.raises(ValueError, match="global_contrastive: b is on cpu"):
+        global_contrastive(a.cuda(), b, group_a, group_b)

@@ -126,6 +126,12 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
   });
 }
 
+inline void store_16(void* global, const uint32_t (&w)[4]) {
+  if (reinterpret_cast<uintptr_t>(global) % 16)
+    throw emu::Error("store: the address is not a multiple of 16");
+  std::memcpy(global, w, 16);
+}
+
 inline float exp2(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
 
 inline void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
