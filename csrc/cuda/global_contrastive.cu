@@ -49,8 +49,19 @@ cudaError_t with_shape(bool large, F f) {
   return f(typename GlobalShapes<T>::Small());
 }
 
-template <typename T>
+// f(the shape of the forward pass's tiles).
+template <typename F>
+cudaError_t with_similarities(Dtype dtype, const GlobalPlan& plan, F f) {
+  return with_dtype(dtype, [&](auto* element) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    return with_shape<T, typename GlobalShapes<T>::Similarities>(plan.large_similarities, f);
+  });
+}
+
+// `S`: the shape of the tiles of similarities.
+template <typename S>
 struct ForwardWorkspace {
+  using T = typename S::Element;
   T* copies[2] = {nullptr, nullptr};
   Partial* partial[2];
   int n_partial[2], n_positive;
@@ -65,10 +76,10 @@ struct ForwardWorkspace {
     const int64_t rows = in.rows[0] + in.rows[1];
     for (int side = 0; side < 2; ++side) {
       if (!rows_aligned<T>(in)) copies[side] = parts.take<T>(in.rows[side] * padded<T>(in.width));
-      n_partial[side] = plan.regions[1 - side] * 2;  // all shapes have 2 x 2 warps
+      n_partial[side] = plan.regions[1 - side] * (side == 0 ? S::warps_n : S::warps_m);
       partial[side] = parts.take<Partial>(n_partial[side] * in.rows[side]);
     }
-    n_positive = plan.regions[0] * plan.regions[1] * 4;
+    n_positive = plan.regions[0] * plan.regions[1] * S::warps_m * S::warps_n;
     positive = parts.take<float>(n_positive);
     sums = parts.take<LossSums>(loss_blocks(in));
     counts = parts.take<int>(rows);
@@ -86,7 +97,7 @@ struct ForwardWorkspace {
 template <typename T>
 struct BackwardWorkspace {
   T *copies[2] = {nullptr, nullptr}, *units[2], *h;
-  float* sums[2];
+  float *sums[2], *shares;
   int64_t bytes;
 
   BackwardWorkspace(const GlobalContrastive& in, const GlobalPlan& plan, bool detach_norm, void* base) {
@@ -99,6 +110,7 @@ struct BackwardWorkspace {
       const int64_t rows = side == 0 ? plan.block[0] : in.rows[1];
       sums[side] = several[1 - side] || !detach_norm ? parts.take<float>(rows * pitch) : nullptr;
     }
+    shares = parts.take<float>(in.rows[0] + in.rows[1]);
     h = parts.take<T>(plan.block[0] * padded<T>(plan.block[1]));
     bytes = parts.used();
   }
@@ -126,30 +138,25 @@ Similarities<T> similarities(const GlobalContrastive& in, T* const copies[2], co
   return s;
 }
 
-template <typename T>
+template <typename S>
 cudaError_t forward(const GlobalContrastive& in, const GlobalPlan& plan, const GlobalResult& out, void* base,
                     cudaStream_t stream) {
-  const ForwardWorkspace<T> w(in, plan, base);
+  const ForwardWorkspace<S> w(in, plan, base);
   PreparedRows rows{};
   rows.inv_norms = out.saved;
-  rows.pitch = padded<T>(in.width);
+  rows.pitch = padded<typename S::Element>(in.width);
   rows.counts = w.counts;
   rows.ticket = w.ticket;
   for (int side = 0; side < 2; ++side) rows.copies[side] = w.copies[side];
-  if (const auto error = prepare<T>(in, rows, stream)) return error;
+  if (const auto error = prepare<typename S::Element>(in, rows, stream)) return error;
 
   const ForwardSums sums{
       {w.partial[0], w.partial[1]}, w.positive, w.counts, {plan.regions[0], plan.regions[1]}};
-  const bool bounded = 2 * in.inv_temperature <= kMostBounded;
-  const auto error =
-      with_shape<T, typename GlobalShapes<T>::Similarities>(plan.large_similarities, [&](auto shape) {
-        using S = decltype(shape);
-        static_assert(S::warps_m == 2 && S::warps_n == 2);
-        return launch(similarity_sums<S>, dim3(plan.regions[0] * plan.regions[1]), dim3(S::threads),
-                      shared_bytes<ProductMemory<S>>(), stream, similarities(in, w.copies, out.saved), sums,
-                      bounded);
-      });
-  if (error) return error;
+  if (const auto error =
+          launch(similarity_sums<S>, dim3(plan.regions[0] * plan.regions[1]), dim3(S::threads),
+                 shared_bytes<ProductMemory<S>>(), stream, similarities(in, w.copies, out.saved), sums,
+                 2 * in.inv_temperature <= kMostBounded))
+    return error;
 
   const LossInputs loss{{in.rows[0], in.rows[1]},
                         {w.partial[0], w.partial[1]},
@@ -181,10 +188,13 @@ class Backward {
   cudaError_t run() const {
     PreparedRows rows{};
     rows.known_inv_norms = saved_.saved;
+    rows.positives = saved_.saved + in_.rows[0] + in_.rows[1];
+    rows.shares = w_.shares;
     rows.pitch = pitch_;
     for (int side = 0; side < 2; ++side) {
       rows.copies[side] = w_.copies[side];
       rows.units[side] = w_.units[side];
+      rows.lse[side] = saved_.lse[side];
     }
     if (const auto error = prepare<T>(in_, rows, stream_)) return error;
     int64_t begin[2] = {0, 0};
@@ -194,10 +204,10 @@ class Backward {
         if (const auto error = block(begin)) return error;
         begin[1] += plan_.block[1];
       } while (begin[1] < in_.rows[1]);
-      if (const auto error = finish(0, begin[0], size(0, begin))) return error;
+      if (const auto error = finish(begin[0], size(0, begin))) return error;
       begin[0] += plan_.block[0];
     } while (begin[0] < in_.rows[0]);
-    return finish(1, 0, in_.rows[1]);
+    return cudaSuccess;
   }
 
  private:
@@ -220,8 +230,7 @@ class Backward {
       rows.x[side].rows = size(side, begin);
       rows.group[side] += begin[side];
       rows.inv_norms[side] += begin[side];
-      out.lse[side] = saved_.lse[side] + begin[side];
-      out.counts[side] = inv_norms(side, begin[side]) + in_.rows[0] + in_.rows[1];
+      out.shares[side] = w_.shares + (side ? in_.rows[0] : 0) + begin[side];
     }
     out.scale = saved_.saved + 2 * (in_.rows[0] + in_.rows[1]) + 1;
     out.data = w_.h;
@@ -260,18 +269,22 @@ class Backward {
     });
   }
 
-  // With the true norm, the gradients of rows whose sums are complete.
-  cudaError_t finish(int side, int64_t begin, int64_t rows) const {
+  TangentRows<T> complete(int side, int64_t begin, int64_t rows) const {
+    return {w_.sums[side],
+            static_cast<const T*>(in_.x[side]) + begin * in_.width,
+            inv_norms(side, begin),
+            grad_[side] + begin * in_.width,
+            rows,
+            pitch_,
+            in_.width};
+  }
+
+  // With the true norm, the gradients of a block of rows of a, and with the last one those of b.
+  cudaError_t finish(int64_t begin, int64_t rows) const {
     if (detach_norm_) return cudaSuccess;
-    const TangentRows<T> in{w_.sums[side],
-                            static_cast<const T*>(in_.x[side]) + begin * in_.width,
-                            inv_norms(side, begin),
-                            grad_[side] + begin * in_.width,
-                            rows,
-                            pitch_,
-                            in_.width};
-    return launch(tangents<T>, dim3(static_cast<unsigned>(divide_up(rows, kRowThreads / 32))),
-                  dim3(kRowThreads), 0, stream_, in, scale());
+    const int64_t rows_b = begin + rows == in_.rows[0] ? in_.rows[1] : 0;
+    return launch(tangents<T>, dim3(static_cast<unsigned>(divide_up(rows + rows_b, kRowThreads / 32))),
+                  dim3(kRowThreads), 0, stream_, complete(0, begin, rows), complete(1, 0, rows_b), scale());
   }
 
   const GlobalContrastive& in_;
@@ -309,8 +322,8 @@ GlobalPlan plan_global_contrastive(const GlobalContrastive& in, Dtype dtype) {
 
 int64_t global_contrastive_workspace(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan) {
   int64_t bytes = 0;
-  with_dtype(dtype, [&](auto* element) {
-    bytes = ForwardWorkspace<std::remove_pointer_t<decltype(element)>>(in, plan, nullptr).bytes;
+  with_similarities(dtype, plan, [&](auto shape) {
+    bytes = ForwardWorkspace<decltype(shape)>(in, plan, nullptr).bytes;
     return cudaSuccess;
   });
   return bytes;
@@ -329,9 +342,8 @@ int64_t global_contrastive_backward_workspace(const GlobalContrastive& in, Dtype
 
 cudaError_t global_contrastive(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan,
                                const GlobalResult& out, void* workspace, cudaStream_t stream) {
-  return with_dtype(dtype, [&](auto* element) {
-    return forward<std::remove_pointer_t<decltype(element)>>(in, plan, out, workspace, stream);
-  });
+  return with_similarities(
+      dtype, plan, [&](auto shape) { return forward<decltype(shape)>(in, plan, out, workspace, stream); });
 }
 
 cudaError_t global_contrastive_backward(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan,

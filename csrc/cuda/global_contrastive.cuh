@@ -2,21 +2,24 @@
 // temperature, positives the pairs of one group.
 //
 // Forward, three launches: inverse norms; tiles of similarities, summed along rows and columns as they are
-// made, to one (shift, sum) per row or column and region of tiles; logsumexps and the loss from these. One
-// product of 2 N N' D operations; 8 bytes per element of traffic in shared memory decide its speed.
+// made, to one (shift, sum) per row or column and region of tiles; logsumexps and the loss from these.
 //
 // Backward: with n_i, n_j the rows' and columns' numbers of positives,
 //   h_ij = n_i exp(s_ij - lse_i) + n_j exp(s_ij - lse_j) - 2 [same group],
 //   grad of a_i = f / |a_i| * tangent(sum_j h_ij u_j),  f = grad_loss / (temperature * 2 * pairs),
 // u the unit rows of b; and of b_j likewise with the columns. Launches: unit rows; then for each block of
-// rows and columns (8192 x 8192 for 16-bit inputs) h, written in the inputs' dtype, and both products with it
-// in one launch; with the true norm, the tangent of each finished block of rows. Four products: that of the
-// similarities is the only one made anew. Against the other ways to do it, for N = N' = 32,768 and D = 768,
-// times a product of 1.65 TFLOP: keeping the gradients of 128 rows on chip takes 6 (similarities once per 128
-// columns of output, D / 128 times); whole rows of h at a time take 5 (each side makes its similarities
-// anew), or leave the one side a product of depth 1024 that spends half its time on adding to memory; here
-// a block's product adds to float32 sums in 1 / 16 of its time, and h costs 3 x 128 MiB of memory traffic,
-// 0.1 ms, per 0.3 TFLOP x 3.
+// rows and columns (8192 x 8192 for 16-bit inputs) h, written in the inputs' dtype, and both products with
+// it; with the true norm one more, the tangents, for each block of rows.
+//
+// What it costs, in products of 2 N N' D operations, which bound the time: forward 1, backward 3. For N = N'
+// = 32,768 and D = 768, a product is 1.65 TFLOP. The alternatives for the backward pass: keeping h of 128
+// rows on chip takes 2 + 2 D / 128 = 14, as its similarities are made anew for each 128 columns of either
+// gradient that fit in registers; holding whole rows and then whole columns of h takes 4, without sums over
+// blocks; whole rows alone, 3, but the columns' products are then only 64 MiB / 2 N = 1024 deep and spend
+// half their time on adding to sums in memory. At a depth of 8192 that is 1 / 16. h itself moves 3 x 128 MiB
+// through memory per block, 0.1 ms beside 0.3 TFLOP. A tile of 128 x 128 similarities reads 16 KiB from the
+// L2 cache per MFLOP, one of 256 x 128 products 12 KiB: at 400 TFLOP/s, 6.2 and 4.7 TB/s. At N = 64 launches
+// bound it.
 //
 // All sums have a fixed order: results are the same bits every time.
 #pragma once
@@ -77,8 +80,10 @@ struct PreparedRows {
   const float* known_inv_norms;  // or read
   void *copies[2], *units[2];    // rows, rows of length 1, `pitch` elements apart with zeros in between
   int64_t pitch;
-  int* counts;       // [N + N'], cleared
-  unsigned* ticket;  // cleared
+  const float *lse[2], *positives;  // [N], [N']; numbers of them, [N + N']
+  float* shares;                    // [N + N']: log2 of n exp(s - lse), less log2(e) s, negated
+  int* counts;                      // [N + N'], cleared
+  unsigned* ticket;                 // cleared
 };
 
 // A warp per row.
@@ -116,6 +121,7 @@ __global__ void __launch_bounds__(kRowThreads)
     });
   if (threadIdx.x % 32) return;
   if (out.inv_norms) out.inv_norms[row] = inverse;
+  if (out.shares) out.shares[row] = (side ? out.lse[1] : out.lse[0])[i] * kLog2E - log2f(out.positives[row]);
   if (out.counts) out.counts[row] = 0;
 }
 
@@ -473,14 +479,11 @@ __global__ void __launch_bounds__(kRowThreads) global_loss(LossInputs in, Global
 // Where the gradients of a block's similarities go.
 template <typename T>
 struct BlockGradients {
-  const float *lse[2], *counts[2];
-  const float* scale;  // of all elements
-  T* data;             // [rows of x[0]][pitch], zeros beyond the last column
+  const float* shares[2];  // see PreparedRows; infinite where a row has no positives
+  const float* scale;      // of all elements
+  T* data;                 // [rows of x[0]][pitch], zeros beyond the last column
   int64_t pitch;
 };
-
-// log2 of n exp(s - lse), less log2(e) s: what to subtract. Infinite where n = 0.
-__device__ __forceinline__ float log2_share(float lse, float count) { return lse * kLog2E - log2f(count); }
 
 // A block per tile, rows running fastest.
 template <typename S>
@@ -499,8 +502,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
   product.finish(sums, at);
   const TileRows<T> rows(in, m0, n0, S::m, S::n);
   const float h_scale = *out.scale;
-  const float *lse_a = out.lse[0] + m0, *lse_b = out.lse[1] + n0;
-  const float *counts_a = out.counts[0] + m0, *counts_b = out.counts[1] + n0;
+  const float *shares_a = out.shares[0] + m0, *shares_b = out.shares[1] + n0;
   T* data = out.data + m0 * out.pitch + n0;
   const int limit = static_cast<int>(min(out.pitch - n0, static_cast<int64_t>(S::n)));
 #pragma unroll
@@ -508,14 +510,13 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
     const ColumnGroup<S> columns(rows, at, first);
     float share[kGroup];
 #pragma unroll
-    for (int c = 0; c < kGroup; ++c)
-      share[c] = columns.valid(c) ? log2_share(lse_b[columns.column(c)], counts_b[columns.column(c)]) : 0.0f;
+    for (int c = 0; c < kGroup; ++c) share[c] = columns.valid(c) ? shares_b[columns.column(c)] : 0.0f;
 #pragma unroll
     for (int r = 0; r < S::rows; ++r) {
       const int i = at.row(r);
       const bool valid = i < rows.count[0];
       const float scale = valid ? rows.inv_norms[0][i] * in.scale : 0.0f;
-      const float own_share = valid ? log2_share(lse_a[i], counts_a[i]) : 0.0f;
+      const float own_share = valid ? shares_a[i] : 0.0f;
       float h[kGroup];
 #pragma unroll
       for (int c = 0; c < kGroup; ++c) {
@@ -611,11 +612,14 @@ struct TangentRows {
 };
 
 // The part of the sums across the rows' direction, over the rows' norms; all of it where the norm was
-// clamped. A warp per row.
+// clamped. A warp per row, those of a before those of b.
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads) tangents(TangentRows<T> in, ProductScale scale) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
-  if (i >= in.rows) return;
+__global__ void __launch_bounds__(kRowThreads)
+    tangents(TangentRows<T> a, TangentRows<T> b, ProductScale scale) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
+  if (row >= a.rows + b.rows) return;
+  const TangentRows<T>& in = row < a.rows ? a : b;
+  const int64_t i = row < a.rows ? row : row - a.rows;
   const int lane = threadIdx.x % 32;
   const float* sums = in.sums + i * in.pitch;
   const T* x = in.x + i * in.width;
