@@ -618,18 +618,19 @@ __global__ void __launch_bounds__(kRowThreads)
     tangents(TangentRows<T> a, TangentRows<T> b, ProductScale scale) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
   if (row >= a.rows + b.rows) return;
-  const TangentRows<T>& in = row < a.rows ? a : b;
-  const int64_t i = row < a.rows ? row : row - a.rows;
-  const int lane = threadIdx.x % 32;
-  const float* sums = in.sums + i * in.pitch;
-  const T* x = in.x + i * in.width;
-  const float inverse = in.inv_norms[i], factor = inverse * scale.value();
+  const bool of_a = row < a.rows;  // no reference to either: parameters would move to local memory
+  const int64_t i = of_a ? row : row - a.rows;
+  const int lane = threadIdx.x % 32, width = a.width;
+  const float* sums = (of_a ? a.sums : b.sums) + i * a.pitch;
+  const T* x = (of_a ? a.x : b.x) + i * width;
+  T* grad = (of_a ? a.grad : b.grad) + i * width;
+  const float inverse = (of_a ? a.inv_norms : b.inv_norms)[i], factor = inverse * scale.value();
   float radial = 0.0f;
   if (inverse < 1.0f / kMinNorm)
-    for (int c = lane; c < in.width; c += 32) radial = fmaf(sums[c], to_float(x[c]) * inverse, radial);
+    for (int c = lane; c < width; c += 32) radial = fmaf(sums[c], to_float(x[c]) * inverse, radial);
   radial = warp_sum(radial);
-  for (int c = lane; c < in.width; c += 32)
-    in.grad[i * in.width + c] = from_float<T>((sums[c] - radial * (to_float(x[c]) * inverse)) * factor);
+  for (int c = lane; c < width; c += 32)
+    grad[c] = from_float<T>((sums[c] - radial * (to_float(x[c]) * inverse)) * factor);
 }
 
 }  // namespace ecgfast::cuda
