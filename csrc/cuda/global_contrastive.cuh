@@ -208,7 +208,7 @@ using Partial = float2;
 
 __device__ inline Partial merge(const Partial& x, const Partial& y) {
   const float top = fmaxf(x.x, y.x);
-  return {top, x.y * ptx::exp2(x.x - top) + y.y * ptx::exp2(y.x - top)};
+  return {top, x.y * ptx::exp2_approximate(x.x - top) + y.y * ptx::exp2_approximate(y.x - top)};
 }
 
 struct ForwardSums {
@@ -279,9 +279,9 @@ struct ForwardTile {
 #pragma unroll
       for (int c = 0; c < kGroup; ++c) {
         const float s = columns.similarity(sums, r, c, row_scale);
-        const float e = columns.valid(c) ? ptx::exp2(s - row_shift[r]) : 0.0f;
+        const float e = columns.valid(c) ? ptx::exp2_approximate(s - row_shift[r]) : 0.0f;
         row_sum[r] += e;
-        sum[c] += kBounded ? e : ptx::exp2(s - shift[c]);
+        sum[c] += kBounded ? e : ptx::exp2_approximate(s - shift[c]);
       }
       int n = 0;
       columns.positives(i, [&](int c) {
@@ -521,7 +521,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
 #pragma unroll
       for (int c = 0; c < kGroup; ++c) {
         const float s = columns.similarity(sums, r, c, scale);
-        const float sum = ptx::exp2(s - own_share) + ptx::exp2(s - share[c]);
+        const float sum = ptx::exp2_approximate(s - own_share) + ptx::exp2_approximate(s - share[c]);
         h[c] = columns.valid(c) ? sum * h_scale : 0.0f;
       }
       if (valid) columns.positives(i, [&](int c) { h[c] -= 2.0f * h_scale; });

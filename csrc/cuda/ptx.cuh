@@ -94,12 +94,5 @@ __device__ __forceinline__ void store_16(void* global, const uint32_t (&w)[4]) {
                : "memory");
 }
 
-// 2^x within 2 units of the last place; 0 where that is below the normal numbers.
-__device__ __forceinline__ float exp2(float x) {
-  float r;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-  return r;
-}
-
 }  // namespace ecgfast::ptx
 #endif

@@ -132,8 +132,6 @@ inline void store_16(void* global, const uint32_t (&w)[4]) {
   std::memcpy(global, w, 16);
 }
 
-inline float exp2(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
-
 inline void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emu::mma<16, 2>(c, a, b,
                   [](uint32_t word, int n) { return emu::bits<float>(n ? word & 0xFFFF0000u : word << 16); });
@@ -150,7 +148,7 @@ inline void mma_m16n8k8_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32
   emu::mma<8, 1>(c, a, b, [](uint32_t word, int) { return emu::bits<float>(word & 0xFFFFE000u); });
 }
 
-inline float exp2_approximate(float x) { return std::exp2(x); }
+inline float exp2_approximate(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }  // flushes to zero
 inline float log2_approximate(float x) { return std::log2(x); }
 
 // Round to nearest, ties away from zero.
