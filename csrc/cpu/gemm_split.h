@@ -18,8 +18,8 @@ struct SplitTiles {
   static constexpr int64_t kGroup = 8 * kRows;  // rows at a time: with a slice of B and of C they fit in L2
   static constexpr int64_t kBytes = 2 * Parts;  // of a number
   static constexpr int64_t kTile = 512;         // elements: 16 rows of 64 bytes
-  static constexpr int64_t kStep = 2 * Parts * kTile;  // 32 of k, for 32 rows or columns
-  static constexpr int64_t kSlice = 16;                // steps that a slice of B is deep
+  static constexpr int64_t kStep = 2 * Parts * kTile;     // 32 of k, for 32 rows or columns
+  static constexpr int64_t kSlice = Parts == 1 ? 8 : 16;  // steps that a slice of B is deep
 
   static constexpr bool kRaw = Parts == 1;  // bf16 inputs are best multiplied as they are
 

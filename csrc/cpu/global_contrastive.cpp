@@ -13,8 +13,8 @@ namespace ecgfast {
 namespace {
 
 constexpr double kEps = 1e-8;
-constexpr double kMostBounded = 64;    // of 2 / temperature
-constexpr int64_t kMostRows = 21 * 96;  // of a block: a thread's tile is as wide
+constexpr double kMostBounded = 64;     // of 2 / temperature
+constexpr int64_t kMostRows = 22 * 96;  // of a block: a thread's tile is as wide
 
 static int64_t blocks_of(int64_t n, int64_t most, int64_t multiple) {
   const int64_t count = n > most ? (n + most - 1) / most : 1;

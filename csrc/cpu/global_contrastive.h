@@ -35,7 +35,7 @@ enum class GlobalPass : int32_t {
   forward,        // row panels: similarities and their sums along rows; along columns within a panel
   merge_columns,  // column panels: adds the row panels' sums along columns
   loss,           // one piece
-  gradients,      // row panels: similarities, their gradients, and what these add to the gradient of a's block
+  gradients,      // row panels: similarities, their gradients, and the gradient of a's block
   products,       // row panels' worth of columns: adds to the gradient of b
   finish_left,    // row panels of a's block: writes its gradient
   finish_right,   // column panels of b's block: writes its gradient
