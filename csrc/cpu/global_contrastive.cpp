@@ -14,7 +14,7 @@ namespace {
 
 constexpr double kEps = 1e-8;
 constexpr double kMostBounded = 64;     // of 2 / temperature
-constexpr int64_t kMostRows = 22 * 96;  // of a block: a thread's tile is as wide
+constexpr int64_t kMostRows = 11 * 96;  // of a block: a thread's tile is as wide
 
 static int64_t blocks_of(int64_t n, int64_t most, int64_t multiple) {
   const int64_t count = n > most ? (n + most - 1) / most : 1;
@@ -27,6 +27,7 @@ struct Layout {
   using P = typename ProductsOf<In>::type;
   using Element = typename P::Element;
   static constexpr int64_t W = P::kColumns, R = P::kRows;
+  static constexpr bool kWide = kSame<In, T>;  // gradients are accumulated where they belong
   int64_t rows, cols, dp, ld;  // of a block, padded; D padded; of a thread's tile of similarities
   Element *left, *left_rows, *right, *right_rows;
   Element* slopes;  // the transposed gradients of the similarities
@@ -45,7 +46,7 @@ struct Layout {
     left_rows = a.backward ? arena.take<Element>(P::right_elements(rows, a.D)) : nullptr;
     right_rows = a.backward ? arena.take<Element>(P::right_elements(cols, a.D)) : nullptr;
     slopes = a.backward && a.grad_right ? arena.take<Element>(P::left_elements(cols, rows)) : nullptr;
-    grad_left = a.backward ? arena.take<T>(rows * dp) : nullptr;
+    grad_left = a.backward && !kWide ? arena.take<T>(rows * dp) : nullptr;
     col_max = a.backward ? nullptr : arena.take<T>(rows / R * cols);
     col_sum = a.backward ? nullptr : arena.take<T>(rows / R * cols);
     bytes = arena.bytes();
@@ -54,7 +55,8 @@ struct Layout {
   // Of a block of n by n.
   int64_t size(const GlobalArgs& a, int64_t n) const {
     const int64_t each = sizeof(T), packed = P::kBytes * dp;
-    return n * (a.backward ? 4 * packed + dp * each + P::kBytes * n : 2 * packed + 2 * n / R * each);
+    return n * (a.backward ? 4 * packed + (kWide ? 0 : dp * each) + P::kBytes * n
+                           : 2 * packed + 2 * n / R * each);
   }
 };
 
@@ -155,7 +157,7 @@ struct Contrast {
     P::pack_left(s.rows, w.dp, valid, a.D, w.left + P::left_elements(i, a.D));
     if (!a.backward) return;
     P::pack_right_rows(s.rows, w.dp, i, valid, a.D, a.size[0], w.left_rows);
-    memset(w.grad_left + i * w.dp, 0, sizeof(T) * R * w.dp);
+    memset(grad_left(i), 0, sizeof(T) * valid * grad_left_stride());
   }
 
   void pack_right(int64_t panel) const {
@@ -343,11 +345,17 @@ struct Contrast {
     }
   }
 
+  // Where the gradient of the block's row i accumulates.
+  T* grad_left(int64_t i) const {
+    return w.kWide ? static_cast<T*>(a.grad[0]) + (a.begin[0] + i) * a.D : w.grad_left + i * w.dp;
+  }
+  int64_t grad_left_stride() const { return w.kWide ? a.D : w.dp; }
+
   // The gradients of the similarities, while the cache has them: times b, and kept to be multiplied by a.
   void multiply_slopes(int64_t panel, int64_t panels) const {
     const auto left = P::rows_of(s.tile, w.ld, panels * R, a.size[1], s.left);
-    T* grad = w.grad_left + panel * R * w.dp;
-    P::template multiply<true>(panels * R, a.D, a.size[1], left, w.right_rows, grad, w.dp, w.dp);
+    const int64_t rows = least(panels * R, a.size[0] - panel * R), ld = grad_left_stride();
+    P::template multiply<true>(rows, a.D, a.size[1], left, w.right_rows, grad_left(panel * R), ld, ld);
     if (!a.grad_right) return;
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t i = (panel + p) * R;
@@ -387,7 +395,7 @@ struct Contrast {
 
   void finish_left(int64_t panel) const {
     for (int64_t i = panel * R; i < least(panel * R + R, a.size[0]); ++i)
-      finish_row(0, a.begin[0] + i, w.grad_left + i * w.dp);
+      finish_row(0, a.begin[0] + i, grad_left(i));
   }
 
   void finish_right(int64_t panel) const {

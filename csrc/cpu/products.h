@@ -30,8 +30,7 @@ struct MultiplyAdd {
       for (int64_t r = 0; r < kRows; ++r) out[p * kRows + r] = r < valid ? x[r * ld + p] : T(0);
   }
   static Left rows_of(const T* x, int64_t ld, int64_t, int64_t, T*) { return row_major(x, ld); }
-  static void pack_left_rows(const T* x, int64_t ld, int64_t p0, int64_t rows, int64_t m, int64_t k,
-                             T* out) {
+  static void pack_left_rows(const T* x, int64_t ld, int64_t p0, int64_t rows, int64_t m, int64_t k, T* out) {
     pack_left_transposed(x, ld, p0, rows, m, k, out);
   }
   static void pack_right(const T* x, int64_t ld, int64_t j0, int64_t valid, int64_t k, T* panels) {

@@ -9,7 +9,7 @@
 namespace ecgfast {
 namespace {
 
-constexpr int64_t kWorkspace = int64_t{29} << 20;        // bytes, of the blocks and the accumulator
+constexpr int64_t kWorkspace = int64_t{26} << 20;        // bytes, of the blocks and the accumulator
 constexpr int64_t kMostAccumulator = int64_t{16} << 20;  // bytes
 
 // The inputs made contiguous, and alive while the kernel's raw pointers are in use. Groups are numbered anew
