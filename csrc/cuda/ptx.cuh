@@ -41,6 +41,14 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
                : "memory");
 }
 
+// The transpose of an 8 x 8 matrix of 16-bit elements, of which lane l holds the elements 2 * (l % 4) and the
+// next of row l / 4.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
+  uint32_t r;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(x));
+  return r;
+}
+
 // c += a b for a 16 x 16, b 16 x 8, c 16 x 8 in the fragment layouts of the PTX ISA.
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4],
                                                   const uint32_t (&b)[2]) {

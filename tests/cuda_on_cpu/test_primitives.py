@@ -107,18 +107,11 @@ def test_ldmatrix(primitives, order, transposed):
         np.testing.assert_array_equal(words.view(np.uint16).reshape(32, 4, 2)[:, m], expected)
 
 
-@pytest.mark.parametrize("order", SCHEDULES)
-def test_ldmatrix_trans(primitives, order):
-    """The same of the transposed matrices: elements `group` of rows 2 * member, + 1."""
-    primitives.schedule(order)
-    memory = np.random.default_rng(3).integers(0, 2**16, (64, 8)).astype(np.uint16)
-    rows = np.random.default_rng(4).permutation(64)[:32]
-    words = np.zeros((32, 4), np.uint32)
-    primitives.call("ldmatrix_trans", pointer(memory), pointer((rows * 16).astype(np.int32)), pointer(words))
-    for m in range(4):
-        matrix = memory[rows[8 * m : 8 * m + 8]]
-        expected = np.stack([matrix[MEMBER * 2, GROUP], matrix[MEMBER * 2 + 1, GROUP]], axis=1)
-        np.testing.assert_array_equal(words.view(np.uint16).reshape(32, 4, 2)[:, m], expected)
+def test_transpose_8x8(primitives):
+    matrix = np.random.default_rng(4).integers(0, 2**16, (8, 8)).astype(np.uint16)
+    words = matrix.copy().view(np.uint32).reshape(32)  # row `group`, elements 2 * member, + 1
+    primitives.call("transpose", pointer(words))
+    np.testing.assert_array_equal(words.view(np.uint16).reshape(8, 8), matrix.T)
 
 
 def test_to_tf32_rounds_to_nearest_ties_away(primitives):

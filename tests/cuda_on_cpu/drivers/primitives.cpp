@@ -53,13 +53,11 @@ EMU_EXPORT const char* ldmatrix(const char* memory, const int* offsets, bool tra
   });
 }
 
-EMU_EXPORT const char* ldmatrix_trans(const char* memory, const int* offsets, uint32_t* words) {
+// words[l] turns to lane l's share of the transposed matrix.
+EMU_EXPORT const char* transpose(uint32_t* words) {
   return emu::message_of([&] {
-    emu::launch(dim3(1), dim3(32), 0, [&] {
-      uint32_t r[4];
-      ptx::ldmatrix_x4_trans(r, memory + offsets[threadIdx.x]);
-      std::memcpy(words + threadIdx.x * 4, r, sizeof(r));
-    });
+    emu::launch(dim3(1), dim3(32), 0,
+                [&] { words[threadIdx.x] = ptx::transpose_8x8(words[threadIdx.x]); });
   });
 }
 

@@ -132,6 +132,19 @@ inline void store_16(void* global, const uint32_t (&w)[4]) {
   std::memcpy(global, w, 16);
 }
 
+inline uint32_t transpose_8x8(uint32_t x) {
+  emu::collective(~0u, x, [](emu::Lanes<uint32_t> lanes) {
+    if (lanes.mask() != ~0u) throw emu::Error("movmatrix: needs all 32 lanes");
+    uint16_t matrix[8][8];
+    lanes.each([&](int lane, uint32_t word) { std::memcpy(&matrix[lane / 4][lane % 4 * 2], &word, 4); });
+    lanes.each([&](int lane, uint32_t& word) {
+      const uint16_t column[2] = {matrix[lane % 4 * 2][lane / 4], matrix[lane % 4 * 2 + 1][lane / 4]};
+      std::memcpy(&word, column, 4);
+    });
+  });
+  return x;
+}
+
 inline void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emu::mma<16, 2>(c, a, b,
                   [](uint32_t word, int n) { return emu::bits<float>(n ? word & 0xFFFF0000u : word << 16); });

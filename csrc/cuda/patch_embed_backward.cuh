@@ -1,0 +1,456 @@
+// The stem, backward. The forward pass kept each layer's activations and the derivatives of its GELUs in the
+// compute dtype, so that from layer 1 up only products are left: with dz the gradient of a layer's
+// pre-activations, dz below = (dz weights) * slopes, and the weights' gradient is dz^T (activations below),
+// split over blocks along the rows and added up in a fixed order.
+//
+// Layer 0 is made anew on chip, for the 1250 x 256 values of a segment never leave it: stem_grad_first turns dz
+// of layer 1 into that of layer 0 and that at once into sums over the segment, dz^T (patches, 1); and
+// stem_grad_weight_first makes gelu(layer 0) as the right operand of layer 1's weight gradient. From the
+// segment's sums G = sum dz x^T (x centred), s = sum dz and q = sum dz zhat follow the norm's gradients:
+// dW = scale (G - q W Cov / deviation), and q and s for its affine.
+//
+// At the paper's size (see patch_embed_forward.cuh): 77 GFLOP in the products, about 0.4 GB of traffic.
+#pragma once
+#include "patch_embed_tiles.cuh"
+
+namespace ecgfast::cuda {
+
+// Gradients of the last layer's pre-activations, rows of W, zero beyond the channels.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    stem_grad_last(StemShape s, StemState state, const T* grad_tokens, T* out, bool aligned) {
+  const int per_row = s.width / kVector<T>;
+  const T* slopes = of_layer<T>(state.slopes, s, s.layers - 1);
+  const int64_t n = s.batch * s.tokens * per_row;
+  for (int64_t v = int64_t{blockIdx.x} * kThreads + threadIdx.x; v < n; v += int64_t{gridDim.x} * kThreads) {
+    const int64_t row = v / per_row;
+    const int column = v % per_row * kVector<T>;
+    const T* from = grad_tokens + row * s.channels + column;
+    Pack<T, kVector<T>> grad, slope = load_pack<kVector<T>>(slopes + row * s.width + column);
+    if (aligned) {
+      grad = load_pack<kVector<T>>(from);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kVector<T>; ++k) grad.v[k] = column + k < s.channels ? from[k] : from_float<T>(0.0f);
+    }
+#pragma unroll
+    for (int k = 0; k < kVector<T>; ++k) grad.v[k] = from_float<T>(to_float(grad.v[k]) * to_float(slope.v[k]));
+    store_pack<kVector<T>>(out + row * s.width + column, grad);
+  }
+}
+
+// ---- plain products
+
+constexpr int kGradStages = 3;
+
+template <typename T>
+struct InputGradientMemory {
+  using Left = RowTile<T, 128>;
+  using Right = DepthTile<T, 128>;
+  T *left, *right;  // [kGradStages]
+  __host__ __device__ explicit InputGradientMemory(SharedArena& arena)
+      : left(arena.take<T>(kGradStages * Left::kSize)), right(arena.take<T>(kGradStages * Right::kSize)) {}
+};
+
+// out = (grads weights) * slopes, with grads [rows, width], weights [depth, columns], the rest [rows, columns].
+template <typename T>
+struct InputGradient {
+  const T* grads;
+  int64_t rows;
+  int width;
+  Source<T> weights;
+  const T* slopes;  // null: out is float and has no factor
+  void* out;
+};
+
+template <typename T>
+__device__ __forceinline__ void write_input_gradient(const float (&v)[4][2], const InputGradient<T>& in, int64_t row,
+                                                     int column, bool valid) {
+  const int columns = in.weights.columns;
+  const int64_t first = row * columns;
+  if (!in.slopes) {
+    store_row(static_cast<float*>(in.out) + first, column, columns, v, valid, true);
+    return;
+  }
+  float d[4][2];
+  load_row(in.slopes + first, column, columns, d, valid);
+#pragma unroll
+  for (int f = 0; f < 4; ++f)
+#pragma unroll
+    for (int n = 0; n < 2; ++n) d[f][n] *= v[f][n];
+  store_row(static_cast<T*>(in.out) + first, column, columns, d, valid, true);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1) stem_grad_input(InputGradient<T> in) {
+  using Memory = InputGradientMemory<T>;
+  using Warp = WarpTile<128, 128>;
+  SharedArena arena;
+  const Memory memory(arena);
+  const Warp warp;
+  const int across = divide_up(in.weights.columns, 128), column0 = blockIdx.x % across * 128;
+  const int64_t row0 = blockIdx.x / across * int64_t{128};
+  const Source<T> grads = rows_from(in.grads, row0, in.rows, in.width);
+  typename Warp::Sums sums = {};
+  stream<kGradStages>(
+      divide_up(in.weights.rows, kDepth<T>),
+      [&](int c) {
+        Memory::Left::load(memory.left + c % kGradStages * Memory::Left::kSize, grads, 0, c * kDepth<T>);
+        Memory::Right::load(memory.right + c % kGradStages * Memory::Right::kSize, in.weights, c * kDepth<T>, column0);
+      },
+      [&](int c) {
+        multiply<typename Memory::Left, typename Memory::Right>(sums, warp,
+                                                                memory.left + c % kGradStages * Memory::Left::kSize,
+                                                                memory.right + c % kGradStages * Memory::Right::kSize);
+      });
+#pragma unroll
+  for (int j = 0; j < Warp::kFragments; j += 4)
+#pragma unroll
+    for (int i = 0; i < 2 * kRowFragments; ++i) {
+      const int row = warp.row + 8 * i + threadIdx.x % 32 / 4;
+      float v[4][2];
+#pragma unroll
+      for (int f = 0; f < 4; ++f)
+#pragma unroll
+        for (int n = 0; n < 2; ++n) v[f][n] = sums[i / 2][j + f][i % 2 * 2 + n];
+      write_input_gradient(v, in, row0 + row, column0 + warp.column + 8 * j, row < grads.rows);
+    }
+}
+
+// partial[split] = grads^T activations over the split's rows: [channels, columns].
+template <typename T>
+struct WeightGradient {
+  const T *grads, *activations;  // [rows, width], [rows, columns]
+  int64_t rows;
+  int width, columns, channels, splits;
+  float* partial;
+};
+
+template <typename T>
+struct WeightGradientMemory {
+  using Tile = DepthTile<T, 128>;
+  T *left, *right;  // [kGradStages]
+  __host__ __device__ explicit WeightGradientMemory(SharedArena& arena)
+      : left(arena.take<T>(kGradStages * Tile::kSize)), right(arena.take<T>(kGradStages * Tile::kSize)) {}
+};
+
+// A tile's sums to rows row0 .. of [rows, pitch], as far as columns < width.
+template <typename Warp>
+__device__ __forceinline__ void write_sums(const typename Warp::Sums& sums, const Warp& warp, float* out, int64_t pitch,
+                                           int row0, int rows, int column0, int width) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < 2 * kRowFragments; ++i)
+#pragma unroll
+    for (int j = 0; j < Warp::kFragments; ++j) {
+      const int row = row0 + warp.row + 8 * i + lane / 4, column = column0 + warp.column + 8 * j + lane % 4 * 2;
+      if (row < rows && column < width)
+        store_two(out + row * pitch + column, sums[i / 2][j][i % 2 * 2], sums[i / 2][j][i % 2 * 2 + 1]);
+    }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1) stem_grad_weight(WeightGradient<T> in) {
+  using Tile = typename WeightGradientMemory<T>::Tile;
+  using Warp = WarpTile<128, 128>;
+  SharedArena arena;
+  const WeightGradientMemory<T> memory(arena);
+  const Warp warp;
+  const int across = divide_up(in.columns, 128), tiles = across * divide_up(in.channels, 128);
+  const int split = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const int row0 = tile / across * 128, column0 = tile % across * 128;
+  const int64_t chunks = divide_up(in.rows, kDepth<T>);
+  const int64_t first = chunks * split / in.splits, last = chunks * (split + 1) / in.splits;
+  const Source<T> grads = rows_from(in.grads, first * kDepth<T>, in.rows, in.width);
+  const Source<T> activations = rows_from(in.activations, first * kDepth<T>, in.rows, in.columns);
+  typename Warp::Sums sums = {};
+  stream<kGradStages>(
+      last - first,
+      [&](int c) {
+        Tile::load(memory.left + c % kGradStages * Tile::kSize, grads, c * kDepth<T>, row0);
+        Tile::load(memory.right + c % kGradStages * Tile::kSize, activations, c * kDepth<T>, column0);
+      },
+      [&](int c) {
+        multiply<Tile, Tile>(sums, warp, memory.left + c % kGradStages * Tile::kSize,
+                             memory.right + c % kGradStages * Tile::kSize);
+      });
+  write_sums(sums, warp, in.partial + split * int64_t{in.columns} * in.channels, in.columns, row0, in.channels,
+             column0, in.columns);
+}
+
+// ---- layer 1's weights
+
+template <typename T>
+constexpr int kFirstGradChannels = sizeof(T) == 2 ? 256 : 128;
+constexpr int kMadeStages = 4;
+
+template <typename T>
+struct FirstWeightMemory {
+  using Left = DepthTile<T, kFirstGradChannels<T>>;
+  using Made = DepthTile<T, 128>;
+  using Patches = PatchTile<T, kDepth<T>>;
+  T* left;        // [kMadeStages]: gradients of layer 1
+  T* patches;     // [kMadeStages]
+  float* affine;  // [kMadeStages][128][2]
+  T* made;        // [2]: gelu(layer 0)
+  __host__ __device__ explicit FirstWeightMemory(SharedArena& arena)
+      : left(arena.take<T>(kMadeStages * Left::kSize)),
+        patches(arena.take<T>(kMadeStages * Patches::kSize)),
+        affine(arena.take<float>(kMadeStages * 2 * 128)),
+        made(arena.take<T>(2 * Made::kSize)) {}
+};
+
+// The right operand of layer 0 for 16 channels from `channel` on, from memory; zeros beyond the width.
+template <typename T>
+__device__ __forceinline__ void load_weights0_global(uint32_t (&w)[kPatchSteps<T>][4], const T* weights, int channel,
+                                                     int width) {
+  constexpr int kWords = kPatch * sizeof(T) / 4;
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(weights);
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int step = 0; step < kPatchSteps<T>; ++step)
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const int c = channel + n / 2 * 8 + lane / 4;
+      w[step][n] = c < width ? words[int64_t{c} * kWords + step * 8 + n % 2 * 4 + lane % 4] : 0;
+    }
+}
+
+// A block sums over the segments of its split, for kFirstGradChannels output channels by 128 inputs of one tap.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1)
+    stem_grad_weight_first(StemShape s, StemState state, const T* grads, int splits, float* partial) {
+  using Memory = FirstWeightMemory<T>;
+  using Warp = WarpTile<kFirstGradChannels<T>, 128>;
+  constexpr int kBands = kDepth<T> / 16, kMadeColumns = 128 * kBands / kWarps;  // a warp makes 16 x kMadeColumns
+  SharedArena arena;
+  const Memory memory(arena);
+  const Warp warp;
+  const int slices = divide_up(s.width, 128), tiles = 2 * slices * divide_up(s.channels, kFirstGradChannels<T>);
+  const int split = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const int tap = tile % 2, column0 = tile / 2 % slices * 128, row0 = tile / 2 / slices * kFirstGradChannels<T>;
+  const int64_t segment0 = s.batch * split / splits, segments = s.batch * (split + 1) / splits - segment0;
+  const int rows = stem_rows(s, 1), per_segment = divide_up(rows, kDepth<T>);
+  const int band = threadIdx.x / 32 % kBands * 16, made_column = threadIdx.x / 32 / kBands * kMadeColumns;
+  uint32_t weights0[kMadeColumns / 16][kPatchSteps<T>][4];
+#pragma unroll
+  for (int n = 0; n < kMadeColumns / 16; ++n)
+    load_weights0_global(weights0[n], packed_layer<T>(state, s, 0), column0 + made_column + 16 * n, s.width);
+
+  const auto load = [&](int c) {
+    const int64_t b = segment0 + c / per_segment;
+    const int row = c % per_segment * kDepth<T>, stage = c % kMadeStages;
+    const T* patches = static_cast<const T*>(state.patches) + (b * s.patches + tap) * kPatch;
+    Memory::Left::load(memory.left + stage * Memory::Left::kSize, {grads + b * rows * s.width, s.width, rows, s.width},
+                       row, row0);
+    Memory::Patches::load(memory.patches + stage * Memory::Patches::kSize, {patches, 2 * kPatch, rows, kPatch}, row);
+    load_affine<128>(memory.affine + stage * 256, state.affine + 2 * b * s.width, column0, s.width);
+  };
+  const auto produce = [&](int c) {
+    const int stage = c % kMadeStages, lane = threadIdx.x % 32;
+    T* made = memory.made + c % 2 * Memory::Made::kSize;
+    uint32_t patches[kPatchSteps<T>][4];
+#pragma unroll
+    for (int step = 0; step < kPatchSteps<T>; ++step)
+      Memory::Patches::left(patches[step], memory.patches + stage * Memory::Patches::kSize, band, step);
+#pragma unroll
+    for (int n = 0; n < kMadeColumns / 16; ++n) {
+      float z[2][4];
+      layer0<T>(z, patches, weights0[n], memory.affine + stage * 256 + 2 * (made_column + 16 * n));
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int row = band + lane / 4 + k % 2 * 8, column = made_column + 16 * n + k / 2 * 8 + lane % 4 * 2;
+        store_two(made + Memory::Made::at(row, column), gelu<T>(z[k / 2][k % 2 * 2]),
+                  gelu<T>(z[k / 2][k % 2 * 2 + 1]));
+      }
+    }
+  };
+  typename Warp::Sums sums = {};
+  stream_produced<kMadeStages>(segments * per_segment, load, produce, [&](int c) {
+    multiply<typename Memory::Left, typename Memory::Made>(sums, warp,
+                                                           memory.left + c % kMadeStages * Memory::Left::kSize,
+                                                           memory.made + c % 2 * Memory::Made::kSize);
+  });
+  write_sums(sums, warp, partial + split * int64_t{2} * s.width * s.channels + tap * s.width, 2 * s.width, row0,
+             s.channels, column0, s.width);
+}
+
+// ---- layer 0
+
+template <typename T>
+constexpr int kFirstGradStages = sizeof(T) == 2 ? 3 : 2;
+
+template <typename T>
+struct FirstInputMemory {
+  using Left = RowTile<T, 128>;
+  using Right = DepthTile<T, 128>;
+  using Patches = PatchTile<T, 128>;
+  T *left, *right;  // [kFirstGradStages]
+  T* patches;       // of the row tile
+  T* weights0;      // of the block's channels
+  float* affine;    // [128][2]
+  float* sums;      // [2][kPatch][128]: dz^T (patches, 1) of the upper and the lower warps
+  __host__ __device__ explicit FirstInputMemory(SharedArena& arena)
+      : left(arena.take<T>(kFirstGradStages<T> * Left::kSize)),
+        right(arena.take<T>(kFirstGradStages<T> * Right::kSize)),
+        patches(arena.take<T>(Patches::kSize)),
+        weights0(arena.take<T>(Patches::kSize)),
+        affine(arena.take<float>(2 * 128)),
+        sums(arena.take<float>(2 * kPatch * 128)) {}
+  // Pairs of channels of neighbouring values lie in different banks.
+  __device__ static int at(int value, int channel) { return value * 128 + (channel ^ value % 4 * 8); }
+};
+
+// A fragment of 16 rows by 8 columns as the right operand of products down its rows.
+__device__ __forceinline__ void down_rows(uint32_t (&b)[1][2], const float (&d)[4], const __nv_bfloat16* t) {
+  b[0][0] = ptx::transpose_8x8(pack_two(d[0], d[1], t));
+  b[0][1] = ptx::transpose_8x8(pack_two(d[2], d[3], t));
+}
+__device__ __forceinline__ void down_rows(uint32_t (&b)[1][2], const float (&d)[4], const __half* t) {
+  b[0][0] = ptx::transpose_8x8(pack_two(d[0], d[1], t));
+  b[0][1] = ptx::transpose_8x8(pack_two(d[2], d[3], t));
+}
+__device__ __forceinline__ void down_rows(uint32_t (&b)[2][2], const float (&d)[4], const float*) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+    const int source = (lane % 4 + n % 2 * 4) * 4 + lane / 8;
+    const float even = __shfl_sync(~0u, d[n / 2 * 2], source), odd = __shfl_sync(~0u, d[n / 2 * 2 + 1], source);
+    b[n / 2][n % 2] = __float_as_uint(lane / 4 % 2 ? odd : even);
+  }
+}
+
+// What one block of stem_grad_first works on.
+struct FirstInputTask {
+  int64_t b;
+  int part, tap, column0;
+  int first_tile, last_tile;  // of 128 rows
+
+  __device__ FirstInputTask(const StemShape& s, int parts) {
+    const int slices = divide_up(s.width, 128), tiles = divide_up(stem_rows(s, 1), 128);
+    const int block = blockIdx.x / (2 * slices);
+    tap = blockIdx.x % 2;
+    column0 = blockIdx.x / 2 % slices * 128;
+    b = block / parts;
+    part = block % parts;
+    first_tile = static_cast<int64_t>(tiles) * part / parts;
+    last_tile = static_cast<int64_t>(tiles) * (part + 1) / parts;
+  }
+};
+
+// From the gradients of layer 0's activations, of the warp's part of a row tile, to those of its pre-activations,
+// and on to their sums with the patches. `scaled`, of rows [2 taps, W], gets the former times the norm's scale
+// where not null.
+template <typename T, typename Warp>
+__device__ __forceinline__ void finish_row_tile(const typename Warp::Sums& grads, const Warp& warp,
+                                                const FirstInputMemory<T>& memory, T* scaled, int rows, int columns,
+                                                int width) {
+  constexpr int kDown = 16 / kStepDepth<T>;
+  using Patches = typename FirstInputMemory<T>::Patches;
+  const int lane = threadIdx.x % 32;
+  float* sums = memory.sums + warp.row / 64 * kPatch * 128;
+#pragma unroll
+  for (int j = 0; j < Warp::kFragments; j += 2) {
+    const int channel = warp.column + 8 * j;
+    uint32_t w[kPatchSteps<T>][4];
+    load_weights0<T, 128>(w, memory.weights0, channel);
+    float g[2][2][4] = {};
+#pragma unroll
+    for (int i = 0; i < kRowFragments; ++i) {
+      const int row = warp.row + 16 * i;
+      uint32_t a[kPatchSteps<T>][4];
+#pragma unroll
+      for (int step = 0; step < kPatchSteps<T>; ++step) Patches::left(a[step], memory.patches, row, step);
+      float d[2][4];
+      layer0<T>(d, a, w, memory.affine + 2 * channel);
+      uint32_t right[2][kDown][2];
+#pragma unroll
+      for (int f = 0; f < 2; ++f) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) d[f][n] = gelu_and_slope<T>(d[f][n]).slope * grads[i][j + f][n];
+        down_rows(right[f], d[f], static_cast<const T*>(nullptr));
+      }
+#pragma unroll
+      for (int down = 0; down < kDown; ++down)
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          uint32_t left[4];
+          Patches::left_down(left, memory.patches, row + down * kStepDepth<T>, 16 * m);
+#pragma unroll
+          for (int f = 0; f < 2; ++f) mma_step(g[m][f], left, right[f][down], memory.patches);
+        }
+      if (scaled) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          const int r = row + lane / 4 + n % 2 * 8, c = channel + n / 2 * 8 + lane % 4 * 2;
+          const float *v = &d[n / 2][n % 2 * 2], *scale = memory.affine + 2 * c;
+          if (r < rows && c < columns)
+            store_two(scaled + r * int64_t{2} * width + c, v[0] * scale[0], v[1] * scale[2]);
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const int value = n / 4 * 16 + lane / 4 + n % 2 * 8, c = channel + n / 2 % 2 * 8 + lane % 4 * 2;
+      float* at = sums + memory.at(value, c);
+      at[0] += g[n / 4][n / 2 % 2][n % 2 * 2];
+      at[1] += g[n / 4][n / 2 % 2][n % 2 * 2 + 1];
+    }
+  }
+}
+
+// Row tiles of one part of a segment by 128 channels of one tap; sums is [B, parts, tap, kPatch, W].
+template <typename T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
+    stem_grad_first(StemShape s, StemState state, const T* grads, int parts, float* sums_out, T* scaled) {
+  using Memory = FirstInputMemory<T>;
+  using Warp = WarpTile<128, 128>;
+  constexpr int kStages = kFirstGradStages<T>;
+  SharedArena arena;
+  const Memory memory(arena);
+  const Warp warp;
+  const FirstInputTask task(s, parts);
+  const int rows = stem_rows(s, 1), per_tile = divide_up(s.channels, kDepth<T>);
+  const int64_t row0 = task.b * rows;
+  const Source<T> from{grads + row0 * s.width, s.width, rows, s.width};
+  const Source<T> weights{packed_layer<T>(state, s, 1) + task.tap * s.width, 2 * s.width, s.channels, s.width};
+  const Source<T> patches{static_cast<const T*>(state.patches) + (task.b * s.patches + task.tap) * kPatch, 2 * kPatch,
+                          rows, kPatch};
+  for (int n = threadIdx.x; n < 2 * kPatch * 128; n += kThreads) memory.sums[n] = 0.0f;
+  Memory::Patches::load(memory.weights0, {packed_layer<T>(state, s, 0), kPatch, s.width, kPatch}, task.column0);
+  load_affine<128>(memory.affine, state.affine + 2 * task.b * s.width, task.column0, s.width);
+
+  const auto load = [&](int c) {
+    const int tile = task.first_tile + c / per_tile, depth = c % per_tile * kDepth<T>;
+    Memory::Left::load(memory.left + c % kStages * Memory::Left::kSize, from, tile * 128, depth);
+    Memory::Right::load(memory.right + c % kStages * Memory::Right::kSize, weights, depth, task.column0);
+  };
+  typename Warp::Sums sums = {};
+  stream<kStages>((task.last_tile - task.first_tile) * per_tile, load, [&](int c) {
+    const int row = (task.first_tile + c / per_tile) * 128;
+    if (c % per_tile == 0) {  // the barrier before has freed the last tile's patches
+      Memory::Patches::load(memory.patches, patches, row);
+      ptx::cp_async_commit();
+    }
+    multiply<typename Memory::Left, typename Memory::Right>(sums, warp,
+                                                            memory.left + c % kStages * Memory::Left::kSize,
+                                                            memory.right + c % kStages * Memory::Right::kSize);
+    if (c % per_tile != per_tile - 1) return;
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+    T* out = scaled ? scaled + ((row0 + row) * 2 + task.tap) * s.width + task.column0 : nullptr;
+    finish_row_tile<T>(sums, warp, memory, out, rows - row, s.width - task.column0, s.width);
+#pragma unroll
+    for (int n = 0; n < kRowFragments * Warp::kFragments * 4; ++n)
+      sums[n / (4 * Warp::kFragments)][n / 4 % Warp::kFragments][n % 4] = 0.0f;
+  });
+  __syncthreads();
+  float* out = sums_out + ((task.b * parts + task.part) * 2 + task.tap) * kPatch * s.width;
+  for (int v = threadIdx.x; v < kPatch * 128; v += kThreads) {
+    const int value = v / 128, c = v % 128, at = Memory::at(value, c);
+    if (task.column0 + c < s.width)
+      out[value * s.width + task.column0 + c] = memory.sums[at] + memory.sums[kPatch * 128 + at];
+  }
+}
+
+}  // namespace ecgfast::cuda

@@ -1,0 +1,397 @@
+// The stem, forward. The GroupNorm after layer 0 needs no pass over its output: with mu and Cov the mean and
+// covariance of a segment's patches, channel c has mean w_c mu and variance w_c Cov w_c. One light kernel reads
+// the signal, centres it, keeps it as patches in the compute dtype and turns the norm into a scale and a shift
+// per segment and channel. Layers 0 and 1 are one product whose left operand, gelu(layer 0), is made on chip
+// chunk by chunk; as kernel = stride, all further layers are plain products of rows of 2W (tap, channel).
+//
+// At the paper's size (B = 128, T = 2500, C = 256, bf16): 38.6 GFLOP in the products and 2 in making layer 0,
+// 77 M GELUs at about 14 instructions, 8 MB of signal and 10 MB of patches, and 41 + 20 + 10 MB of activations
+// written, twice that where slopes are kept. Bound by the tensor cores' mma.sync rate as long as the GELUs run
+// beside them: the two halves of the warps make and multiply in turn.
+#pragma once
+#include "patch_embed_tiles.cuh"
+
+namespace ecgfast::cuda {
+
+// ---- weights
+
+// Rewrites the weights as the products read them: blockIdx.y is the layer.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) stem_pack(StemShape s, StemInputs in, StemState state) {
+  const int layer = blockIdx.y, row_size = layer == 0 ? kPatch : 2 * s.width;
+  const int64_t rows = layer == 0 ? s.width : s.channels;
+  const T* from = static_cast<const T*>(in.weights[layer]);
+  T* to = const_cast<T*>(packed_layer<T>(state, s, layer));
+  const int inputs = layer == 0 ? s.leads : s.channels;
+  for (int64_t v = int64_t{blockIdx.x} * kThreads + threadIdx.x; v < rows * row_size;
+       v += int64_t{gridDim.x} * kThreads) {
+    const int64_t row = v / row_size;
+    const int place = v % row_size;
+    const int input = layer == 0 ? place / 2 : place % s.width, tap = layer == 0 ? place % 2 : place / s.width;
+    const bool inside = row < s.channels && input < inputs;
+    to[v] = inside ? from[(row * inputs + input) * 2 + tap] : from_float<T>(0.0f);
+  }
+}
+
+// ---- statistics
+
+constexpr int kStatisticsWarps = 16, kStatisticsThreads = 32 * kStatisticsWarps;
+constexpr int kPairs = kPatch / 4;  // (lead, tap) pairs of a lane
+
+template <typename T>
+struct StatisticsMemory {
+  float* sums;   // [kStatisticsWarps][kPatch][kPatch]: the first is the total in the end
+  T* tiles;      // 16 patches per warp
+  float* means;  // [kPatch]
+  __host__ __device__ explicit StatisticsMemory(SharedArena& arena)
+      : sums(arena.take<float>(kStatisticsWarps * kPatch * kPatch)),
+        tiles(arena.take<T>(kStatisticsWarps * PatchTile<T, 16>::kSize)),
+        means(arena.take<float>(kPatch)) {}
+};
+
+// One segment's signal.
+template <typename T>
+struct Segment {
+  const StemShape& s;
+  const StemInputs& in;
+  int64_t b;
+
+  __device__ bool kept(int lead) const { return lead < s.leads && (!in.keep || in.keep[b * s.leads + lead]); }
+
+  // Both samples of a patch, in mV.
+  __device__ float2 pair(int lead, int patch) const {
+    const int64_t at = (b * s.leads + lead) * s.samples + 2 * static_cast<int64_t>(patch);
+    if (in.signal_is_int16) {
+      const int16_t* x = static_cast<const int16_t*>(in.signal) + at;
+      return make_float2(x[0] * 1e-3f, x[1] * 1e-3f);
+    }
+    const T* x = static_cast<const T*>(in.signal) + at;
+    return make_float2(to_float(x[0]), to_float(x[1]));
+  }
+};
+
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int n = 16; n > 0; n /= 2) x += __shfl_xor_sync(~0u, x, n);
+  return x;
+}
+
+// Means of the kept leads' even and odd samples, zeros for the others; a warp per lead.
+template <typename T>
+__device__ void signal_means(const Segment<T>& segment, float* means) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (warp >= kPatch / 2) return;
+  float even = 0.0f, odd = 0.0f;
+  if (segment.kept(warp)) {
+#pragma unroll 8
+    for (int p = lane; p < segment.s.patches; p += 32) {
+      const float2 x = segment.pair(warp, p);
+      even += x.x;
+      odd += x.y;
+    }
+  }
+  even = warp_sum(even);
+  odd = warp_sum(odd);
+  if (lane < 2) means[2 * warp + lane] = (lane ? odd : even) / segment.s.patches;
+}
+
+// A lane's share of one patch, centred: leads lane / 16, lane / 16 + 2, ...; the last pair is (0, 1).
+template <typename T>
+__device__ __forceinline__ void fetch(float2 (&x)[kPairs], const Segment<T>& segment, uint32_t kept,
+                                      const float* means, int patch) {
+  const bool inside = patch < segment.s.patches;
+#pragma unroll
+  for (int n = 0; n < kPairs; ++n) {
+    const int lead = threadIdx.x / 16 % 2 + 2 * n;
+    x[n] = make_float2(0.0f, 0.0f);
+    if (inside && kept >> lead & 1) {
+      const float2 raw = segment.pair(lead, patch);
+      x[n] = make_float2(raw.x - means[2 * lead], raw.y - means[2 * lead + 1]);
+    }
+    if (lead == kOnes / 2) x[n].y = inside ? 1.0f : 0.0f;
+  }
+}
+
+// Writes the patches to memory and adds up their second moments, 16 patches of a warp at a time.
+template <typename T>
+__device__ void make_patches(const Segment<T>& segment, const StatisticsMemory<T>& memory, T* patches) {
+  using Tile = PatchTile<T, 16>;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  T* tile = memory.tiles + warp * Tile::kSize;
+  const uint32_t kept = __ballot_sync(~0u, lane < kOnes / 2 && segment.kept(lane));
+  float sums[2][4][4] = {};
+  float2 x[kPairs];
+  fetch(x, segment, kept, memory.means, warp * 16 + lane % 16);
+#pragma unroll 1
+  for (int first = warp * 16; first < segment.s.patches; first += kStatisticsWarps * 16) {
+#pragma unroll
+    for (int n = 0; n < kPairs; ++n) store_two(tile + Tile::at(lane % 16, lane / 16 * 2 + 4 * n), x[n].x, x[n].y);
+    fetch(x, segment, kept, memory.means, first + kStatisticsWarps * 16 + lane % 16);
+    __syncwarp();
+#pragma unroll
+    for (int row = 0; row < 16; row += kStepDepth<T>) {
+      uint32_t a[2][4], b[2][4];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        Tile::left_down(a[n], tile, row, 16 * n);
+        Tile::right_down(b[n], tile, row, 16 * n);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          mma_step(sums[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}, tile);
+    }
+    constexpr int kPerRow = kPatch / kVector<T>;
+#pragma unroll
+    for (int v = lane; v < 16 * kPerRow; v += 32) {
+      const int row = v / kPerRow, c = v % kPerRow * kVector<T>;
+      if (first + row < segment.s.patches)
+        store_pack<kVector<T>>(patches + (first + row) * int64_t{kPatch} + c,
+                               load_pack<kVector<T>>(tile + Tile::at(row, c)));
+    }
+    __syncwarp();
+  }
+  float* out = memory.sums + warp * kPatch * kPatch;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+        out[(16 * i + lane / 4 + n / 2 * 8) * kPatch + 8 * j + lane % 4 * 2 + n % 2] = sums[i][j][n];
+}
+
+// Turns the second moments into the covariance, above the means.
+template <typename T>
+__device__ void centre_moments(const StatisticsMemory<T>& memory, int patches, float* moments) {
+  for (int v = threadIdx.x; v < kPatch * kPatch; v += kStatisticsThreads) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kStatisticsWarps; ++w) sum += memory.sums[w * kPatch * kPatch + v];
+    memory.sums[v] = sum / patches;
+  }
+  __syncthreads();
+  const float* means = memory.sums + kOnes * kPatch;
+  for (int v = threadIdx.x; v < kPatch * kPatch; v += kStatisticsThreads) {
+    if (v < kOnes * kPatch) memory.sums[v] -= means[v / kPatch] * means[v % kPatch];
+    moments[v] = memory.sums[v];
+  }
+  __syncthreads();
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kStatisticsThreads)
+    stem_statistics(StemShape s, StemInputs in, StemState state) {
+  SharedArena arena;
+  const StatisticsMemory<T> memory(arena);
+  const int64_t b = blockIdx.x;
+  const Segment<T> segment{s, in, b};
+  signal_means(segment, memory.means);
+  __syncthreads();
+  make_patches(segment, memory, static_cast<T*>(state.patches) + b * s.patches * kPatch);
+  __syncthreads();
+  centre_moments(memory, s.patches, state.moments + b * kPatch * kPatch);
+  for (int c = threadIdx.x; c < s.width; c += kStatisticsThreads) {
+    const T* weights = packed_layer<T>(state, s, 0) + int64_t{kPatch} * c;
+    float w[kPatch], variance = 0.0f;
+    load_patch_weights(w, weights);
+#pragma unroll 1
+    for (int k = 0; k < 2 * s.leads; ++k)
+      variance = fmaf(to_float(weights[k]), patch_dot(w, memory.sums + k * kPatch), variance);
+    const float mean = patch_dot(w, memory.sums + kOnes * kPatch);
+    const bool real = c < s.channels;
+    const float rstd = real ? 1.0f / sqrtf(fmaxf(variance, 0.0f) + in.eps) : 0.0f;
+    const float scale = real ? to_float(static_cast<const T*>(in.gn_weight)[c]) * rstd : 0.0f;
+    const float bias = real ? to_float(static_cast<const T*>(in.gn_bias)[c]) : 0.0f;
+    state.rstd[b * s.width + c] = rstd;
+    store_pack<2>(state.affine + 2 * (b * s.width + c), Pack<float, 2>{{scale, bias - scale * mean}});
+  }
+}
+
+// ---- layers
+
+// Where a layer's activations go: rows of `width` values, of which those beyond `channels` are zero.
+struct LayerOutput {
+  void* values;
+  void* slopes;  // rows of W, or null
+  const void* bias;
+  int channels, width, slopes_width;
+  bool aligned;  // rows of values begin at multiples of 16 bytes
+};
+
+// gelu(sums + bias) for rows first + 0 .. count - 1 of the output and columns `column` .. of the tile.
+template <typename T, typename Warp>
+__device__ __forceinline__ void write_activations(const typename Warp::Sums& sums, const Warp& warp,
+                                                  const LayerOutput& out, int64_t first, int count, int column) {
+  const int lane = threadIdx.x % 32;
+  const T* biases = static_cast<const T*>(out.bias);
+#pragma unroll
+  for (int j = 0; j < Warp::kFragments; j += 4) {
+    const int column0 = column + warp.column + 8 * j;
+    float bias[4][2];
+#pragma unroll
+    for (int f = 0; f < 4; ++f)
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const int c = column0 + 8 * f + lane % 4 * 2 + n;
+        bias[f][n] = biases && c < out.channels ? to_float(biases[c]) : 0.0f;
+      }
+#pragma unroll
+    for (int i = 0; i < 2 * kRowFragments; ++i) {
+      const int row = warp.row + 8 * i + lane / 4;
+      float values[4][2], slopes[4][2];
+#pragma unroll
+      for (int f = 0; f < 4; ++f)
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          const Activation a = gelu_and_slope<T>(sums[i / 2][j + f][i % 2 * 2 + n] + bias[f][n]);
+          values[f][n] = a.value;
+          slopes[f][n] = a.slope;
+        }
+      const bool valid = row < count;
+      store_row(static_cast<T*>(out.values) + (first + row) * out.width, column0, out.width, values, valid,
+                out.aligned);
+      if (out.slopes)
+        store_row(static_cast<T*>(out.slopes) + (first + row) * out.slopes_width, column0, out.slopes_width, slopes,
+                  valid, true);
+    }
+  }
+}
+
+template <typename T>
+constexpr int kFirstColumns = sizeof(T) == 2 ? 256 : 128;
+constexpr int kFirstRows = 128, kFirstStages = 4;
+
+template <typename T>
+struct FirstMemory {
+  using Made = RowTile<T, kFirstRows>;
+  using Weights = RowTile<T, kFirstColumns<T>>;
+  using Weights0 = PatchTile<T, kDepth<T>>;
+  T* made;       // [2]: gelu(layer 0)
+  T* weights;    // [kFirstStages]
+  T* weights0;   // [kFirstStages]
+  float* affine;  // [kFirstStages][kDepth][2]
+  __host__ __device__ explicit FirstMemory(SharedArena& arena)
+      : made(arena.take<T>(2 * Made::kSize)),
+        weights(arena.take<T>(kFirstStages * Weights::kSize)),
+        weights0(arena.take<T>(kFirstStages * Weights0::kSize)),
+        affine(arena.take<float>(kFirstStages * 2 * kDepth<T>)) {}
+};
+
+// A warp's 16 rows of layer 1 are pairs of patches: their fragments, as the left operand of layer 0, by tap.
+template <typename T>
+__device__ __forceinline__ void load_patch_fragments(uint32_t (&r)[2][kPatchSteps<T>][4], const T* patches, int row,
+                                                     int rows) {
+  constexpr int kWords = kPatch * sizeof(T) / 4;
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(patches);
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int tap = 0; tap < 2; ++tap)
+#pragma unroll
+    for (int step = 0; step < kPatchSteps<T>; ++step)
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const int at = row + lane / 4 + n % 2 * 8;
+        const int64_t word = (2 * int64_t{at} + tap) * kWords + step * 8 + n / 2 * 4 + lane % 4;
+        r[tap][step][n] = at < rows ? words[word] : 0;
+      }
+}
+
+// Layers 0 and 1: a block makes kFirstRows rows of a segment by kFirstColumns channels.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1) stem_first(StemShape s, StemState state, LayerOutput out) {
+  using Memory = FirstMemory<T>;
+  using Warp = WarpTile<kFirstRows, kFirstColumns<T>>;
+  SharedArena arena;
+  const Memory memory(arena);
+  const Warp warp;
+  const int rows = stem_rows(s, 1), across = divide_up(s.channels, kFirstColumns<T>);
+  const int down = divide_up(rows, kFirstRows);
+  const int64_t b = blockIdx.x / across / down;
+  const int row0 = blockIdx.x / across % down * kFirstRows, column0 = blockIdx.x % across * kFirstColumns<T>;
+  const int per_tap = divide_up(s.width, kDepth<T>);
+  const T* weights = packed_layer<T>(state, s, 1);
+  const Source<T> weights0{packed_layer<T>(state, s, 0), kPatch, s.width, kPatch};
+  const float* affine = state.affine + 2 * b * s.width;
+  const int warp_rows = threadIdx.x / 32 * 16;
+  uint32_t patches[2][kPatchSteps<T>][4];
+  load_patch_fragments(patches, static_cast<const T*>(state.patches) + b * s.patches * kPatch, row0 + warp_rows, rows);
+
+  const auto load = [&](int c) {
+    const int tap = c >= per_tap, channel = (c - tap * per_tap) * kDepth<T>, stage = c % kFirstStages;
+    Memory::Weights::load(memory.weights + stage * Memory::Weights::kSize,
+                          {weights + tap * s.width, 2 * s.width, s.channels, s.width}, column0, channel);
+    Memory::Weights0::load(memory.weights0 + stage * Memory::Weights0::kSize, weights0, channel);
+    load_affine<kDepth<T>>(memory.affine + stage * 2 * kDepth<T>, affine, channel, s.width);
+  };
+  const auto produce = [&](int c) {
+    const int stage = c % kFirstStages, lane = threadIdx.x % 32;
+    T* made = memory.made + c % 2 * Memory::Made::kSize;
+    const bool second = c >= per_tap;
+    uint32_t a[kPatchSteps<T>][4];
+#pragma unroll
+    for (int n = 0; n < 4 * kPatchSteps<T>; ++n)
+      a[n / 4][n % 4] = second ? patches[1][n / 4][n % 4] : patches[0][n / 4][n % 4];
+#pragma unroll
+    for (int channel = 0; channel < kDepth<T>; channel += 16) {
+      uint32_t w[kPatchSteps<T>][4];
+      float z[2][4];
+      load_weights0<T, kDepth<T>>(w, memory.weights0 + stage * Memory::Weights0::kSize, channel);
+      layer0<T>(z, a, w, memory.affine + 2 * (stage * kDepth<T> + channel));
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const int row = warp_rows + lane / 4 + n % 2 * 8, column = channel + n / 2 * 8 + lane % 4 * 2;
+        store_two(made + Memory::Made::at(row, column), gelu<T>(z[n / 2][n % 2 * 2]),
+                  gelu<T>(z[n / 2][n % 2 * 2 + 1]));
+      }
+    }
+  };
+  typename Warp::Sums sums = {};
+  stream_produced<kFirstStages>(2 * per_tap, load, produce, [&](int c) {
+    multiply<typename Memory::Made, typename Memory::Weights>(
+        sums, warp, memory.made + c % 2 * Memory::Made::kSize,
+        memory.weights + c % kFirstStages * Memory::Weights::kSize);
+  });
+  write_activations<T>(sums, warp, out, b * rows + row0, rows - row0, column0);
+}
+
+constexpr int kLayerStages = 3;
+
+template <typename T>
+struct LayerMemory {
+  using Tile = RowTile<T, 128>;
+  T *left, *right;  // [kLayerStages]
+  __host__ __device__ explicit LayerMemory(SharedArena& arena)
+      : left(arena.take<T>(kLayerStages * Tile::kSize)), right(arena.take<T>(kLayerStages * Tile::kSize)) {}
+};
+
+// A layer from 2 up: 128 rows by 128 channels of gelu(hidden weights^T + bias).
+template <typename T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
+    stem_layer(StemShape s, StemState state, int layer, LayerOutput out) {
+  using Tile = typename LayerMemory<T>::Tile;
+  using Warp = WarpTile<128, 128>;
+  SharedArena arena;
+  const LayerMemory<T> memory(arena);
+  const Warp warp;
+  const int across = divide_up(s.channels, 128);
+  const int64_t rows = s.batch * stem_rows(s, layer), row0 = blockIdx.x / across * int64_t{128};
+  const int column0 = blockIdx.x % across * 128;
+  const Source<T> hidden = rows_from<T>(of_layer<T>(state.hidden, s, layer - 1), row0, rows, 2 * s.width);
+  const Source<T> weights{packed_layer<T>(state, s, layer), 2 * s.width, s.channels, 2 * s.width};
+  typename Warp::Sums sums = {};
+  stream<kLayerStages>(
+      divide_up(2 * s.width, kDepth<T>),
+      [&](int c) {
+        Tile::load(memory.left + c % kLayerStages * Tile::kSize, hidden, 0, c * kDepth<T>);
+        Tile::load(memory.right + c % kLayerStages * Tile::kSize, weights, column0, c * kDepth<T>);
+      },
+      [&](int c) {
+        multiply<Tile, Tile>(sums, warp, memory.left + c % kLayerStages * Tile::kSize,
+                             memory.right + c % kLayerStages * Tile::kSize);
+      });
+  write_activations<T>(sums, warp, out, row0, hidden.rows, column0);
+}
+
+}  // namespace ecgfast::cuda

@@ -1,0 +1,159 @@
+// What both passes of patch_embed share: the kept state, tiles of patches, layer 0 on chip.
+#pragma once
+#include "gelu.cuh"
+#include "gemm_tiles.cuh"
+#include "patch_embed.h"
+#include "shared_arena.cuh"
+
+namespace ecgfast::cuda {
+
+constexpr int kPatch = 32;       // values of a patch as it is kept: (lead, tap), zeros, and a one in the end
+constexpr int kOnes = kPatch - 1;  // the place of that one
+template <typename T>
+constexpr int kPatchSteps = kPatch / kStepDepth<T>;
+
+// Kept from pass to pass. Layer 0 of a segment is z = scale * (w . patch) + shift per channel.
+struct StemState {
+  void* patches;   // [B, P, kPatch]: masked leads zero, (lead, tap) centred on their means
+  float* moments;  // [B, kPatch, kPatch]: covariance of the patches as kept; last row: their means
+  float* affine;   // [B, W, 2]: scale, shift
+  float* rstd;     // [B, W]: 1 / deviation of w . patch
+  void* packed;    // weights: [W, kPatch], then [C, 2 (tap), W] for every further layer
+  void* hidden;    // activations of the layers 1 .. layers - 2, [B, rows, W] each
+  void* slopes;    // GELU's derivative at the layers 1 .. layers - 1 likewise, or null
+};
+
+__host__ __device__ inline int stem_rows(const StemShape& s, int layer) {
+  return s.tokens << (s.layers - 1 - layer);
+}
+
+// Elements of the layers 1 .. layer - 1, [B, rows, W] each.
+__host__ __device__ inline int64_t stem_elements_before(const StemShape& s, int layer) {
+  return s.batch * s.width * s.tokens * ((int64_t{1} << (s.layers - 1)) - (int64_t{1} << (s.layers - layer)));
+}
+
+template <typename T>
+__host__ __device__ T* of_layer(void* base, const StemShape& s, int layer) {
+  return static_cast<T*>(base) + stem_elements_before(s, layer);
+}
+
+// Rows first .. of a matrix of `width` columns.
+template <typename T>
+__host__ __device__ Source<T> rows_from(const T* matrix, int64_t first, int64_t rows, int width) {
+  return {matrix + first * width, width, static_cast<int>(rows - first), width};
+}
+
+template <typename T>
+__host__ __device__ const T* packed_layer(const StemState& state, const StemShape& s, int layer) {
+  const int64_t before =
+      layer == 0 ? 0 : int64_t{kPatch} * s.width + (layer - 1) * int64_t{2} * s.channels * s.width;
+  return static_cast<const T*>(state.packed) + before;
+}
+
+__host__ __device__ inline int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// kRows patches, or kRows channels of layer 0's weights, kPatch values each.
+template <typename T, int kRows>
+struct PatchTile {
+  using Half = RowTile<T, kRows>;  // all of it for 16-bit types
+  static constexpr int kHalves = kPatch / kDepth<T>, kSize = kHalves * Half::kSize;
+
+  __device__ static int at(int row, int column) {
+    return column / kDepth<T> * Half::kSize + Half::at(row, column % kDepth<T>);
+  }
+  __device__ static void load(T* tile, const Source<T>& from, int row0) {
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) Half::load(tile + h * Half::kSize, from, row0, h * kDepth<T>);
+  }
+  __device__ static void left(uint32_t (&r)[4], const T* tile, int row, int step) {
+    Half::left(r, tile + step / kSteps * Half::kSize, row, step % kSteps);
+  }
+  __device__ static void right(uint32_t (&r)[4], const T* tile, int row, int step) {
+    Half::right(r, tile + step / kSteps * Half::kSize, row, step % kSteps);
+  }
+  // With the depth down the rows of the tile, from `row`: values column .. column + 15 on the left ...
+  __device__ static void left_down(uint32_t (&r)[4], const T* tile, int row, int column) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (sizeof(T) == 2) {
+      ptx::ldmatrix_x4_trans(r, tile + at(row + lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * 8));
+    } else {
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+        r[n] = __float_as_uint(tile[at(row + lane % 4 + n / 2 * 4, column + lane / 4 + n % 2 * 8)]);
+    }
+  }
+  // ... and on the right.
+  __device__ static void right_down(uint32_t (&r)[4], const T* tile, int row, int column) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (sizeof(T) == 2) {
+      ptx::ldmatrix_x4_trans(r, tile + at(row + lane % 8 + lane / 8 % 2 * 8, column + lane / 16 * 8));
+    } else {
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+        r[n] = __float_as_uint(tile[at(row + lane % 4 + n % 2 * 4, column + lane / 4 + n / 2 * 8)]);
+    }
+  }
+};
+
+// Starts the copy of scale and shift of kChannels channels from `channel` on; zeros beyond the width.
+template <int kChannels>
+__device__ __forceinline__ void load_affine(float* tile, const float* affine, int channel, int width) {
+  const int n = 2 * threadIdx.x;
+  if (n >= kChannels) return;
+  const bool valid = channel + n < width;
+  ptx::cp_async_16(tile + 2 * n, affine + (valid ? 2 * (channel + n) : 0), valid);
+}
+
+// Layer 0's weights of 16 channels, the first at row `channel` of the tile: the right operand by step.
+template <typename T, int kChannels>
+__device__ __forceinline__ void load_weights0(uint32_t (&w)[kPatchSteps<T>][4], const T* tile, int channel) {
+#pragma unroll
+  for (int step = 0; step < kPatchSteps<T>; ++step) PatchTile<T, kChannels>::right(w[step], tile, channel, step);
+}
+
+// Pre-activations of layer 0 for 16 patches by 16 channels, given as fragments; `affine` begins at the first
+// channel.
+template <typename T>
+__device__ __forceinline__ void layer0(float (&z)[2][4], const uint32_t (&patches)[kPatchSteps<T>][4],
+                                       const uint32_t (&w)[kPatchSteps<T>][4], const float* affine) {
+#pragma unroll
+  for (int f = 0; f < 2; ++f)
+#pragma unroll
+    for (int n = 0; n < 4; ++n) z[f][n] = 0.0f;
+#pragma unroll
+  for (int step = 0; step < kPatchSteps<T>; ++step)
+#pragma unroll
+    for (int f = 0; f < 2; ++f)
+      mma_step(z[f], patches[step], {w[step][2 * f], w[step][2 * f + 1]}, static_cast<const T*>(nullptr));
+#pragma unroll
+  for (int f = 0; f < 2; ++f) {
+    const Pack<float, 4> fold = load_pack<4>(affine + 2 * (8 * f + threadIdx.x % 4 * 2));
+#pragma unroll
+    for (int n = 0; n < 4; ++n) z[f][n] = fmaf(z[f][n], fold.v[n % 2 * 2], fold.v[n % 2 * 2 + 1]);
+  }
+}
+
+// The weights of a channel of layer 0; the place of the ones and the places beyond the leads are zero.
+template <typename T>
+__device__ __forceinline__ void load_patch_weights(float (&w)[kPatch], const T* weights) {
+#pragma unroll
+  for (int k = 0; k < kPatch; k += kVector<T>) {
+    const Pack<T, kVector<T>> pack = load_pack<kVector<T>>(weights + k);
+#pragma unroll
+    for (int n = 0; n < kVector<T>; ++n) w[k + n] = to_float(pack.v[n]);
+  }
+}
+
+// w . x over a patch's values.
+__device__ __forceinline__ float patch_dot(const float (&w)[kPatch], const float* x) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kPatch; k += 4) {
+    const Pack<float, 4> four = load_pack<4>(x + k);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) sum = fmaf(w[k + n], four.v[n], sum);
+  }
+  return sum;
+}
+
+}  // namespace ecgfast::cuda

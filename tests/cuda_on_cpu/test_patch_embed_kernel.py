@@ -1,0 +1,209 @@
+"""The stem's kernels, emulated, against the op's reference in float64."""
+
+import ctypes
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from ecgfast.ops import patch_embed_reference
+from tests.cuda_on_cpu.harness import SCHEDULES, Driver
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MAX_LAYERS = 31
+# Relative to the norm of the tensor: the 16-bit types round activations after every layer, and their GELU.
+TOLERANCE = {torch.float32: (2e-6, 5e-6), torch.bfloat16: (6e-3, 1.5e-2), torch.float16: (1e-3, 3e-3)}
+
+
+class Inputs(ctypes.Structure):
+    _fields_ = (
+        ("signal", ctypes.c_void_p),
+        ("signal_is_int16", ctypes.c_bool),
+        ("keep", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p * MAX_LAYERS),
+        ("biases", ctypes.c_void_p * MAX_LAYERS),
+        ("gn_weight", ctypes.c_void_p),
+        ("gn_bias", ctypes.c_void_p),
+        ("eps", ctypes.c_float),
+    )
+
+
+class Gradients(ctypes.Structure):
+    _fields_ = (
+        ("tokens", ctypes.c_void_p),
+        ("signal", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p * MAX_LAYERS),
+        ("biases", ctypes.c_void_p * MAX_LAYERS),
+        ("gn_weight", ctypes.c_void_p),
+        ("gn_bias", ctypes.c_void_p),
+    )
+
+
+def address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def addresses(xs: list[Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * MAX_LAYERS)(*(x.data_ptr() for x in xs))
+
+
+@dataclass
+class Case:
+    """Inputs of the op, as the kernels get them; gradients are asked of the signal unless it is int16."""
+
+    signal: Tensor
+    keep: Tensor | None
+    weights: list[Tensor]
+    gn_weight: Tensor
+    gn_bias: Tensor
+    biases: list[Tensor]
+    grad_tokens: Tensor
+    eps: float = 1e-5
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.gn_weight.dtype
+
+    @property
+    def is_int16(self) -> bool:
+        return self.signal.dtype == torch.int16
+
+    def sizes(self) -> list[int]:
+        return [*self.signal.shape, len(self.gn_weight), len(self.weights)]
+
+    def expected(self) -> dict[str, Tensor]:
+        signal = self.signal.double() * (1e-3 if self.is_int16 else 1.0)
+        leaves = [x.double().requires_grad_() for x in (signal, *self.weights, self.gn_weight, self.gn_bias)]
+        biases = [x.double().requires_grad_() for x in self.biases]
+        signal, *weights, gn_weight, gn_bias = leaves
+        tokens = patch_embed_reference(
+            signal, self.keep, weights, gn_weight, gn_bias, biases=biases or None, eps=self.eps
+        )
+        tokens.backward(self.grad_tokens.double())
+        biases = {f"bias {i}": x.grad for i, x in enumerate(biases) if i}  # the norm cancels layer 0's
+        grads = {f"weight {i}": x.grad for i, x in enumerate(weights)}
+        named = {"gn_weight": gn_weight.grad, "gn_bias": gn_bias.grad, "signal": signal.grad}
+        return {"tokens": tokens.detach()} | grads | biases | named
+
+
+def make_case(b, n_leads, t, c, dtype=torch.float32, *, layers=4, bias=False, int16=False, keep=True, seed=0):
+    g = torch.Generator().manual_seed(seed)
+
+    def randn(*shape, scale=1.0):
+        return (torch.randn(*shape, generator=g, dtype=torch.float64) * scale).to(dtype)
+
+    signal = randn(b, n_leads, t) + 0.5
+    if int16:
+        signal = (signal.double() * 1000).round().to(torch.int16)
+    sizes = [n_leads, *[c] * (layers - 1)]
+    return Case(
+        signal=signal,
+        keep=torch.rand(b, n_leads, generator=g) > 0.3 if keep else None,
+        weights=[randn(c, s, 2, scale=(2.0 / s) ** 0.5) for s in sizes],
+        gn_weight=randn(c, scale=0.3) + 1.0,
+        gn_bias=randn(c, scale=0.3),
+        biases=[randn(c, scale=0.2) for _ in sizes] if bias else [],
+        grad_tokens=randn(b, t >> layers, c),
+    )
+
+
+def nan_like(x: Tensor) -> Tensor:
+    return torch.full(x.shape, float("nan"), dtype=x.dtype)
+
+
+class Kernels:
+    def __init__(self) -> None:
+        self.driver = Driver("patch_embed")
+
+    def sizes(self, case: Case, slopes: bool, for_signal: bool) -> tuple[int, int]:
+        out = (ctypes.c_int64 * 2)()
+        shape = (ctypes.c_int64 * 5)(*case.sizes())
+        self.driver.call("sizes", shape, DTYPES[case.dtype], slopes, for_signal, bool(case.biases), out)
+        return out[0], out[1]
+
+    def run(
+        self, case: Case, order: str = "fwd", *, backward: bool = True, for_signal: bool = True
+    ) -> dict[str, Tensor]:
+        """Forward and backward; outputs and memory to work in start as NaN, so what is not written shows."""
+        self.driver.schedule(order)
+        for_signal = for_signal and backward and not case.is_int16
+        shape, dtype = (ctypes.c_int64 * 5)(*case.sizes()), DTYPES[case.dtype]
+        n_state, n_work = self.sizes(case, backward, for_signal)
+        inputs = Inputs(
+            address(case.signal),
+            case.is_int16,
+            address(case.keep),
+            addresses(case.weights),
+            addresses(case.biases),
+            address(case.gn_weight),
+            address(case.gn_bias),
+            case.eps,
+        )
+        state = torch.full((n_state,), float("nan"), dtype=case.dtype)
+        tokens = nan_like(case.grad_tokens)
+        arguments = shape, ctypes.byref(inputs), dtype, ctypes.c_void_p(address(state))
+        self.driver.call("forward", *arguments, backward, ctypes.c_void_p(address(tokens)))
+        if not backward:
+            return {"tokens": tokens}
+        work = torch.full((n_work,), 255, dtype=torch.uint8)
+        weights, biases = [[nan_like(x) for x in xs] for xs in (case.weights, case.biases)]
+        gn_weight, gn_bias = nan_like(case.gn_weight), nan_like(case.gn_bias)
+        signal = nan_like(case.signal) if for_signal else None
+        grads = Gradients(
+            address(case.grad_tokens),
+            address(signal),
+            addresses(weights),
+            addresses(biases),
+            address(gn_weight),
+            address(gn_bias),
+        )
+        self.driver.call("backward", *arguments, ctypes.c_void_p(address(work)), ctypes.byref(grads))
+        out = {"tokens": tokens, "gn_weight": gn_weight, "gn_bias": gn_bias}
+        out |= {f"weight {i}": x for i, x in enumerate(weights)} | {f"bias {i}": x for i, x in enumerate(biases)}
+        return out | ({"signal": signal} if for_signal else {})
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return Kernels()
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    norm = want.norm().item()
+    difference = (got.double() - want).norm().item()
+    return difference / norm if norm else difference
+
+
+def check(out: dict[str, Tensor], case: Case) -> None:
+    want = case.expected()
+    value_tolerance, grad_tolerance = TOLERANCE[case.dtype]
+    for name, got in out.items():
+        if name == "bias 0":
+            assert not got.any()
+            continue
+        assert torch.isfinite(got).all(), name
+        tolerance = value_tolerance if name == "tokens" else grad_tolerance
+        assert relative(got, want[name]) < tolerance, name
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kwargs"),
+    [
+        ((2, 1, 67, 1), {"layers": 2}),
+        ((2, 3, 131, 20), {"layers": 3, "bias": True}),
+        ((3, 12, 162, 40), {}),
+        ((1, 15, 700, 17), {"layers": 2, "keep": False}),
+        ((2, 5, 97, 64), {"layers": 5, "int16": True}),
+    ],
+    ids=str,
+)
+def test_shapes(kernels, shape, kwargs, dtype):
+    case = make_case(*shape, dtype, **kwargs)
+    check(kernels.run(case), case)
