@@ -43,6 +43,7 @@ _KERNELS = {
             "gumbel_quantize",
             "lead_mask",
             "local_contrastive",
+            "patch_embed",
             "positional_conv",
             "span_mask",
         }

@@ -116,8 +116,8 @@ struct WarpTile {
   int row = threadIdx.x / 32 % kDown * 64, column = threadIdx.x / 32 / kDown * kColumns;
 };
 
-// sums += left right over one chunk. For float32 a chunk is summed apart and added as a whole: the tensor
-// cores' accumulation truncates, and would drift over a long depth.
+// sums += left right over one chunk. For float32 every step is summed apart and then added: the tensor cores'
+// accumulation truncates, and would drift over a long depth.
 template <typename Left, typename Right, typename Warp, typename T>
 __device__ __forceinline__ void multiply(typename Warp::Sums& sums, const Warp& warp, const T* left, const T* right) {
   constexpr int kFragments = Warp::kFragments;
@@ -139,32 +139,29 @@ __device__ __forceinline__ void multiply(typename Warp::Sums& sums, const Warp& 
       }
     }
   } else {
+#pragma unroll 1
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t b[kFragments / 2][4];
 #pragma unroll
-    for (int j = 0; j < kFragments; j += 2) {
-      uint32_t b[kSteps][4];
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) Right::right(b[step], right, warp.column + 8 * j, step);
+      for (int j = 0; j < kFragments / 2; ++j) Right::right(b[j], right, warp.column + 16 * j, step);
 #pragma unroll
       for (int i = 0; i < kRowFragments; ++i) {
-        float part[2][4] = {};
+        uint32_t a[4];
+        Left::left(a, left, warp.row + 16 * i, step);
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-          uint32_t a[4];
-          Left::left(a, left, warp.row + 16 * i, step);
-          mma_step(part[0], a, {b[step][0], b[step][1]}, left);
-          mma_step(part[1], a, {b[step][2], b[step][3]}, left);
-        }
+        for (int j = 0; j < kFragments; ++j) {
+          float part[4] = {};
+          mma_step(part, a, {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}, left);
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          sums[i][j][n] += part[0][n];
-          sums[i][j + 1][n] += part[1][n];
+          for (int n = 0; n < 4; ++n) sums[i][j][n] += part[n];
         }
       }
     }
   }
 }
 
-// A ring of kStages chunks: load(c) starts the copies of chunk c, use(c) has them, with a barrier before.
+// A ring of kStages chunks: load(c) starts the copies of chunk c, use(c) has them, with a barrier before. Both
+// are called in order.
 template <int kStages, typename Load, typename Use>
 __device__ __forceinline__ void stream(int chunks, Load load, Use use) {
 #pragma unroll 1

@@ -181,8 +181,8 @@ cudaError_t backward(const StemShape& s, const StemInputs& in, const StemState& 
   descend<T>(run, s, state, n, work);
   const T* first = of_layer<T>(work.grads, s, 1);
   const int64_t slices = divide_up(s.width, 128);
-  run(stem_grad_first<T>, s.batch * n.parts * 2 * slices, 1, kThreads, shared_bytes<FirstInputMemory<T>>(), s, state,
-      first, n.parts, work.segments, grads.signal ? static_cast<T*>(work.scaled) : nullptr);
+  run(grads.signal ? stem_grad_first<T, true> : stem_grad_first<T, false>, s.batch * n.parts * 2 * slices, 1, kThreads, shared_bytes<FirstInputMemory<T>>(), s, state,
+      first, n.parts, work.segments, static_cast<T*>(work.scaled));
   run(stem_grad_weight_first<T>, n.first * 2 * slices * divide_up(s.channels, kFirstGradChannels<T>), 1, kThreads,
       shared_bytes<FirstWeightMemory<T>>(), s, state, first, n.first, work.weights);
   run(stem_norm_gradient<T>, s.batch, 1, kThreads, kPatch * kPatch * sizeof(float), s, state, work.segments, n.parts);

@@ -200,20 +200,18 @@ struct FirstWeightMemory {
         made(arena.take<T>(2 * Made::kSize)) {}
 };
 
-// The right operand of layer 0 for 16 channels from `channel` on, from memory; zeros beyond the width.
+// The right operand of layer 0 for 8 channels from `channel` on, from memory; zeros beyond the width.
 template <typename T>
-__device__ __forceinline__ void load_weights0_global(uint32_t (&w)[kPatchSteps<T>][4], const T* weights, int channel,
-                                                     int width) {
+__device__ __forceinline__ void load_weights0(uint32_t (&w)[kPatchSteps<T>][2], const T* weights, int channel,
+                                              int width) {
   constexpr int kWords = kPatch * sizeof(T) / 4;
   const uint32_t* words = reinterpret_cast<const uint32_t*>(weights);
-  const int lane = threadIdx.x % 32;
+  const int c = channel + threadIdx.x % 32 / 4;
 #pragma unroll
   for (int step = 0; step < kPatchSteps<T>; ++step)
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const int c = channel + n / 2 * 8 + lane / 4;
-      w[step][n] = c < width ? words[int64_t{c} * kWords + step * 8 + n % 2 * 4 + lane % 4] : 0;
-    }
+    for (int n = 0; n < 2; ++n)
+      w[step][n] = c < width ? words[int64_t{c} * kWords + step * 8 + n * 4 + threadIdx.x % 4] : 0;
 }
 
 // A block sums over the segments of its split, for kFirstGradChannels output channels by 128 inputs of one tap.
@@ -232,10 +230,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t segment0 = s.batch * split / splits, segments = s.batch * (split + 1) / splits - segment0;
   const int rows = stem_rows(s, 1), per_segment = divide_up(rows, kDepth<T>);
   const int band = threadIdx.x / 32 % kBands * 16, made_column = threadIdx.x / 32 / kBands * kMadeColumns;
-  uint32_t weights0[kMadeColumns / 16][kPatchSteps<T>][4];
+  uint32_t weights0[kMadeColumns / 8][kPatchSteps<T>][2];
 #pragma unroll
-  for (int n = 0; n < kMadeColumns / 16; ++n)
-    load_weights0_global(weights0[n], packed_layer<T>(state, s, 0), column0 + made_column + 16 * n, s.width);
+  for (int n = 0; n < kMadeColumns / 8; ++n)
+    load_weights0(weights0[n], packed_layer<T>(state, s, 0), column0 + made_column + 8 * n, s.width);
 
   const auto load = [&](int c) {
     const int64_t b = segment0 + c / per_segment;
@@ -254,15 +252,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int step = 0; step < kPatchSteps<T>; ++step)
       Memory::Patches::left(patches[step], memory.patches + stage * Memory::Patches::kSize, band, step);
 #pragma unroll
-    for (int n = 0; n < kMadeColumns / 16; ++n) {
-      float z[2][4];
-      layer0<T>(z, patches, weights0[n], memory.affine + stage * 256 + 2 * (made_column + 16 * n));
+    for (int n = 0; n < kMadeColumns / 8; ++n) {
+      const int column = made_column + 8 * n;
+      float z[4];
+      layer0<T>(z, patches, weights0[n], memory.affine + 2 * (stage * 128 + column));
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int row = band + lane / 4 + k % 2 * 8, column = made_column + 16 * n + k / 2 * 8 + lane % 4 * 2;
-        store_two(made + Memory::Made::at(row, column), gelu<T>(z[k / 2][k % 2 * 2]),
-                  gelu<T>(z[k / 2][k % 2 * 2 + 1]));
-      }
+      for (int k = 0; k < 2; ++k)
+        store_two(made + Memory::Made::at(band + lane / 4 + 8 * k, column + lane % 4 * 2), gelu<T>(z[2 * k]),
+                  gelu<T>(z[2 * k + 1]));
     }
   };
   typename Warp::Sums sums = {};
@@ -322,8 +319,7 @@ __device__ __forceinline__ void down_rows(uint32_t (&b)[2][2], const float (&d)[
 
 // What one block of stem_grad_first works on.
 struct FirstInputTask {
-  int64_t b;
-  int part, tap, column0;
+  int b, part, tap, column0;
   int first_tile, last_tile;  // of 128 rows
 
   __device__ FirstInputTask(const StemShape& s, int parts) {
@@ -338,11 +334,38 @@ struct FirstInputTask {
   }
 };
 
-// From the gradients of layer 0's activations, of the warp's part of a row tile, to those of its pre-activations,
-// and on to their sums with the patches. `scaled`, of rows [2 taps, W], gets the former times the norm's scale
-// where not null.
+// Chunk after chunk of row tile after row tile.
+struct Walk {
+  int row, depth = 0;
+
+  __device__ explicit Walk(int first) : row(first) {}
+  __device__ void advance(int chunks) {
+    const bool next = ++depth == chunks;
+    row += next ? 128 : 0;
+    depth = next ? 0 : depth;
+  }
+};
+
+// A warp's sums, in the element type where that is short: it leaves registers to what comes next.
 template <typename T, typename Warp>
-__device__ __forceinline__ void finish_row_tile(const typename Warp::Sums& grads, const Warp& warp,
+struct Rounded {
+  Pack<T, 2> pairs[kRowFragments][Warp::kFragments][2];
+
+  __device__ explicit Rounded(const typename Warp::Sums& sums) {
+#pragma unroll
+    for (int n = 0; n < kRowFragments * Warp::kFragments * 2; ++n) {
+      const float* from = &sums[n / 2 / Warp::kFragments][n / 2 % Warp::kFragments][n % 2 * 2];
+      store_two(pairs[n / 2 / Warp::kFragments][n / 2 % Warp::kFragments][n % 2].v, from[0], from[1]);
+    }
+  }
+  __device__ float at(int i, int j, int n) const { return to_float(pairs[i][j][n / 2].v[n % 2]); }
+};
+
+// From the gradients of layer 0's activations, of the warp's part of a row tile, to those of its pre-activations,
+// and on to their sums with the patches. For the signal, `scaled`, of rows [2 taps, W], gets the former times
+// the norm's scale.
+template <typename T, bool kForSignal, typename Warp>
+__device__ __forceinline__ void finish_row_tile(const Rounded<T, Warp>& grads, const Warp& warp,
                                                 const FirstInputMemory<T>& memory, T* scaled, int rows, int columns,
                                                 int width) {
   constexpr int kDown = 16 / kStepDepth<T>;
@@ -350,58 +373,52 @@ __device__ __forceinline__ void finish_row_tile(const typename Warp::Sums& grads
   const int lane = threadIdx.x % 32;
   float* sums = memory.sums + warp.row / 64 * kPatch * 128;
 #pragma unroll
-  for (int j = 0; j < Warp::kFragments; j += 2) {
-    const int channel = warp.column + 8 * j;
-    uint32_t w[kPatchSteps<T>][4];
-    load_weights0<T, 128>(w, memory.weights0, channel);
-    float g[2][2][4] = {};
+  for (int j = 0; j < Warp::kFragments; ++j) {
+    const int channel = warp.column + 8 * j, c = channel + lane % 4 * 2;
+    uint32_t w[kPatchSteps<T>][2];
+    Patches::right(w, memory.weights0, channel);
+    float g[2][4] = {};
 #pragma unroll
     for (int i = 0; i < kRowFragments; ++i) {
       const int row = warp.row + 16 * i;
-      uint32_t a[kPatchSteps<T>][4];
+      uint32_t a[kPatchSteps<T>][4], right[kDown][2];
 #pragma unroll
       for (int step = 0; step < kPatchSteps<T>; ++step) Patches::left(a[step], memory.patches, row, step);
-      float d[2][4];
+      float d[4];
       layer0<T>(d, a, w, memory.affine + 2 * channel);
-      uint32_t right[2][kDown][2];
 #pragma unroll
-      for (int f = 0; f < 2; ++f) {
-#pragma unroll
-        for (int n = 0; n < 4; ++n) d[f][n] = gelu_and_slope<T>(d[f][n]).slope * grads[i][j + f][n];
-        down_rows(right[f], d[f], static_cast<const T*>(nullptr));
-      }
+      for (int n = 0; n < 4; ++n) d[n] = gelu_and_slope<T>(d[n]).slope * grads.at(i, j, n);
+      down_rows(right, d, static_cast<const T*>(nullptr));
 #pragma unroll
       for (int down = 0; down < kDown; ++down)
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           uint32_t left[4];
           Patches::left_down(left, memory.patches, row + down * kStepDepth<T>, 16 * m);
-#pragma unroll
-          for (int f = 0; f < 2; ++f) mma_step(g[m][f], left, right[f][down], memory.patches);
+          mma_step(g[m], left, right[down], memory.patches);
         }
-      if (scaled) {
+      if constexpr (kForSignal) {
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          const int r = row + lane / 4 + n % 2 * 8, c = channel + n / 2 * 8 + lane % 4 * 2;
-          const float *v = &d[n / 2][n % 2 * 2], *scale = memory.affine + 2 * c;
+        for (int n = 0; n < 2; ++n) {
+          const int r = row + lane / 4 + 8 * n;
+          const float* affine = memory.affine + 2 * c;
           if (r < rows && c < columns)
-            store_two(scaled + r * int64_t{2} * width + c, v[0] * scale[0], v[1] * scale[2]);
+            store_two(scaled + r * int64_t{2} * width + c, d[2 * n] * affine[0], d[2 * n + 1] * affine[2]);
         }
       }
     }
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const int value = n / 4 * 16 + lane / 4 + n % 2 * 8, c = channel + n / 2 % 2 * 8 + lane % 4 * 2;
-      float* at = sums + memory.at(value, c);
-      at[0] += g[n / 4][n / 2 % 2][n % 2 * 2];
-      at[1] += g[n / 4][n / 2 % 2][n % 2 * 2 + 1];
+    for (int n = 0; n < 4; ++n) {
+      float* at = sums + memory.at(n / 2 * 16 + n % 2 * 8 + lane / 4, c);
+      at[0] += g[n / 2][n % 2 * 2];
+      at[1] += g[n / 2][n % 2 * 2 + 1];
     }
   }
 }
 
 // Row tiles of one part of a segment by 128 channels of one tap; sums is [B, parts, tap, kPatch, W].
-template <typename T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
+template <typename T, bool kForSignal>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && !kForSignal ? 2 : 1)
     stem_grad_first(StemShape s, StemState state, const T* grads, int parts, float* sums_out, T* scaled) {
   using Memory = FirstInputMemory<T>;
   using Warp = WarpTile<128, 128>;
@@ -410,42 +427,45 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
   const Memory memory(arena);
   const Warp warp;
   const FirstInputTask task(s, parts);
-  const int rows = stem_rows(s, 1), per_tile = divide_up(s.channels, kDepth<T>);
-  const int64_t row0 = task.b * rows;
-  const Source<T> from{grads + row0 * s.width, s.width, rows, s.width};
-  const Source<T> weights{packed_layer<T>(state, s, 1) + task.tap * s.width, 2 * s.width, s.channels, s.width};
-  const Source<T> patches{static_cast<const T*>(state.patches) + (task.b * s.patches + task.tap) * kPatch, 2 * kPatch,
-                          rows, kPatch};
+  const int rows = stem_rows(s, 1), chunks = divide_up(s.channels, kDepth<T>);
+  const int64_t row0 = int64_t{task.b} * rows;
   for (int n = threadIdx.x; n < 2 * kPatch * 128; n += kThreads) memory.sums[n] = 0.0f;
   Memory::Patches::load(memory.weights0, {packed_layer<T>(state, s, 0), kPatch, s.width, kPatch}, task.column0);
-  load_affine<128>(memory.affine, state.affine + 2 * task.b * s.width, task.column0, s.width);
+  load_affine<128>(memory.affine, state.affine + int64_t{2} * task.b * s.width, task.column0, s.width);
 
+  Walk loading{task.first_tile * 128}, using_{task.first_tile * 128};
   const auto load = [&](int c) {
-    const int tile = task.first_tile + c / per_tile, depth = c % per_tile * kDepth<T>;
-    Memory::Left::load(memory.left + c % kStages * Memory::Left::kSize, from, tile * 128, depth);
-    Memory::Right::load(memory.right + c % kStages * Memory::Right::kSize, weights, depth, task.column0);
+    const Source<T> from{grads + row0 * s.width, s.width, rows, s.width};
+    const Source<T> weights{packed_layer<T>(state, s, 1) + task.tap * s.width, 2 * s.width, s.channels, s.width};
+    Memory::Left::load(memory.left + c % kStages * Memory::Left::kSize, from, loading.row, loading.depth * kDepth<T>);
+    Memory::Right::load(memory.right + c % kStages * Memory::Right::kSize, weights, loading.depth * kDepth<T>,
+                        task.column0);
+    loading.advance(chunks);
   };
   typename Warp::Sums sums = {};
-  stream<kStages>((task.last_tile - task.first_tile) * per_tile, load, [&](int c) {
-    const int row = (task.first_tile + c / per_tile) * 128;
-    if (c % per_tile == 0) {  // the barrier before has freed the last tile's patches
-      Memory::Patches::load(memory.patches, patches, row);
+  stream<kStages>((task.last_tile - task.first_tile) * chunks, load, [&](int c) {
+    if (using_.depth == 0) {  // the barrier before has freed the last row tile's patches
+      const T* patches = static_cast<const T*>(state.patches) + (int64_t{task.b} * s.patches + task.tap) * kPatch;
+      Memory::Patches::load(memory.patches, {patches, 2 * kPatch, rows, kPatch}, using_.row);
       ptx::cp_async_commit();
     }
     multiply<typename Memory::Left, typename Memory::Right>(sums, warp,
                                                             memory.left + c % kStages * Memory::Left::kSize,
                                                             memory.right + c % kStages * Memory::Right::kSize);
-    if (c % per_tile != per_tile - 1) return;
+    const int row = using_.row;
+    using_.advance(chunks);
+    if (using_.depth != 0) return;
+    const Rounded<T, Warp> rounded(sums);
     ptx::cp_async_wait<0>();
     __syncthreads();
-    T* out = scaled ? scaled + ((row0 + row) * 2 + task.tap) * s.width + task.column0 : nullptr;
-    finish_row_tile<T>(sums, warp, memory, out, rows - row, s.width - task.column0, s.width);
+    T* out = kForSignal ? scaled + ((row0 + row) * 2 + task.tap) * s.width + task.column0 : nullptr;
+    finish_row_tile<T, kForSignal>(rounded, warp, memory, out, rows - row, s.width - task.column0, s.width);
 #pragma unroll
     for (int n = 0; n < kRowFragments * Warp::kFragments * 4; ++n)
       sums[n / (4 * Warp::kFragments)][n / 4 % Warp::kFragments][n % 4] = 0.0f;
   });
   __syncthreads();
-  float* out = sums_out + ((task.b * parts + task.part) * 2 + task.tap) * kPatch * s.width;
+  float* out = sums_out + ((int64_t{task.b} * parts + task.part) * 2 + task.tap) * kPatch * s.width;
   for (int v = threadIdx.x; v < kPatch * 128; v += kThreads) {
     const int value = v / 128, c = v % 128, at = Memory::at(value, c);
     if (task.column0 + c < s.width)

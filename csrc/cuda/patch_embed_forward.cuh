@@ -334,17 +334,15 @@ __global__ void __launch_bounds__(kThreads, 1) stem_first(StemShape s, StemState
     for (int n = 0; n < 4 * kPatchSteps<T>; ++n)
       a[n / 4][n % 4] = second ? patches[1][n / 4][n % 4] : patches[0][n / 4][n % 4];
 #pragma unroll
-    for (int channel = 0; channel < kDepth<T>; channel += 16) {
-      uint32_t w[kPatchSteps<T>][4];
-      float z[2][4];
-      load_weights0<T, kDepth<T>>(w, memory.weights0 + stage * Memory::Weights0::kSize, channel);
+    for (int channel = 0; channel < kDepth<T>; channel += 8) {
+      uint32_t w[kPatchSteps<T>][2];
+      float z[4];
+      Memory::Weights0::right(w, memory.weights0 + stage * Memory::Weights0::kSize, channel);
       layer0<T>(z, a, w, memory.affine + 2 * (stage * kDepth<T> + channel));
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const int row = warp_rows + lane / 4 + n % 2 * 8, column = channel + n / 2 * 8 + lane % 4 * 2;
-        store_two(made + Memory::Made::at(row, column), gelu<T>(z[n / 2][n % 2 * 2]),
-                  gelu<T>(z[n / 2][n % 2 * 2 + 1]));
-      }
+      for (int n = 0; n < 2; ++n)
+        store_two(made + Memory::Made::at(warp_rows + lane / 4 + 8 * n, channel + lane % 4 * 2), gelu<T>(z[2 * n]),
+                  gelu<T>(z[2 * n + 1]));
     }
   };
   typename Warp::Sums sums = {};

@@ -68,8 +68,16 @@ struct PatchTile {
   __device__ static void left(uint32_t (&r)[4], const T* tile, int row, int step) {
     Half::left(r, tile + step / kSteps * Half::kSize, row, step % kSteps);
   }
-  __device__ static void right(uint32_t (&r)[4], const T* tile, int row, int step) {
-    Half::right(r, tile + step / kSteps * Half::kSize, row, step % kSteps);
+  // All of rows row .. row + 7, as the right operand.
+  __device__ static void right(uint32_t (&r)[kPatchSteps<T>][2], const T* tile, int row) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+      uint32_t half[4];
+      ptx::ldmatrix_x4(half, tile + h * Half::kSize + Half::at(row + lane % 8, lane / 8 * kVector<T>));
+#pragma unroll
+      for (int n = 0; n < 4; ++n) r[h * kSteps + n / 2][n % 2] = half[n];
+    }
   }
   // With the depth down the rows of the tile, from `row`: values column .. column + 15 on the left ...
   __device__ static void left_down(uint32_t (&r)[4], const T* tile, int row, int column) {
@@ -104,33 +112,19 @@ __device__ __forceinline__ void load_affine(float* tile, const float* affine, in
   ptx::cp_async_16(tile + 2 * n, affine + (valid ? 2 * (channel + n) : 0), valid);
 }
 
-// Layer 0's weights of 16 channels, the first at row `channel` of the tile: the right operand by step.
-template <typename T, int kChannels>
-__device__ __forceinline__ void load_weights0(uint32_t (&w)[kPatchSteps<T>][4], const T* tile, int channel) {
-#pragma unroll
-  for (int step = 0; step < kPatchSteps<T>; ++step) PatchTile<T, kChannels>::right(w[step], tile, channel, step);
-}
-
-// Pre-activations of layer 0 for 16 patches by 16 channels, given as fragments; `affine` begins at the first
+// Pre-activations of layer 0 for 16 patches by 8 channels, given as fragments; `affine` begins at the first
 // channel.
 template <typename T>
-__device__ __forceinline__ void layer0(float (&z)[2][4], const uint32_t (&patches)[kPatchSteps<T>][4],
-                                       const uint32_t (&w)[kPatchSteps<T>][4], const float* affine) {
+__device__ __forceinline__ void layer0(float (&z)[4], const uint32_t (&patches)[kPatchSteps<T>][4],
+                                       const uint32_t (&weights)[kPatchSteps<T>][2], const float* affine) {
 #pragma unroll
-  for (int f = 0; f < 2; ++f)
-#pragma unroll
-    for (int n = 0; n < 4; ++n) z[f][n] = 0.0f;
+  for (int n = 0; n < 4; ++n) z[n] = 0.0f;
 #pragma unroll
   for (int step = 0; step < kPatchSteps<T>; ++step)
+    mma_step(z, patches[step], weights[step], static_cast<const T*>(nullptr));
+  const Pack<float, 4> fold = load_pack<4>(affine + threadIdx.x % 4 * 4);
 #pragma unroll
-    for (int f = 0; f < 2; ++f)
-      mma_step(z[f], patches[step], {w[step][2 * f], w[step][2 * f + 1]}, static_cast<const T*>(nullptr));
-#pragma unroll
-  for (int f = 0; f < 2; ++f) {
-    const Pack<float, 4> fold = load_pack<4>(affine + 2 * (8 * f + threadIdx.x % 4 * 2));
-#pragma unroll
-    for (int n = 0; n < 4; ++n) z[f][n] = fmaf(z[f][n], fold.v[n % 2 * 2], fold.v[n % 2 * 2 + 1]);
-  }
+  for (int n = 0; n < 4; ++n) z[n] = fmaf(z[n], fold.v[n % 2 * 2], fold.v[n % 2 * 2 + 1]);
 }
 
 // The weights of a channel of layer 0; the place of the ones and the places beyond the leads are zero.

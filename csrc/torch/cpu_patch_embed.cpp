@@ -1,6 +1,7 @@
 // patch_embed on the CPU: checks, allocation, and the split of the segments over threads.
 #include <algorithm>
 
+#include "check_patch_embed.h"
 #include "cpu.h"
 
 namespace ecgfast {
@@ -17,10 +18,9 @@ struct StemInputs {
   StemInputs(const Tensor& signal_, const std::optional<Tensor>& keep_, const std::vector<Tensor>& weights_,
              const Tensor& gn_weight_, const Tensor& gn_bias_, const std::vector<Tensor>& biases_, double eps)
       : signal(dense(signal_)), gn_weight(dense(gn_weight_)), gn_bias(dense(gn_bias_)), keep(dense(keep_)) {
-    STD_TORCH_CHECK(!weights_.empty(), "patch_embed: weights must hold at least one layer");
     for (const Tensor& w : weights_) weights.push_back(dense(w));
     for (const Tensor& b : biases_) biases.push_back(dense(b));
-    check();
+    check_stem(signal, keep, weights, gn_weight, gn_bias, biases);
     args.dtype = dtype_of(weights[0], "patch_embed");
     args.signal_is_int16 = signal.scalar_type() == ScalarType::Short;
     args.has_bias = !biases.empty();
@@ -39,37 +39,6 @@ struct StemInputs {
     for (const Tensor& b : biases) bias_data.push_back(b.const_data_ptr());
     args.weights = weight_data.data();
     args.biases = bias_data.data();
-  }
-
-  void check() const {
-    const char* op = "patch_embed: ";
-    const Tensor& first = weights[0];
-    const ScalarType dtype = first.scalar_type();
-    STD_TORCH_CHECK(first.dim() == 3 && first.size(2) == 2 && first.size(0) >= 1, op,
-                    "weights[0] must be [C, L, 2]");
-    const int64_t c = first.size(0);
-    STD_TORCH_CHECK(signal.dim() == 3 && signal.size(1) == first.size(1) && signal.size(1) >= 1, op,
-                    "signal must be [B, L, T]");
-    STD_TORCH_CHECK(signal.scalar_type() == dtype || signal.scalar_type() == ScalarType::Short, op,
-                    "signal must be int16 or of the weights' dtype");
-    for (size_t i = 1; i < weights.size(); ++i) {
-      const Tensor& w = weights[i];
-      STD_TORCH_CHECK(
-          w.dim() == 3 && w.size(0) == c && w.size(1) == c && w.size(2) == 2 && w.scalar_type() == dtype, op,
-          "weights[", i, "] must be [C, C, 2] of one dtype");
-    }
-    STD_TORCH_CHECK(weights.size() < 32, op, "takes at most 31 layers");
-    STD_TORCH_CHECK(gn_weight.numel() == c && gn_bias.numel() == c && gn_weight.scalar_type() == dtype &&
-                        gn_bias.scalar_type() == dtype,
-                    op, "gn_weight and gn_bias must be [C]");
-    STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), op,
-                    "biases must be one per layer or none");
-    for (const Tensor& b : biases)
-      STD_TORCH_CHECK(b.numel() == c && b.scalar_type() == dtype, op, "biases must be [C]");
-    STD_TORCH_CHECK(
-        !keep.has_value() || (keep->dim() == 2 && keep->size(0) == signal.size(0) &&
-                              keep->size(1) == signal.size(1) && keep->scalar_type() == ScalarType::Bool),
-        op, "keep must be bool [B, L]");
   }
 };
 

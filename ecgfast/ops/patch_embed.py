@@ -104,6 +104,9 @@ def patch_embed(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is taken.
 
+    On CUDA the kernels take 2 layers or more and up to 15 leads, and use the tensor cores in fp32 precision for
+    fp32 whatever :func:`torch.get_float32_matmul_precision` says; other stems run the reference.
+
     Source: Oh et al., CHIL 2022, section 3.1 and 3.3; Baevski et al., wav2vec 2.0, section 2.
     """
     if signal.dtype != torch.int16:
@@ -112,7 +115,7 @@ def patch_embed(
     gn_weight, gn_bias, rest = cast[0], cast[1], cast[2:]
     weights = rest[: len(weights)]
     biases = rest[len(weights) :] if biases is not None else None
-    if not weights or not fused(_OP, weights[0]):
+    if not weights or not fused(_OP, weights[0]) or not _fits(signal, weights):
         return patch_embed_reference(signal, keep, weights, gn_weight, gn_bias, biases=biases, eps=eps)
     _validate(signal, keep, weights, gn_weight, gn_bias, biases)
     parameters = [gn_weight, gn_bias, *weights, *(biases or ())]
@@ -123,10 +126,26 @@ def patch_embed(
     return tokens
 
 
+def _fits(signal: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether the kernels of the signal's device take a stem of this many layers and leads."""
+    return not signal.is_cuda or (len(weights) >= 2 and weights[0].dim() == 3 and weights[0].shape[1] <= 15)
+
+
 def _channels(channels: int, dtype: torch.dtype) -> int:
     """Channels as the CPU kernels pad them."""
     columns = torch.ops.ecgfast.patch_embed_columns(dtype == torch.float64)
     return (channels + columns - 1) // columns * columns
+
+
+def _saved_on_cuda(signal: Tensor, weights: list[Tensor]) -> int:
+    """Elements that the CUDA kernels keep: see ``stem_state_elements`` in csrc/cuda/patch_embed.cu."""
+    batch, _, samples = signal.shape
+    channels, layers, n = weights[0].shape[0], len(weights), samples >> len(weights)
+    width, per_float = (channels + 7) // 8 * 8, 4 // weights[0].element_size()
+    patches_and_statistics = batch * (samples // 2 * 32 + per_float * (32 * 32 + 3 * width))
+    packed_weights = width * (32 + (layers - 1) * 2 * channels)
+    activations_and_slopes = batch * width * n * (2**layers - 3)
+    return patches_and_statistics + packed_weights + activations_and_slopes
 
 
 @torch.library.register_fake("ecgfast::patch_embed")
@@ -143,7 +162,11 @@ def _(
     batch, _, samples = signal.shape
     channels, layers = weights[0].shape[0], len(weights)
     n = samples >> layers
-    saved = (batch if for_backward else 0, n * (2 ** (layers - 1) - 1), _channels(channels, gn_weight.dtype))
+    if signal.is_cuda:
+        saved = (_saved_on_cuda(signal, weights) if for_backward else 0,)
+    else:
+        rows = n * (2 ** (layers - 1) - 1)
+        saved = (batch if for_backward else 0, rows, _channels(channels, gn_weight.dtype))
     return gn_weight.new_empty((batch, n, channels)), gn_weight.new_empty(saved)
 
 
