@@ -4,9 +4,9 @@
 
 namespace ecgfast {
 
-// The distribution function of the normal distribution. For float32 to its precision; for the 16-bit types, as
-// all elements' GELU must cost less than the products beside it, a polynomial whose error in x * Phi(x) is below
-// 8e-5 (minimax with Phi(4.2) = 1), a fraction of a 16-bit activation's rounding.
+// The distribution function of the normal distribution. For float32 to its precision; for the 16-bit types,
+// as all elements' GELU must cost less than the products beside it, a polynomial whose error in x * Phi(x) is
+// below 8e-5 (minimax with Phi(4.2) = 1), a fraction of a 16-bit activation's rounding.
 template <typename T>
 __device__ __forceinline__ float normal_distribution(float x) {
   if constexpr (sizeof(T) == 4) {

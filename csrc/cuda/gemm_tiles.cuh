@@ -3,9 +3,9 @@
 //
 // Operands come through shared memory in chunks of 64 bytes along the depth of the product (32 elements of 16
 // bits, 16 of float32), in one of two forms: a RowTile holds rows of the operand, contiguous along the depth;
-// a DepthTile holds one row per depth index, for operands that lie transposed in memory. Both are free of bank
-// conflicts for ldmatrix. Of a kM x kN tile, a warp owns 64 rows, as four 16-row fragments, and WarpTile's
-// columns, as fragments of 8.
+// a DepthTile holds one row per depth index, for operands that lie transposed in memory. Both are free of
+// bank conflicts for ldmatrix. Of a kM x kN tile, a warp owns 64 rows, as four 16-row fragments, and
+// WarpTile's columns, as fragments of 8.
 #pragma once
 #include "mma_tiles.cuh"
 
@@ -21,8 +21,8 @@ constexpr int kSteps = 2;                   // mmas along a chunk
 constexpr int kWarps = kThreads / 32;
 constexpr int kRowFragments = 4;  // of a warp
 
-// A rectangle of a row-major matrix that begins at `data`; what lies beyond its rows and columns reads as zero.
-// Rows begin at multiples of 16 bytes, and `columns` is a multiple of 16 bytes' elements.
+// A rectangle of a row-major matrix that begins at `data`; what lies beyond its rows and columns reads as
+// zero. Rows begin at multiples of 16 bytes, and `columns` is a multiple of 16 bytes' elements.
 template <typename T>
 struct Source {
   const T* data;
@@ -35,7 +35,7 @@ struct RowTile {
   static constexpr int kSize = kRows * kDepth<T>;
 
   __device__ static int at(int row, int column) {
-    return row * kDepth<T> + ((column / kVector<T>) ^ (row >> 1 & 3)) * kVector<T> + column % kVector<T>;
+    return row * kDepth<T> + ((column / kVector<T>)^(row >> 1 & 3)) * kVector<T> + column % kVector<T>;
   }
 
   // Columns column .. of the source: the depth.
@@ -104,8 +104,9 @@ struct DepthTile {
   }
 };
 
-// Where a warp's part of a kM x kN tile lies, and its sums: fragment (i, j) holds rows row + 16 i .. and columns
-// column + 8 j .., of which a thread has rows lane / 4 and that + 8, columns lane % 4 * 2 and the next.
+// Where a warp's part of a kM x kN tile lies, and its sums: fragment (i, j) holds rows row + 16 i .. and
+// columns column + 8 j .., of which a thread has rows lane / 4 and that + 8, columns lane % 4 * 2 and the
+// next.
 template <int kM, int kN>
 struct WarpTile {
   static constexpr int kDown = kM / 64, kAcross = kWarps / kDown;
@@ -119,7 +120,8 @@ struct WarpTile {
 // sums += left right over one chunk. For float32 every step is summed apart and then added: the tensor cores'
 // accumulation truncates, and would drift over a long depth.
 template <typename Left, typename Right, typename Warp, typename T>
-__device__ __forceinline__ void multiply(typename Warp::Sums& sums, const Warp& warp, const T* left, const T* right) {
+__device__ __forceinline__ void multiply(typename Warp::Sums& sums, const Warp& warp, const T* left,
+                                         const T* right) {
   constexpr int kFragments = Warp::kFragments;
   if constexpr (sizeof(T) == 2) {
 #pragma unroll
@@ -160,8 +162,8 @@ __device__ __forceinline__ void multiply(typename Warp::Sums& sums, const Warp& 
   }
 }
 
-// A ring of kStages chunks: load(c) starts the copies of chunk c, use(c) has them, with a barrier before. Both
-// are called in order.
+// A ring of kStages chunks: load(c) starts the copies of chunk c, use(c) has them, with a barrier before.
+// Both are called in order.
 template <int kStages, typename Load, typename Use>
 __device__ __forceinline__ void stream(int chunks, Load load, Use use) {
 #pragma unroll 1
@@ -245,8 +247,9 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
   }
 }
 
-// One row's values of four fragments (32 columns from `column`) to memory, as far as columns < width; a thread
-// gives its two of each. `aligned`: 16 bytes at a time. All lanes come here, also for rows that are not `valid`.
+// One row's values of four fragments (32 columns from `column`) to memory, as far as columns < width; a
+// thread gives its two of each. `aligned`: 16 bytes at a time. All lanes come here, also for rows that are
+// not `valid`.
 template <typename T>
 __device__ __forceinline__ void store_row(T* row, int column, int width, const float (&v)[4][2], bool valid,
                                           bool aligned) {

@@ -9,8 +9,6 @@
 namespace ecgfast::cuda {
 namespace {
 
-constexpr int kTargetBlocks = 256;  // of a product that is split: about two per multiprocessor, on any device
-
 int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
 // Takes arrays one after another, each a multiple of 16 bytes.
@@ -33,27 +31,29 @@ int64_t lay_out(const StemShape& s, int64_t element, bool slopes, void* base, St
   state.moments = carve.floats(s.batch * kPatch * kPatch);
   state.affine = carve.floats(s.batch * s.width * 2);
   state.rstd = carve.floats(s.batch * s.width);
-  state.packed = carve.bytes((int64_t{kPatch} + (s.layers - 1) * int64_t{2} * s.channels) * s.width * element);
+  state.packed =
+      carve.bytes((int64_t{kPatch} + (s.layers - 1) * int64_t{2} * s.channels) * s.width * element);
   state.hidden = carve.bytes(stem_elements_before(s, s.layers - 1) * element);
   state.slopes = slopes ? carve.bytes(stem_elements_before(s, s.layers) * element) : nullptr;
   return carve.used;
 }
 
-// How the backward pass splits its sums: by the sizes alone, so that the results are the same on any device.
+// How the backward pass splits its sums.
 struct Splits {
   int parts;   // of a segment, of layer 0's gradients
   int first;   // of layer 1's weight gradient, by segments
   int others;  // of further layers' weight gradients
 
-  Splits(const StemShape& s, Dtype dtype) {
+  Splits(const StemShape& s, Dtype dtype, int64_t blocks) {
     const auto split = [](int64_t target, int64_t tiles, int64_t most) {
-      return static_cast<int>(std::max<int64_t>(1, std::min(target / tiles, most)));
+      return static_cast<int>(std::max<int64_t>(1, std::min(target / std::max<int64_t>(1, tiles), most)));
     };
     const int64_t slices = divide_up(s.width, 128), down = divide_up(s.channels, 128);
-    const int64_t first_down = dtype == Dtype::float32 ? down : divide_up(s.channels, kFirstGradChannels<__half>);
-    parts = split(kTargetBlocks + kTargetBlocks / 4, s.batch * 2 * slices, divide_up(stem_rows(s, 1), 128));
-    first = split(kTargetBlocks / 2, first_down * 2 * slices, std::min<int64_t>(s.batch, 32));
-    others = split(kTargetBlocks, down * divide_up(2 * s.width, 128), 32);
+    const int64_t first_down =
+        dtype == Dtype::float32 ? down : divide_up(s.channels, kFirstGradChannels<__half>);
+    parts = split(blocks + blocks / 4, s.batch * 2 * slices, divide_up(stem_rows(s, 1), 128));
+    first = split(blocks / 2, first_down * 2 * slices, std::min<int64_t>(s.batch, 32));
+    others = split(blocks, down * divide_up(2 * s.width, 128), 32);
   }
 };
 
@@ -64,14 +64,14 @@ struct Workspace {
   float* patch_grads;  // for the signal
 };
 
-int64_t lay_out(const StemShape& s, const Splits& n, int64_t element, bool for_signal, bool has_bias, void* base,
-                Workspace& work) {
+int64_t lay_out(const StemShape& s, const Splits& n, int64_t element, bool for_signal, bool has_bias,
+                void* base, Workspace& work) {
   Carve carve{static_cast<char*>(base)};
   const int64_t rows = s.batch * stem_rows(s, 0);
   work.grads = carve.bytes(stem_elements_before(s, s.layers) * element);
   work.segments = carve.floats(s.batch * n.parts * 2 * kPatch * s.width);
-  work.weights =
-      carve.floats((n.first + (s.layers - 2) * int64_t{n.others}) * 2 * s.channels * static_cast<int64_t>(s.width));
+  work.weights = carve.floats((n.first + (s.layers - 2) * int64_t{n.others}) * 2 * s.channels *
+                              static_cast<int64_t>(s.width));
   work.biases = carve.floats(has_bias ? (s.layers - 1) * int64_t{kBiasSplits} * s.width : 0);
   work.scaled = carve.bytes(for_signal ? rows * s.width * element : 0);
   work.patch_grads = carve.floats(for_signal ? rows * kPatch : 0);
@@ -90,7 +90,8 @@ struct Launches {
     if (blocks > INT32_MAX)
       error = cudaErrorInvalidConfiguration;
     else
-      error = launch(kernel, dim3(static_cast<unsigned>(blocks), blocks_y), dim3(threads), shared, stream, arguments...);
+      error = launch(kernel, dim3(static_cast<unsigned>(blocks), blocks_y), dim3(threads), shared, stream,
+                     arguments...);
   }
 };
 
@@ -102,7 +103,8 @@ cudaError_t forward(const StemShape& s, const StemInputs& in, const StemState& s
                     cudaStream_t stream) {
   Launches run{stream};
   run(stem_pack<T>, loop_blocks(int64_t{2} * s.channels * s.width), s.layers, kThreads, 0, s, in, state);
-  run(stem_statistics<T>, s.batch, 1, kStatisticsThreads, shared_bytes<StatisticsMemory<T>>(), s, in, state);
+  run(stem_statistics<T>, s.batch, 1, 32 * kStatisticsWarps<T>, shared_bytes<StatisticsMemory<T>>(), s, in,
+      state);
   for (int layer = 1; layer < s.layers; ++layer) {
     const bool last = layer == s.layers - 1;
     LayerOutput out{};
@@ -115,11 +117,11 @@ cudaError_t forward(const StemShape& s, const StemInputs& in, const StemState& s
     out.aligned = multiples_of_16(out.values, out.width * sizeof(T));
     if (layer == 1)
       run(stem_first<T>,
-          s.batch * divide_up(stem_rows(s, 1), kFirstRows) * divide_up(s.channels, kFirstColumns<T>), 1, kThreads,
-          shared_bytes<FirstMemory<T>>(), s, state, out);
+          s.batch * divide_up(stem_rows(s, 1), kFirstRows) * divide_up(s.channels, kFirstColumns<T>), 1,
+          kThreads, shared_bytes<FirstMemory<T>>(), s, state, out);
     else
-      run(stem_layer<T>, divide_up(s.batch * stem_rows(s, layer), 128) * divide_up(s.channels, 128), 1, kThreads,
-          shared_bytes<LayerMemory<T>>(), s, state, layer, out);
+      run(stem_layer<T>, divide_up(s.batch * stem_rows(s, layer), 128) * divide_up(s.channels, 128), 1,
+          kThreads, shared_bytes<LayerMemory<T>>(), s, state, layer, out);
   }
   return run.error;
 }
@@ -132,7 +134,8 @@ void grad_input(Launches& run, const InputGradient<T>& in) {
 
 // Down from the last layer to layer 1: gradients of pre-activations and of weights.
 template <typename T>
-void descend(Launches& run, const StemShape& s, const StemState& state, const Splits& n, const Workspace& work) {
+void descend(Launches& run, const StemShape& s, const StemState& state, const Splits& n,
+             const Workspace& work) {
   const int64_t split = int64_t{2} * s.channels * s.width;
   for (int layer = s.layers - 1; layer >= 2; --layer) {
     const int64_t rows = s.batch * stem_rows(s, layer);
@@ -140,14 +143,11 @@ void descend(Launches& run, const StemShape& s, const StemState& state, const Sp
     const Source<T> weights{packed_layer<T>(state, s, layer), 2 * s.width, s.channels, 2 * s.width};
     grad_input<T>(run, {grads, rows, s.width, weights, of_layer<T>(state.slopes, s, layer - 1),
                         of_layer<T>(work.grads, s, layer - 1)});
-    const WeightGradient<T> weight{grads,
-                                   of_layer<T>(state.hidden, s, layer - 1),
-                                   rows,
-                                   s.width,
-                                   2 * s.width,
-                                   s.channels,
-                                   n.others,
-                                   work.weights + (n.first + (layer - 2) * int64_t{n.others}) * split};
+    const WeightGradient<T> weight{
+        grads,       of_layer<T>(state.hidden, s, layer - 1),
+        rows,        s.width,
+        2 * s.width, s.channels,
+        n.others,    work.weights + (n.first + (layer - 2) * int64_t{n.others}) * split};
     run(stem_grad_weight<T>, n.others * divide_up(s.channels, 128) * divide_up(2 * s.width, 128), 1, kThreads,
         shared_bytes<WeightGradientMemory<T>>(), weight);
   }
@@ -167,8 +167,8 @@ void grad_signal(Launches& run, const StemShape& s, const StemInputs& in, const 
   const Source<T> weights{packed_layer<T>(state, s, 0), kPatch, s.channels, kPatch};
   grad_input<T>(run, {static_cast<T*>(work.scaled), s.batch * stem_rows(s, 0), s.width, weights, nullptr,
                       work.patch_grads});
-  run(stem_grad_signal<T>, s.batch, 1, kThreads, shared_bytes<SignalGradientMemory>(), s, state, in.keep, work.segments,
-      parts, work.patch_grads, static_cast<T*>(out));
+  run(stem_grad_signal<T>, s.batch, 1, kThreads, shared_bytes<SignalGradientMemory>(), s, state, in.keep,
+      work.segments, parts, work.patch_grads, static_cast<T*>(out));
 }
 
 template <typename T>
@@ -176,21 +176,23 @@ cudaError_t backward(const StemShape& s, const StemInputs& in, const StemState& 
                      const Workspace& work, const StemGradients& grads, cudaStream_t stream) {
   Launches run{stream};
   const T* tokens = static_cast<const T*>(grads.tokens);
-  run(stem_grad_last<T>, loop_blocks(s.batch * s.tokens * (s.width / kVector<T>)), 1, kThreads, 0, s, state, tokens,
-      of_layer<T>(work.grads, s, s.layers - 1), multiples_of_16(tokens, s.channels * sizeof(T)));
+  run(stem_grad_last<T>, loop_blocks(s.batch * s.tokens * (s.width / kVector<T>)), 1, kThreads, 0, s, state,
+      tokens, of_layer<T>(work.grads, s, s.layers - 1), multiples_of_16(tokens, s.channels * sizeof(T)));
   descend<T>(run, s, state, n, work);
   const T* first = of_layer<T>(work.grads, s, 1);
   const int64_t slices = divide_up(s.width, 128);
-  run(grads.signal ? stem_grad_first<T, true> : stem_grad_first<T, false>, s.batch * n.parts * 2 * slices, 1, kThreads, shared_bytes<FirstInputMemory<T>>(), s, state,
-      first, n.parts, work.segments, static_cast<T*>(work.scaled));
-  run(stem_grad_weight_first<T>, n.first * 2 * slices * divide_up(s.channels, kFirstGradChannels<T>), 1, kThreads,
-      shared_bytes<FirstWeightMemory<T>>(), s, state, first, n.first, work.weights);
-  run(stem_norm_gradient<T>, s.batch, 1, kThreads, kPatch * kPatch * sizeof(float), s, state, work.segments, n.parts);
+  run(grads.signal ? stem_grad_first<T, true> : stem_grad_first<T, false>, s.batch * n.parts * 2 * slices, 1,
+      kThreads, shared_bytes<FirstInputMemory<T>>(), s, state, first, n.parts, work.segments,
+      static_cast<T*>(work.scaled));
+  run(stem_grad_weight_first<T>, n.first * 2 * slices * divide_up(s.channels, kFirstGradChannels<T>), 1,
+      kThreads, shared_bytes<FirstWeightMemory<T>>(), s, state, first, n.first, work.weights);
+  run(stem_norm_gradient<T>, s.batch, 1, kThreads, kPatch * kPatch * sizeof(float), s, state, work.segments,
+      n.parts);
   if (in.biases[0]) grad_biases<T>(run, s, work);
   if (grads.signal) grad_signal<T>(run, s, in, state, n.parts, work, grads.signal);
   const StemSums sums{work.segments, n.parts, work.weights, n.first, n.others, work.biases};
-  run(stem_finish<T>, loop_blocks(std::max(int64_t{s.channels} * s.channels, int64_t{4} * kPatch * s.width)), s.layers,
-      kThreads, 0, s, sums, grads);
+  run(stem_finish<T>, loop_blocks(std::max(int64_t{s.channels} * s.channels, int64_t{4} * kPatch * s.width)),
+      s.layers, kThreads, 0, s, sums, grads);
   return run.error;
 }
 
@@ -214,9 +216,10 @@ int64_t stem_state_elements(const StemShape& shape, Dtype dtype, bool slopes) {
   return lay_out(shape, size_of(dtype), slopes, nullptr, state) / size_of(dtype);
 }
 
-int64_t stem_workspace_bytes(const StemShape& shape, Dtype dtype, bool for_signal, bool has_bias) {
+int64_t stem_workspace_bytes(const StemShape& shape, Dtype dtype, bool for_signal, bool has_bias,
+                             int blocks) {
   Workspace work;
-  return lay_out(shape, Splits(shape, dtype), size_of(dtype), for_signal, has_bias, nullptr, work);
+  return lay_out(shape, Splits(shape, dtype, blocks), size_of(dtype), for_signal, has_bias, nullptr, work);
 }
 
 cudaError_t patch_embed(const StemShape& shape, const StemInputs& in, Dtype dtype, void* state, bool slopes,
@@ -229,10 +232,11 @@ cudaError_t patch_embed(const StemShape& shape, const StemInputs& in, Dtype dtyp
 }
 
 cudaError_t patch_embed_backward(const StemShape& shape, const StemInputs& in, Dtype dtype, const void* state,
-                                 void* workspace, const StemGradients& grads, cudaStream_t stream) {
+                                 void* workspace, const StemGradients& grads, cudaStream_t stream,
+                                 int blocks) {
   StemState laid;
   Workspace work;
-  const Splits splits(shape, dtype);
+  const Splits splits(shape, dtype, blocks);
   lay_out(shape, size_of(dtype), true, const_cast<void*>(state), laid);
   lay_out(shape, splits, size_of(dtype), grads.signal != nullptr, in.biases[0] != nullptr, workspace, work);
   return with_dtype(dtype, [&](auto* element) {

@@ -36,15 +36,19 @@ struct StemGradients {
   void *gn_weight, *gn_bias;
 };
 
-// What a pass keeps for later kernels, in elements of the dtype; the backward pass needs that of a forward pass
-// with slopes.
+// What a pass keeps for later kernels, in elements of the dtype; the backward pass needs that of a forward
+// pass with slopes.
 int64_t stem_state_elements(const StemShape& shape, Dtype dtype, bool slopes);
-// What the backward pass needs besides, in bytes.
-int64_t stem_workspace_bytes(const StemShape& shape, Dtype dtype, bool for_signal, bool has_bias);
+// What the backward pass needs besides, in bytes. Its sums are split to fill about `blocks` thread blocks at
+// a time. They depend on it in their last bits, so that it is a constant, not the device's size.
+constexpr int kStemBlocks = 256;
+int64_t stem_workspace_bytes(const StemShape& shape, Dtype dtype, bool for_signal, bool has_bias,
+                             int blocks = kStemBlocks);
 
 cudaError_t patch_embed(const StemShape& shape, const StemInputs& in, Dtype dtype, void* state, bool slopes,
                         void* tokens, cudaStream_t stream);
 cudaError_t patch_embed_backward(const StemShape& shape, const StemInputs& in, Dtype dtype, const void* state,
-                                 void* workspace, const StemGradients& grads, cudaStream_t stream);
+                                 void* workspace, const StemGradients& grads, cudaStream_t stream,
+                                 int blocks = kStemBlocks);
 
 }  // namespace ecgfast::cuda

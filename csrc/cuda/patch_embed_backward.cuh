@@ -3,8 +3,8 @@
 // pre-activations, dz below = (dz weights) * slopes, and the weights' gradient is dz^T (activations below),
 // split over blocks along the rows and added up in a fixed order.
 //
-// Layer 0 is made anew on chip, for the 1250 x 256 values of a segment never leave it: stem_grad_first turns dz
-// of layer 1 into that of layer 0 and that at once into sums over the segment, dz^T (patches, 1); and
+// Layer 0 is made anew on chip, for the 1250 x 256 values of a segment never leave it: stem_grad_first turns
+// dz of layer 1 into that of layer 0 and that at once into sums over the segment, dz^T (patches, 1); and
 // stem_grad_weight_first makes gelu(layer 0) as the right operand of layer 1's weight gradient. From the
 // segment's sums G = sum dz x^T (x centred), s = sum dz and q = sum dz zhat follow the norm's gradients:
 // dW = scale (G - q W Cov / deviation), and q and s for its affine.
@@ -31,10 +31,12 @@ __global__ void __launch_bounds__(kThreads)
       grad = load_pack<kVector<T>>(from);
     } else {
 #pragma unroll
-      for (int k = 0; k < kVector<T>; ++k) grad.v[k] = column + k < s.channels ? from[k] : from_float<T>(0.0f);
+      for (int k = 0; k < kVector<T>; ++k)
+        grad.v[k] = column + k < s.channels ? from[k] : from_float<T>(0.0f);
     }
 #pragma unroll
-    for (int k = 0; k < kVector<T>; ++k) grad.v[k] = from_float<T>(to_float(grad.v[k]) * to_float(slope.v[k]));
+    for (int k = 0; k < kVector<T>; ++k)
+      grad.v[k] = from_float<T>(to_float(grad.v[k]) * to_float(slope.v[k]));
     store_pack<kVector<T>>(out + row * s.width + column, grad);
   }
 }
@@ -52,7 +54,8 @@ struct InputGradientMemory {
       : left(arena.take<T>(kGradStages * Left::kSize)), right(arena.take<T>(kGradStages * Right::kSize)) {}
 };
 
-// out = (grads weights) * slopes, with grads [rows, width], weights [depth, columns], the rest [rows, columns].
+// out = (grads weights) * slopes, with grads [rows, width], weights [depth, columns], the rest [rows,
+// columns].
 template <typename T>
 struct InputGradient {
   const T* grads;
@@ -64,8 +67,8 @@ struct InputGradient {
 };
 
 template <typename T>
-__device__ __forceinline__ void write_input_gradient(const float (&v)[4][2], const InputGradient<T>& in, int64_t row,
-                                                     int column, bool valid) {
+__device__ __forceinline__ void write_input_gradient(const float (&v)[4][2], const InputGradient<T>& in,
+                                                     int64_t row, int column, bool valid) {
   const int columns = in.weights.columns;
   const int64_t first = row * columns;
   if (!in.slopes) {
@@ -96,12 +99,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1) stem_grad_in
       divide_up(in.weights.rows, kDepth<T>),
       [&](int c) {
         Memory::Left::load(memory.left + c % kGradStages * Memory::Left::kSize, grads, 0, c * kDepth<T>);
-        Memory::Right::load(memory.right + c % kGradStages * Memory::Right::kSize, in.weights, c * kDepth<T>, column0);
+        Memory::Right::load(memory.right + c % kGradStages * Memory::Right::kSize, in.weights, c * kDepth<T>,
+                            column0);
       },
       [&](int c) {
-        multiply<typename Memory::Left, typename Memory::Right>(sums, warp,
-                                                                memory.left + c % kGradStages * Memory::Left::kSize,
-                                                                memory.right + c % kGradStages * Memory::Right::kSize);
+        multiply<typename Memory::Left, typename Memory::Right>(
+            sums, warp, memory.left + c % kGradStages * Memory::Left::kSize,
+            memory.right + c % kGradStages * Memory::Right::kSize);
       });
 #pragma unroll
   for (int j = 0; j < Warp::kFragments; j += 4)
@@ -136,14 +140,15 @@ struct WeightGradientMemory {
 
 // A tile's sums to rows row0 .. of [rows, pitch], as far as columns < width.
 template <typename Warp>
-__device__ __forceinline__ void write_sums(const typename Warp::Sums& sums, const Warp& warp, float* out, int64_t pitch,
-                                           int row0, int rows, int column0, int width) {
+__device__ __forceinline__ void write_sums(const typename Warp::Sums& sums, const Warp& warp, float* out,
+                                           int64_t pitch, int row0, int rows, int column0, int width) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < 2 * kRowFragments; ++i)
 #pragma unroll
     for (int j = 0; j < Warp::kFragments; ++j) {
-      const int row = row0 + warp.row + 8 * i + lane / 4, column = column0 + warp.column + 8 * j + lane % 4 * 2;
+      const int row = row0 + warp.row + 8 * i + lane / 4,
+                column = column0 + warp.column + 8 * j + lane % 4 * 2;
       if (row < rows && column < width)
         store_two(out + row * pitch + column, sums[i / 2][j][i % 2 * 2], sums[i / 2][j][i % 2 * 2 + 1]);
     }
@@ -174,8 +179,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1) stem_grad_we
         multiply<Tile, Tile>(sums, warp, memory.left + c % kGradStages * Tile::kSize,
                              memory.right + c % kGradStages * Tile::kSize);
       });
-  write_sums(sums, warp, in.partial + split * int64_t{in.columns} * in.channels, in.columns, row0, in.channels,
-             column0, in.columns);
+  write_sums(sums, warp, in.partial + split * int64_t{in.columns} * in.channels, in.columns, row0,
+             in.channels, column0, in.columns);
 }
 
 // ---- layer 1's weights
@@ -214,19 +219,23 @@ __device__ __forceinline__ void load_weights0(uint32_t (&w)[kPatchSteps<T>][2], 
       w[step][n] = c < width ? words[int64_t{c} * kWords + step * 8 + n * 4 + threadIdx.x % 4] : 0;
 }
 
-// A block sums over the segments of its split, for kFirstGradChannels output channels by 128 inputs of one tap.
+// A block sums over the segments of its split, for kFirstGradChannels output channels by 128 inputs of one
+// tap.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     stem_grad_weight_first(StemShape s, StemState state, const T* grads, int splits, float* partial) {
   using Memory = FirstWeightMemory<T>;
   using Warp = WarpTile<kFirstGradChannels<T>, 128>;
-  constexpr int kBands = kDepth<T> / 16, kMadeColumns = 128 * kBands / kWarps;  // a warp makes 16 x kMadeColumns
+  constexpr int kBands = kDepth<T> / 16,
+                kMadeColumns = 128 * kBands / kWarps;  // a warp makes 16 x kMadeColumns
   SharedArena arena;
   const Memory memory(arena);
   const Warp warp;
-  const int slices = divide_up(s.width, 128), tiles = 2 * slices * divide_up(s.channels, kFirstGradChannels<T>);
+  const int slices = divide_up(s.width, 128),
+            tiles = 2 * slices * divide_up(s.channels, kFirstGradChannels<T>);
   const int split = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const int tap = tile % 2, column0 = tile / 2 % slices * 128, row0 = tile / 2 / slices * kFirstGradChannels<T>;
+  const int tap = tile % 2, column0 = tile / 2 % slices * 128,
+            row0 = tile / 2 / slices * kFirstGradChannels<T>;
   const int64_t segment0 = s.batch * split / splits, segments = s.batch * (split + 1) / splits - segment0;
   const int rows = stem_rows(s, 1), per_segment = divide_up(rows, kDepth<T>);
   const int band = threadIdx.x / 32 % kBands * 16, made_column = threadIdx.x / 32 / kBands * kMadeColumns;
@@ -239,9 +248,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int64_t b = segment0 + c / per_segment;
     const int row = c % per_segment * kDepth<T>, stage = c % kMadeStages;
     const T* patches = static_cast<const T*>(state.patches) + (b * s.patches + tap) * kPatch;
-    Memory::Left::load(memory.left + stage * Memory::Left::kSize, {grads + b * rows * s.width, s.width, rows, s.width},
-                       row, row0);
-    Memory::Patches::load(memory.patches + stage * Memory::Patches::kSize, {patches, 2 * kPatch, rows, kPatch}, row);
+    Memory::Left::load(memory.left + stage * Memory::Left::kSize,
+                       {grads + b * rows * s.width, s.width, rows, s.width}, row, row0);
+    Memory::Patches::load(memory.patches + stage * Memory::Patches::kSize,
+                          {patches, 2 * kPatch, rows, kPatch}, row);
     load_affine<128>(memory.affine + stage * 256, state.affine + 2 * b * s.width, column0, s.width);
   };
   const auto produce = [&](int c) {
@@ -264,18 +274,26 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   typename Warp::Sums sums = {};
   stream_produced<kMadeStages>(segments * per_segment, load, produce, [&](int c) {
-    multiply<typename Memory::Left, typename Memory::Made>(sums, warp,
-                                                           memory.left + c % kMadeStages * Memory::Left::kSize,
-                                                           memory.made + c % 2 * Memory::Made::kSize);
+    multiply<typename Memory::Left, typename Memory::Made>(
+        sums, warp, memory.left + c % kMadeStages * Memory::Left::kSize,
+        memory.made + c % 2 * Memory::Made::kSize);
   });
-  write_sums(sums, warp, partial + split * int64_t{2} * s.width * s.channels + tap * s.width, 2 * s.width, row0,
-             s.channels, column0, s.width);
+  write_sums(sums, warp, partial + split * int64_t{2} * s.width * s.channels + tap * s.width, 2 * s.width,
+             row0, s.channels, column0, s.width);
 }
 
 // ---- layer 0
 
 template <typename T>
 constexpr int kFirstGradStages = sizeof(T) == 2 ? 3 : 2;
+
+// Blocks of a multiprocessor, as many as its shared memory holds, for the compiler to leave them the
+// registers.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
+constexpr int kFirstGradBlocks = 2;
+#else
+constexpr int kFirstGradBlocks = 1;
+#endif
 
 template <typename T>
 struct FirstInputMemory {
@@ -312,7 +330,8 @@ __device__ __forceinline__ void down_rows(uint32_t (&b)[2][2], const float (&d)[
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
     const int source = (lane % 4 + n % 2 * 4) * 4 + lane / 8;
-    const float even = __shfl_sync(~0u, d[n / 2 * 2], source), odd = __shfl_sync(~0u, d[n / 2 * 2 + 1], source);
+    const float even = __shfl_sync(~0u, d[n / 2 * 2], source),
+                odd = __shfl_sync(~0u, d[n / 2 * 2 + 1], source);
     b[n / 2][n % 2] = __float_as_uint(lane / 4 % 2 ? odd : even);
   }
 }
@@ -361,13 +380,13 @@ struct Rounded {
   __device__ float at(int i, int j, int n) const { return to_float(pairs[i][j][n / 2].v[n % 2]); }
 };
 
-// From the gradients of layer 0's activations, of the warp's part of a row tile, to those of its pre-activations,
-// and on to their sums with the patches. For the signal, `scaled`, of rows [2 taps, W], gets the former times
-// the norm's scale.
+// From the gradients of layer 0's activations, of the warp's part of a row tile, to those of its
+// pre-activations, and on to their sums with the patches. For the signal, `scaled`, of rows [2 taps, W], gets
+// the former times the norm's scale.
 template <typename T, bool kForSignal, typename Warp>
 __device__ __forceinline__ void finish_row_tile(const Rounded<T, Warp>& grads, const Warp& warp,
-                                                const FirstInputMemory<T>& memory, T* scaled, int rows, int columns,
-                                                int width) {
+                                                const FirstInputMemory<T>& memory, T* scaled, int rows,
+                                                int columns, int width) {
   constexpr int kDown = 16 / kStepDepth<T>;
   using Patches = typename FirstInputMemory<T>::Patches;
   const int lane = threadIdx.x % 32;
@@ -397,6 +416,7 @@ __device__ __forceinline__ void finish_row_tile(const Rounded<T, Warp>& grads, c
           Patches::left_down(left, memory.patches, row + down * kStepDepth<T>, 16 * m);
           mma_step(g[m], left, right[down], memory.patches);
         }
+      __syncwarp();  // keeps the compiler from loading ahead more than the registers hold
       if constexpr (kForSignal) {
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
@@ -418,7 +438,7 @@ __device__ __forceinline__ void finish_row_tile(const Rounded<T, Warp>& grads, c
 
 // Row tiles of one part of a segment by 128 channels of one tap; sums is [B, parts, tap, kPatch, W].
 template <typename T, bool kForSignal>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && !kForSignal ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && !kForSignal ? kFirstGradBlocks : 1)
     stem_grad_first(StemShape s, StemState state, const T* grads, int parts, float* sums_out, T* scaled) {
   using Memory = FirstInputMemory<T>;
   using Warp = WarpTile<128, 128>;
@@ -430,14 +450,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && !kForSignal ? 2 : 
   const int rows = stem_rows(s, 1), chunks = divide_up(s.channels, kDepth<T>);
   const int64_t row0 = int64_t{task.b} * rows;
   for (int n = threadIdx.x; n < 2 * kPatch * 128; n += kThreads) memory.sums[n] = 0.0f;
-  Memory::Patches::load(memory.weights0, {packed_layer<T>(state, s, 0), kPatch, s.width, kPatch}, task.column0);
+  Memory::Patches::load(memory.weights0, {packed_layer<T>(state, s, 0), kPatch, s.width, kPatch},
+                        task.column0);
   load_affine<128>(memory.affine, state.affine + int64_t{2} * task.b * s.width, task.column0, s.width);
 
   Walk loading{task.first_tile * 128}, using_{task.first_tile * 128};
   const auto load = [&](int c) {
     const Source<T> from{grads + row0 * s.width, s.width, rows, s.width};
-    const Source<T> weights{packed_layer<T>(state, s, 1) + task.tap * s.width, 2 * s.width, s.channels, s.width};
-    Memory::Left::load(memory.left + c % kStages * Memory::Left::kSize, from, loading.row, loading.depth * kDepth<T>);
+    const Source<T> weights{packed_layer<T>(state, s, 1) + task.tap * s.width, 2 * s.width, s.channels,
+                            s.width};
+    Memory::Left::load(memory.left + c % kStages * Memory::Left::kSize, from, loading.row,
+                       loading.depth * kDepth<T>);
     Memory::Right::load(memory.right + c % kStages * Memory::Right::kSize, weights, loading.depth * kDepth<T>,
                         task.column0);
     loading.advance(chunks);
@@ -445,13 +468,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && !kForSignal ? 2 : 
   typename Warp::Sums sums = {};
   stream<kStages>((task.last_tile - task.first_tile) * chunks, load, [&](int c) {
     if (using_.depth == 0) {  // the barrier before has freed the last row tile's patches
-      const T* patches = static_cast<const T*>(state.patches) + (int64_t{task.b} * s.patches + task.tap) * kPatch;
+      const T* patches =
+          static_cast<const T*>(state.patches) + (int64_t{task.b} * s.patches + task.tap) * kPatch;
       Memory::Patches::load(memory.patches, {patches, 2 * kPatch, rows, kPatch}, using_.row);
       ptx::cp_async_commit();
     }
-    multiply<typename Memory::Left, typename Memory::Right>(sums, warp,
-                                                            memory.left + c % kStages * Memory::Left::kSize,
-                                                            memory.right + c % kStages * Memory::Right::kSize);
+    multiply<typename Memory::Left, typename Memory::Right>(
+        sums, warp, memory.left + c % kStages * Memory::Left::kSize,
+        memory.right + c % kStages * Memory::Right::kSize);
     const int row = using_.row;
     using_.advance(chunks);
     if (using_.depth != 0) return;

@@ -9,14 +9,16 @@ constexpr int kNormBias = kPatch - 1;
 constexpr int kBiasSplits = 64;
 static_assert(2 * kStemMaxLeads <= kNormWeight);
 
-// Turns a segment's sums [parts, tap, kPatch, W], in place of the first, to its share of the gradients of layer
-// 0's weights and of the norm's affine.
+// Turns a segment's sums [parts, tap, kPatch, W], in place of the first, to its share of the gradients of
+// layer 0's weights and of the norm's affine.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) stem_norm_gradient(StemShape s, StemState state, float* sums, int parts) {
+__global__ void __launch_bounds__(kThreads)
+    stem_norm_gradient(StemShape s, StemState state, float* sums, int parts) {
   SharedArena arena;
   float* moments = arena.take<float>(kPatch * kPatch);
   const int64_t b = blockIdx.x;
-  for (int v = threadIdx.x; v < kPatch * kPatch; v += kThreads) moments[v] = state.moments[b * kPatch * kPatch + v];
+  for (int v = threadIdx.x; v < kPatch * kPatch; v += kThreads)
+    moments[v] = state.moments[b * kPatch * kPatch + v];
   __syncthreads();
   const float* means = moments + kOnes * kPatch;
   const int64_t step = int64_t{kPatch} * s.width;
@@ -61,8 +63,8 @@ struct SignalGradientMemory {
         means(arena.take<float>(kPatch)) {}
 };
 
-// dx = dz (scale W) - sum_c scale_c s_c W_c / P - pull x, with pull = sum_c scale_c q_c W_c W_c^T / (deviation P),
-// for every sample that a patch covers. `segment` is what stem_norm_gradient left.
+// dx = dz (scale W) - sum_c scale_c s_c W_c / P - pull x, with pull = sum_c scale_c q_c W_c W_c^T /
+// (deviation P), for every sample that a patch covers. `segment` is what stem_norm_gradient left.
 template <typename T>
 __device__ void signal_terms(const StemShape& s, const StemState& state, int64_t b, const float* segment,
                              const SignalGradientMemory& memory) {
@@ -71,7 +73,8 @@ __device__ void signal_terms(const StemShape& s, const StemState& state, int64_t
     const int k = v / kPatch, m = v % kPatch;
     float pull = 0.0f, slide = 0.0f;
     for (int c = 0; c < s.channels; ++c) {
-      const float scale = state.affine[2 * (b * s.width + c)] / s.patches, w = to_float(weights[c * kPatch + k]);
+      const float scale = state.affine[2 * (b * s.width + c)] / s.patches,
+                  w = to_float(weights[c * kPatch + k]);
       const float turn = scale * state.rstd[b * s.width + c] * segment[kNormWeight * s.width + c];
       pull = fmaf(turn * w, to_float(weights[c * kPatch + m]), pull);
       slide = fmaf(scale * segment[kNormBias * s.width + c], w, slide);
@@ -118,7 +121,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // partial[blockIdx.y] = column sums of a part of the rows; 64 columns by 4 rows of threads.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) stem_bias_sums(const T* grads, int64_t rows, int width, float* partial) {
+__global__ void __launch_bounds__(kThreads)
+    stem_bias_sums(const T* grads, int64_t rows, int width, float* partial) {
   SharedArena arena;
   float* sums = arena.take<float>(kThreads);
   const int column = blockIdx.x * 64 + threadIdx.x % 64;
@@ -159,7 +163,8 @@ __device__ void finish_layer0(const StemShape& s, const StemSums& in, const Stem
     const int k = v / s.width, c = v % s.width;
     const bool inside = k < kPatch && c < s.channels;
     float sum = 0.0f;
-    if (inside) sum = strided_sum(in.segments + group * segment + v, divide_up(s.batch - group, 4), 4 * segment);
+    if (inside)
+      sum = strided_sum(in.segments + group * segment + v, divide_up(s.batch - group, 4), 4 * segment);
     sum += __shfl_xor_sync(~0u, sum, 8);
     sum += __shfl_xor_sync(~0u, sum, 16);
     if (!inside || group) continue;

@@ -1,13 +1,14 @@
 // The stem, forward. The GroupNorm after layer 0 needs no pass over its output: with mu and Cov the mean and
-// covariance of a segment's patches, channel c has mean w_c mu and variance w_c Cov w_c. One light kernel reads
-// the signal, centres it, keeps it as patches in the compute dtype and turns the norm into a scale and a shift
-// per segment and channel. Layers 0 and 1 are one product whose left operand, gelu(layer 0), is made on chip
-// chunk by chunk; as kernel = stride, all further layers are plain products of rows of 2W (tap, channel).
+// covariance of a segment's patches, channel c has mean w_c mu and variance w_c Cov w_c. One light kernel
+// reads the signal, centres it, keeps it as patches in the compute dtype and turns the norm into a scale and
+// a shift per segment and channel. Layers 0 and 1 are one product whose left operand, gelu(layer 0), is made
+// on chip chunk by chunk; as kernel = stride, all further layers are plain products of rows of 2W (tap,
+// channel).
 //
 // At the paper's size (B = 128, T = 2500, C = 256, bf16): 38.6 GFLOP in the products and 2 in making layer 0,
-// 77 M GELUs at about 14 instructions, 8 MB of signal and 10 MB of patches, and 41 + 20 + 10 MB of activations
-// written, twice that where slopes are kept. Bound by the tensor cores' mma.sync rate as long as the GELUs run
-// beside them: the two halves of the warps make and multiply in turn.
+// 77 M GELUs at about 14 instructions, 8 MB of signal and 10 MB of patches, and 41 + 20 + 10 MB of
+// activations written, twice that where slopes are kept. Bound by the tensor cores' mma.sync rate as long as
+// the GELUs run beside them: the two halves of the warps make and multiply in turn.
 #pragma once
 #include "patch_embed_tiles.cuh"
 
@@ -27,7 +28,8 @@ __global__ void __launch_bounds__(kThreads) stem_pack(StemShape s, StemInputs in
        v += int64_t{gridDim.x} * kThreads) {
     const int64_t row = v / row_size;
     const int place = v % row_size;
-    const int input = layer == 0 ? place / 2 : place % s.width, tap = layer == 0 ? place % 2 : place / s.width;
+    const int input = layer == 0 ? place / 2 : place % s.width,
+              tap = layer == 0 ? place % 2 : place / s.width;
     const bool inside = row < s.channels && input < inputs;
     to[v] = inside ? from[(row * inputs + input) * 2 + tap] : from_float<T>(0.0f);
   }
@@ -35,17 +37,18 @@ __global__ void __launch_bounds__(kThreads) stem_pack(StemShape s, StemInputs in
 
 // ---- statistics
 
-constexpr int kStatisticsWarps = 16, kStatisticsThreads = 32 * kStatisticsWarps;
+template <typename T>
+constexpr int kStatisticsWarps = 32 / static_cast<int>(sizeof(T));
 constexpr int kPairs = kPatch / 4;  // (lead, tap) pairs of a lane
 
 template <typename T>
 struct StatisticsMemory {
-  float* sums;   // [kStatisticsWarps][kPatch][kPatch]: the first is the total in the end
+  float* sums;   // [kStatisticsWarps<T>][kPatch][kPatch]: the first is the total in the end
   T* tiles;      // 16 patches per warp
   float* means;  // [kPatch]
   __host__ __device__ explicit StatisticsMemory(SharedArena& arena)
-      : sums(arena.take<float>(kStatisticsWarps * kPatch * kPatch)),
-        tiles(arena.take<T>(kStatisticsWarps * PatchTile<T, 16>::kSize)),
+      : sums(arena.take<float>(kStatisticsWarps<T> * kPatch * kPatch)),
+        tiles(arena.take<T>(kStatisticsWarps<T> * PatchTile<T, 16>::kSize)),
         means(arena.take<float>(kPatch)) {}
 };
 
@@ -79,20 +82,21 @@ __device__ inline float warp_sum(float x) {
 // Means of the kept leads' even and odd samples, zeros for the others; a warp per lead.
 template <typename T>
 __device__ void signal_means(const Segment<T>& segment, float* means) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (warp >= kPatch / 2) return;
-  float even = 0.0f, odd = 0.0f;
-  if (segment.kept(warp)) {
+  const int lane = threadIdx.x % 32;
+  for (int lead = threadIdx.x / 32; lead < kPatch / 2; lead += kStatisticsWarps<T>) {
+    float even = 0.0f, odd = 0.0f;
+    if (segment.kept(lead)) {
 #pragma unroll 8
-    for (int p = lane; p < segment.s.patches; p += 32) {
-      const float2 x = segment.pair(warp, p);
-      even += x.x;
-      odd += x.y;
+      for (int p = lane; p < segment.s.patches; p += 32) {
+        const float2 x = segment.pair(lead, p);
+        even += x.x;
+        odd += x.y;
+      }
     }
+    even = warp_sum(even);
+    odd = warp_sum(odd);
+    if (lane < 2) means[2 * lead + lane] = (lane ? odd : even) / segment.s.patches;
   }
-  even = warp_sum(even);
-  odd = warp_sum(odd);
-  if (lane < 2) means[2 * warp + lane] = (lane ? odd : even) / segment.s.patches;
 }
 
 // A lane's share of one patch, centred: leads lane / 16, lane / 16 + 2, ...; the last pair is (0, 1).
@@ -123,10 +127,11 @@ __device__ void make_patches(const Segment<T>& segment, const StatisticsMemory<T
   float2 x[kPairs];
   fetch(x, segment, kept, memory.means, warp * 16 + lane % 16);
 #pragma unroll 1
-  for (int first = warp * 16; first < segment.s.patches; first += kStatisticsWarps * 16) {
+  for (int first = warp * 16; first < segment.s.patches; first += kStatisticsWarps<T> * 16) {
 #pragma unroll
-    for (int n = 0; n < kPairs; ++n) store_two(tile + Tile::at(lane % 16, lane / 16 * 2 + 4 * n), x[n].x, x[n].y);
-    fetch(x, segment, kept, memory.means, first + kStatisticsWarps * 16 + lane % 16);
+    for (int n = 0; n < kPairs; ++n)
+      store_two(tile + Tile::at(lane % 16, lane / 16 * 2 + 4 * n), x[n].x, x[n].y);
+    fetch(x, segment, kept, memory.means, first + kStatisticsWarps<T> * 16 + lane % 16);
     __syncwarp();
 #pragma unroll
     for (int row = 0; row < 16; row += kStepDepth<T>) {
@@ -165,15 +170,15 @@ __device__ void make_patches(const Segment<T>& segment, const StatisticsMemory<T
 // Turns the second moments into the covariance, above the means.
 template <typename T>
 __device__ void centre_moments(const StatisticsMemory<T>& memory, int patches, float* moments) {
-  for (int v = threadIdx.x; v < kPatch * kPatch; v += kStatisticsThreads) {
+  for (int v = threadIdx.x; v < kPatch * kPatch; v += 32 * kStatisticsWarps<T>) {
     float sum = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kStatisticsWarps; ++w) sum += memory.sums[w * kPatch * kPatch + v];
+    for (int w = 0; w < kStatisticsWarps<T>; ++w) sum += memory.sums[w * kPatch * kPatch + v];
     memory.sums[v] = sum / patches;
   }
   __syncthreads();
   const float* means = memory.sums + kOnes * kPatch;
-  for (int v = threadIdx.x; v < kPatch * kPatch; v += kStatisticsThreads) {
+  for (int v = threadIdx.x; v < kPatch * kPatch; v += 32 * kStatisticsWarps<T>) {
     if (v < kOnes * kPatch) memory.sums[v] -= means[v / kPatch] * means[v % kPatch];
     moments[v] = memory.sums[v];
   }
@@ -181,7 +186,7 @@ __device__ void centre_moments(const StatisticsMemory<T>& memory, int patches, f
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kStatisticsThreads)
+__global__ void __launch_bounds__(32 * kStatisticsWarps<T>)
     stem_statistics(StemShape s, StemInputs in, StemState state) {
   SharedArena arena;
   const StatisticsMemory<T> memory(arena);
@@ -192,7 +197,7 @@ __global__ void __launch_bounds__(kStatisticsThreads)
   make_patches(segment, memory, static_cast<T*>(state.patches) + b * s.patches * kPatch);
   __syncthreads();
   centre_moments(memory, s.patches, state.moments + b * kPatch * kPatch);
-  for (int c = threadIdx.x; c < s.width; c += kStatisticsThreads) {
+  for (int c = threadIdx.x; c < s.width; c += 32 * kStatisticsWarps<T>) {
     const T* weights = packed_layer<T>(state, s, 0) + int64_t{kPatch} * c;
     float w[kPatch], variance = 0.0f;
     load_patch_weights(w, weights);
@@ -223,7 +228,8 @@ struct LayerOutput {
 // gelu(sums + bias) for rows first + 0 .. count - 1 of the output and columns `column` .. of the tile.
 template <typename T, typename Warp>
 __device__ __forceinline__ void write_activations(const typename Warp::Sums& sums, const Warp& warp,
-                                                  const LayerOutput& out, int64_t first, int count, int column) {
+                                                  const LayerOutput& out, int64_t first, int count,
+                                                  int column) {
   const int lane = threadIdx.x % 32;
   const T* biases = static_cast<const T*>(out.bias);
 #pragma unroll
@@ -253,8 +259,8 @@ __device__ __forceinline__ void write_activations(const typename Warp::Sums& sum
       store_row(static_cast<T*>(out.values) + (first + row) * out.width, column0, out.width, values, valid,
                 out.aligned);
       if (out.slopes)
-        store_row(static_cast<T*>(out.slopes) + (first + row) * out.slopes_width, column0, out.slopes_width, slopes,
-                  valid, true);
+        store_row(static_cast<T*>(out.slopes) + (first + row) * out.slopes_width, column0, out.slopes_width,
+                  slopes, valid, true);
     }
   }
 }
@@ -268,9 +274,9 @@ struct FirstMemory {
   using Made = RowTile<T, kFirstRows>;
   using Weights = RowTile<T, kFirstColumns<T>>;
   using Weights0 = PatchTile<T, kDepth<T>>;
-  T* made;       // [2]: gelu(layer 0)
-  T* weights;    // [kFirstStages]
-  T* weights0;   // [kFirstStages]
+  T* made;        // [2]: gelu(layer 0)
+  T* weights;     // [kFirstStages]
+  T* weights0;    // [kFirstStages]
   float* affine;  // [kFirstStages][kDepth][2]
   __host__ __device__ explicit FirstMemory(SharedArena& arena)
       : made(arena.take<T>(2 * Made::kSize)),
@@ -281,8 +287,8 @@ struct FirstMemory {
 
 // A warp's 16 rows of layer 1 are pairs of patches: their fragments, as the left operand of layer 0, by tap.
 template <typename T>
-__device__ __forceinline__ void load_patch_fragments(uint32_t (&r)[2][kPatchSteps<T>][4], const T* patches, int row,
-                                                     int rows) {
+__device__ __forceinline__ void load_patch_fragments(uint32_t (&r)[2][kPatchSteps<T>][4], const T* patches,
+                                                     int row, int rows) {
   constexpr int kWords = kPatch * sizeof(T) / 4;
   const uint32_t* words = reinterpret_cast<const uint32_t*>(patches);
   const int lane = threadIdx.x % 32;
@@ -316,7 +322,8 @@ __global__ void __launch_bounds__(kThreads, 1) stem_first(StemShape s, StemState
   const float* affine = state.affine + 2 * b * s.width;
   const int warp_rows = threadIdx.x / 32 * 16;
   uint32_t patches[2][kPatchSteps<T>][4];
-  load_patch_fragments(patches, static_cast<const T*>(state.patches) + b * s.patches * kPatch, row0 + warp_rows, rows);
+  load_patch_fragments(patches, static_cast<const T*>(state.patches) + b * s.patches * kPatch,
+                       row0 + warp_rows, rows);
 
   const auto load = [&](int c) {
     const int tap = c >= per_tap, channel = (c - tap * per_tap) * kDepth<T>, stage = c % kFirstStages;
@@ -341,8 +348,8 @@ __global__ void __launch_bounds__(kThreads, 1) stem_first(StemShape s, StemState
       layer0<T>(z, a, w, memory.affine + 2 * (stage * kDepth<T> + channel));
 #pragma unroll
       for (int n = 0; n < 2; ++n)
-        store_two(made + Memory::Made::at(warp_rows + lane / 4 + 8 * n, channel + lane % 4 * 2), gelu<T>(z[2 * n]),
-                  gelu<T>(z[2 * n + 1]));
+        store_two(made + Memory::Made::at(warp_rows + lane / 4 + 8 * n, channel + lane % 4 * 2),
+                  gelu<T>(z[2 * n]), gelu<T>(z[2 * n + 1]));
     }
   };
   typename Warp::Sums sums = {};

@@ -7,7 +7,7 @@
 
 namespace ecgfast::cuda {
 
-constexpr int kPatch = 32;       // values of a patch as it is kept: (lead, tap), zeros, and a one in the end
+constexpr int kPatch = 32;  // values of a patch as it is kept: (lead, tap), zeros, and a one in the end
 constexpr int kOnes = kPatch - 1;  // the place of that one
 template <typename T>
 constexpr int kPatchSteps = kPatch / kStepDepth<T>;

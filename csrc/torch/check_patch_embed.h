@@ -1,5 +1,5 @@
-// Checks of patch_embed's inputs on all devices. The Python function checks with better messages; these keep a
-// direct call of torch.ops.ecgfast.* from reading memory that isn't there.
+// Checks of patch_embed's inputs on all devices. The Python function checks with better messages; these keep
+// a direct call of torch.ops.ecgfast.* from reading memory that isn't there.
 #pragma once
 #include "common.h"
 

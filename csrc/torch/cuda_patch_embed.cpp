@@ -28,7 +28,8 @@ struct StemInputs {
     for (const Tensor& t : weights) check_device(op, signal, t);
     for (const Tensor& t : biases) check_device(op, signal, t);
     check_limits(op);
-    shape = cuda::stem_shape(signal.size(0), signal.size(1), signal.size(2), weights[0].size(0), weights.size());
+    shape =
+        cuda::stem_shape(signal.size(0), signal.size(1), signal.size(2), weights[0].size(0), weights.size());
     args.signal = signal.const_data_ptr();
     args.signal_is_int16 = signal.scalar_type() == ScalarType::Short;
     args.keep = data_or_null<bool>(keep);
@@ -44,9 +45,9 @@ struct StemInputs {
     STD_TORCH_CHECK(layers >= 2 && leads <= cuda::kStemMaxLeads, op, ": takes at least 2 layers and at most ",
                     cuda::kStemMaxLeads, " leads on CUDA, got ", layers, " and ", leads);
     const int64_t limit = int64_t{1} << 31, channels = weights[0].size(0);
-    STD_TORCH_CHECK(signal.size(2) < limit && signal.size(0) < limit && signal.size(0) * (signal.size(2) / 4) < limit,
-                    op, ": takes fewer than 2^33 samples (B * T) on CUDA, got ", signal.size(0), " * ",
-                    signal.size(2));
+    STD_TORCH_CHECK(
+        signal.size(2) < limit && signal.size(0) < limit && signal.size(0) * (signal.size(2) / 4) < limit, op,
+        ": takes fewer than 2^33 samples (B * T) on CUDA, got ", signal.size(0), " * ", signal.size(2));
     STD_TORCH_CHECK(channels <= 1 << 16, op, ": takes at most 2^16 channels on CUDA, got ", channels);
   }
 
@@ -55,8 +56,8 @@ struct StemInputs {
 
 std::tuple<Tensor, Tensor> patch_embed_cuda(const Tensor& signal, const std::optional<Tensor>& keep,
                                             const std::vector<Tensor>& weights, const Tensor& gn_weight,
-                                            const Tensor& gn_bias, const std::vector<Tensor>& biases, double eps,
-                                            bool for_backward) {
+                                            const Tensor& gn_bias, const std::vector<Tensor>& biases,
+                                            double eps, bool for_backward) {
   const char* op = "patch_embed";
   const torch::stable::accelerator::DeviceGuard guard(signal.get_device_index());
   const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps);
@@ -72,10 +73,10 @@ std::tuple<Tensor, Tensor> patch_embed_cuda(const Tensor& signal, const std::opt
 }
 
 std::vector<Tensor> patch_embed_backward_cuda(const Tensor& grad_tokens, const Tensor& signal,
-                                              const std::optional<Tensor>& keep, const std::vector<Tensor>& weights,
-                                              const Tensor& gn_weight, const Tensor& gn_bias,
-                                              const std::vector<Tensor>& biases, double eps, const Tensor& saved,
-                                              bool for_signal) {
+                                              const std::optional<Tensor>& keep,
+                                              const std::vector<Tensor>& weights, const Tensor& gn_weight,
+                                              const Tensor& gn_bias, const std::vector<Tensor>& biases,
+                                              double eps, const Tensor& saved, bool for_signal) {
   const char* op = "patch_embed_backward";
   const torch::stable::accelerator::DeviceGuard guard(signal.get_device_index());
   const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps);
@@ -95,7 +96,8 @@ std::vector<Tensor> patch_embed_backward_cuda(const Tensor& grad_tokens, const T
   std::vector<Tensor> grads;
   cuda::StemGradients out{};
   const auto add = [&](const Tensor& like) {
-    grads.push_back(in.empty() ? torch::stable::new_zeros(like, like.sizes()) : torch::stable::empty_like(like));
+    grads.push_back(in.empty() ? torch::stable::new_zeros(like, like.sizes())
+                               : torch::stable::empty_like(like));
     return grads.back().mutable_data_ptr();
   };
   if (for_signal) out.signal = add(in.signal);

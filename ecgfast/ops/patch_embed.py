@@ -104,8 +104,8 @@ def patch_embed(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is taken.
 
-    On CUDA the kernels take 2 layers or more and up to 15 leads, and use the tensor cores in fp32 precision for
-    fp32 whatever :func:`torch.get_float32_matmul_precision` says; other stems run the reference.
+    On CUDA the kernels take 2 layers or more and up to 15 leads; other stems run the reference. They multiply
+    fp32 to fp32 precision, whatever :func:`torch.get_float32_matmul_precision` says.
 
     Source: Oh et al., CHIL 2022, section 3.1 and 3.3; Baevski et al., wav2vec 2.0, section 2.
     """

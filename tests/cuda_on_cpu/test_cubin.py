@@ -54,12 +54,18 @@ def sass() -> dict[str, str]:
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def kernel(name: str, *dtypes: str) -> str:
-    """The code of the one kernel of this name; of the template's instance for ``dtypes``."""
+def kernels(name: str, *dtypes: str) -> list[str]:
+    """The code of the kernels of this name; of the template's instances that begin with ``dtypes``."""
     mark = f"{len(name)}{name}" + ("I" if dtypes else "") + "".join(ELEMENTS[d] for d in dtypes)
     matches = [code for symbol, code in sass().items() if mark in symbol]
-    assert len(matches) == 1, (mark, sorted(sass()))
-    return matches[0]
+    assert matches, (mark, sorted(sass()))
+    return matches
+
+
+def kernel(name: str, *dtypes: str) -> str:
+    """The code of the one kernel of this name; of the template's one instance for ``dtypes``."""
+    (code,) = kernels(name, *dtypes)
+    return code
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
@@ -147,6 +153,34 @@ def test_global_contrastive_rows(dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_positional_conv_weights(dtype):
     assert re.search(STORE_16, kernel("pack_weights", dtype))
+
+
+PRODUCTS = [
+    "stem_first",
+    "stem_layer",
+    "stem_grad_layer",
+    "stem_grad_weight_first",
+    "stem_grad_first",
+]
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_patch_embed_products(name, dtype):
+    for code in kernels(name, dtype):
+        assert MMA[dtype] in code
+        assert re.search(CP_ASYNC_16, code)
+        if dtype != "float32":
+            assert re.search(LDMATRIX_TRANSPOSED if "grad" in name else LDMATRIX, code)
+            if name in ("stem_first", "stem_layer", "stem_grad_layer"):
+                assert re.search(STORE_16, code)
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_patch_embed_statistics(dtype):
+    code = kernel("stem_statistics", dtype)
+    assert MMA[dtype] in code
+    assert re.search(STORE_16, code)
 
 
 def test_no_kernel_uses_local_memory():

@@ -33,16 +33,22 @@ def make_inputs(b, n_leads, t, c, dtype, seed, layers=4, bias=False):
     return signal, keep, weights, gn_weight, gn_bias, biases
 
 
-def run(function, inputs, upstream, for_signal=True):
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def run(function, inputs, upstream, for_signal=True, device="cpu"):
     signal, keep, weights, gn_weight, gn_bias, biases = inputs
-    signal = signal.clone().requires_grad_(for_signal)
-    leaves = [t.detach().clone().requires_grad_() for t in (*weights, gn_weight, gn_bias, *(biases or ()))]
+    keep = None if keep is None else keep.to(device)
+    signal = signal.detach().clone().to(device).requires_grad_(for_signal)
+    parameters = (*weights, gn_weight, gn_bias, *(biases or ()))
+    leaves = [t.detach().clone().to(device).requires_grad_() for t in parameters]
     n = len(weights)
     tokens = function(
         signal, keep, leaves[:n], leaves[n], leaves[n + 1], biases=leaves[n + 2 :] if biases else None
     )
-    tokens.backward(upstream.to(tokens.dtype))
-    return tokens.detach(), [t.grad for t in leaves], signal.grad
+    tokens.backward(upstream.to(device, tokens.dtype))
+    signal_grad = signal.grad.cpu() if for_signal else None
+    return tokens.detach().cpu(), [t.grad.cpu() for t in leaves], signal_grad
 
 
 def double(inputs):
@@ -54,12 +60,12 @@ def double(inputs):
     return signal.double(), keep, wide, gn_weight.double(), gn_bias.double(), wide_biases
 
 
-def compare(inputs, for_signal=True):
+def compare(inputs, for_signal=True, device="cpu"):
     dtype = inputs[3].dtype
     signal, weights = inputs[0], inputs[2]
     shape = signal.shape[0], signal.shape[2] >> len(weights), inputs[3].shape[0]
     upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
-    got = run(patch_embed, inputs, upstream, for_signal)
+    got = run(patch_embed, inputs, upstream, for_signal, device)
     want = run(patch_embed_reference, double(inputs), upstream, for_signal)
     value_tolerance, grad_tolerance = STEM_TOLERANCE[dtype]
     assert_close(got[0], want[0], value_tolerance, "tokens")
@@ -79,6 +85,49 @@ def compare(inputs, for_signal=True):
 )
 def test_kernel_equals_reference(dtype, b, n_leads, t, c):
     compare(make_inputs(b, n_leads, t, c, dtype, seed=t + c))
+
+
+@cuda
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+@pytest.mark.parametrize(
+    ("b", "n_leads", "t", "c", "layers", "bias"),
+    [
+        (2, 2, 33, 7, 3, True),
+        (3, 12, 250, 32, 4, False),
+        (2, 15, 131, 50, 2, True),
+        (5, 12, 2500, 256, 4, False),
+        (2, 3, 5000, 300, 5, True),
+    ],
+)
+def test_cuda_kernel_equals_reference(dtype, b, n_leads, t, c, layers, bias):
+    compare(make_inputs(b, n_leads, t, c, dtype, seed=t + c, layers=layers, bias=bias), device="cuda")
+
+
+@cuda
+def test_cuda_takes_int16_and_gives_the_same_bits_again():
+    signal, *rest = make_inputs(40, 12, 2500, 256, torch.bfloat16, seed=7)
+    inputs = ((signal.double() * 1000).round().to(torch.int16), *rest)
+    compare(inputs, for_signal=False, device="cuda")
+    upstream = torch.ones(40, 156, 256)
+    first, again = (run(patch_embed, inputs, upstream, False, "cuda") for _ in range(2))
+    assert torch.equal(first[0], again[0])
+    assert all(torch.equal(x, y) for x, y in zip(first[1], again[1], strict=True))
+
+
+@cuda
+def test_cuda_stems_beyond_the_kernels_run_the_reference():
+    for n_leads, layers in ((16, 2), (3, 1)):
+        inputs = make_inputs(2, n_leads, 64, 8, torch.bfloat16, seed=1, layers=layers)
+        compare(inputs, device="cuda")
+
+
+@cuda
+def test_cuda_empty():
+    for b, t in ((0, 64), (2, 15)):
+        inputs = make_inputs(b, 3, t, 8, torch.float32, seed=1)
+        tokens, grads, signal_grad = run(patch_embed, inputs, torch.ones(b, t >> 4, 8), device="cuda")
+        assert tokens.shape == (b, t >> 4, 8)
+        assert not any(g.any() for g in (*grads, signal_grad))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 5])

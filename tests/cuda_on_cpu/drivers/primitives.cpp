@@ -56,8 +56,7 @@ EMU_EXPORT const char* ldmatrix(const char* memory, const int* offsets, bool tra
 // words[l] turns to lane l's share of the transposed matrix.
 EMU_EXPORT const char* transpose(uint32_t* words) {
   return emu::message_of([&] {
-    emu::launch(dim3(1), dim3(32), 0,
-                [&] { words[threadIdx.x] = ptx::transpose_8x8(words[threadIdx.x]); });
+    emu::launch(dim3(1), dim3(32), 0, [&] { words[threadIdx.x] = ptx::transpose_8x8(words[threadIdx.x]); });
   });
 }
 
