@@ -53,7 +53,7 @@ struct Splits {
         dtype == Dtype::float32 ? down : divide_up(s.channels, kFirstGradChannels<__half>);
     parts = split(blocks + blocks / 4, s.batch * 2 * slices, divide_up(stem_rows(s, 1), 128));
     first = split(blocks / 2, first_down * 2 * slices, std::min<int64_t>(s.batch, 32));
-    others = split(blocks, down * divide_up(2 * s.width, 128), 32);
+    others = split(blocks / 2, down * divide_up(2 * s.width, 128), 32);
   }
 };
 
@@ -127,9 +127,12 @@ cudaError_t forward(const StemShape& s, const StemInputs& in, const StemState& s
 }
 
 template <typename T>
-void grad_input(Launches& run, const InputGradient<T>& in) {
-  run(stem_grad_input<T>, divide_up(in.rows, 128) * divide_up(in.weights.columns, 128), 1, kThreads,
-      shared_bytes<InputGradientMemory<T>>(), in);
+void grad_layer(Launches& run, const WeightGradient<T>& weight, const InputGradient<T>& input) {
+  const int64_t tiles = divide_up(weight.channels, 128) * divide_up(weight.columns, 128);
+  const int64_t blocks = divide_up(input.rows, 128) * divide_up(input.weights.columns, 128);
+  run(stem_grad_layer<T>, weight.splits * tiles + blocks, 1, kThreads,
+      std::max(shared_bytes<InputGradientMemory<T>>(), shared_bytes<WeightGradientMemory<T>>()), weight,
+      weight.splits * tiles, input);
 }
 
 // Down from the last layer to layer 1: gradients of pre-activations and of weights.
@@ -140,16 +143,19 @@ void descend(Launches& run, const StemShape& s, const StemState& state, const Sp
   for (int layer = s.layers - 1; layer >= 2; --layer) {
     const int64_t rows = s.batch * stem_rows(s, layer);
     const T* grads = of_layer<T>(work.grads, s, layer);
+    WeightGradient<T> weight{};
+    weight.grads = grads;
+    weight.activations = of_layer<T>(state.hidden, s, layer - 1);
+    weight.rows = rows;
+    weight.width = s.width;
+    weight.columns = 2 * s.width;
+    weight.channels = s.channels;
+    weight.splits = n.others;
+    weight.partial = work.weights + (n.first + (layer - 2) * int64_t{n.others}) * split;
     const Source<T> weights{packed_layer<T>(state, s, layer), 2 * s.width, s.channels, 2 * s.width};
-    grad_input<T>(run, {grads, rows, s.width, weights, of_layer<T>(state.slopes, s, layer - 1),
-                        of_layer<T>(work.grads, s, layer - 1)});
-    const WeightGradient<T> weight{
-        grads,       of_layer<T>(state.hidden, s, layer - 1),
-        rows,        s.width,
-        2 * s.width, s.channels,
-        n.others,    work.weights + (n.first + (layer - 2) * int64_t{n.others}) * split};
-    run(stem_grad_weight<T>, n.others * divide_up(s.channels, 128) * divide_up(2 * s.width, 128), 1, kThreads,
-        shared_bytes<WeightGradientMemory<T>>(), weight);
+    grad_layer<T>(run, weight,
+                  {grads, rows, s.width, weights, of_layer<T>(state.slopes, s, layer - 1),
+                   of_layer<T>(work.grads, s, layer - 1)});
   }
 }
 
@@ -165,8 +171,9 @@ template <typename T>
 void grad_signal(Launches& run, const StemShape& s, const StemInputs& in, const StemState& state, int parts,
                  const Workspace& work, void* out) {
   const Source<T> weights{packed_layer<T>(state, s, 0), kPatch, s.channels, kPatch};
-  grad_input<T>(run, {static_cast<T*>(work.scaled), s.batch * stem_rows(s, 0), s.width, weights, nullptr,
-                      work.patch_grads});
+  grad_layer<T>(
+      run, {},
+      {static_cast<T*>(work.scaled), s.batch * stem_rows(s, 0), s.width, weights, nullptr, work.patch_grads});
   run(stem_grad_signal<T>, s.batch, 1, kThreads, shared_bytes<SignalGradientMemory>(), s, state, in.keep,
       work.segments, parts, work.patch_grads, static_cast<T*>(out));
 }

@@ -85,14 +85,14 @@ __device__ __forceinline__ void write_input_gradient(const float (&v)[4][2], con
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1) stem_grad_input(InputGradient<T> in) {
+__device__ void grad_input(const InputGradient<T>& in, int block) {
   using Memory = InputGradientMemory<T>;
   using Warp = WarpTile<128, 128>;
   SharedArena arena;
   const Memory memory(arena);
   const Warp warp;
-  const int across = divide_up(in.weights.columns, 128), column0 = blockIdx.x % across * 128;
-  const int64_t row0 = blockIdx.x / across * int64_t{128};
+  const int across = divide_up(in.weights.columns, 128), column0 = block % across * 128;
+  const int64_t row0 = block / across * int64_t{128};
   const Source<T> grads = rows_from(in.grads, row0, in.rows, in.width);
   typename Warp::Sums sums = {};
   stream<kGradStages>(
@@ -155,14 +155,14 @@ __device__ __forceinline__ void write_sums(const typename Warp::Sums& sums, cons
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1) stem_grad_weight(WeightGradient<T> in) {
+__device__ void grad_weight(const WeightGradient<T>& in, int block) {
   using Tile = typename WeightGradientMemory<T>::Tile;
   using Warp = WarpTile<128, 128>;
   SharedArena arena;
   const WeightGradientMemory<T> memory(arena);
   const Warp warp;
   const int across = divide_up(in.columns, 128), tiles = across * divide_up(in.channels, 128);
-  const int split = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const int split = block / tiles, tile = block % tiles;
   const int row0 = tile / across * 128, column0 = tile % across * 128;
   const int64_t chunks = divide_up(in.rows, kDepth<T>);
   const int64_t first = chunks * split / in.splits, last = chunks * (split + 1) / in.splits;
@@ -181,6 +181,18 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1) stem_grad_we
       });
   write_sums(sums, warp, in.partial + split * int64_t{in.columns} * in.channels, in.columns, row0,
              in.channels, column0, in.columns);
+}
+
+// Both products of a layer's gradients in one launch, since a layer alone does not fill the device evenly;
+// the long ones come first.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
+    stem_grad_layer(WeightGradient<T> weight, int weight_blocks, InputGradient<T> input) {
+  const int block = blockIdx.x;
+  if (block < weight_blocks)
+    grad_weight(weight, block);
+  else
+    grad_input(input, block - weight_blocks);
 }
 
 // ---- layer 1's weights
