@@ -111,7 +111,7 @@ template <int kM, int kN>
 struct WarpTile {
   static constexpr int kDown = kM / 64, kAcross = kWarps / kDown;
   static constexpr int kColumns = kN / kAcross, kFragments = kColumns / 8;
-  static_assert(kM % 64 == 0 && kWarps % kDown == 0 && kColumns % 32 == 0);
+  static_assert(kM % 64 == 0 && kWarps % kDown == 0 && kColumns % 16 == 0);
   using Sums = float[kRowFragments][kFragments][4];
 
   int row = threadIdx.x / 32 % kDown * 64, column = threadIdx.x / 32 / kDown * kColumns;

@@ -48,10 +48,12 @@ struct Splits {
     const auto split = [](int64_t target, int64_t tiles, int64_t most) {
       return static_cast<int>(std::max<int64_t>(1, std::min(target / std::max<int64_t>(1, tiles), most)));
     };
+    const bool wide = dtype == Dtype::float32;
     const int64_t slices = divide_up(s.width, 128), down = divide_up(s.channels, 128);
-    const int64_t first_down =
-        dtype == Dtype::float32 ? down : divide_up(s.channels, kFirstGradChannels<__half>);
-    parts = split(blocks + blocks / 4, s.batch * 2 * slices, divide_up(stem_rows(s, 1), 128));
+    const int64_t columns = wide ? kFirstInputColumns<float> : kFirstInputColumns<__half>;
+    const int64_t first_down = wide ? down : divide_up(s.channels, kFirstGradChannels<__half>);
+    parts = split(blocks + blocks / 4, s.batch * 2 * divide_up(s.width, columns),
+                  divide_up(stem_rows(s, 1), 128));
     first = split(blocks / 2, first_down * 2 * slices, std::min<int64_t>(s.batch, 32));
     others = split(blocks / 2, down * divide_up(2 * s.width, 128), 32);
   }
@@ -188,8 +190,9 @@ cudaError_t backward(const StemShape& s, const StemInputs& in, const StemState& 
   descend<T>(run, s, state, n, work);
   const T* first = of_layer<T>(work.grads, s, 1);
   const int64_t slices = divide_up(s.width, 128);
-  run(grads.signal ? stem_grad_first<T, true> : stem_grad_first<T, false>, s.batch * n.parts * 2 * slices, 1,
-      kThreads, shared_bytes<FirstInputMemory<T>>(), s, state, first, n.parts, work.segments,
+  run(grads.signal ? stem_grad_first<T, true> : stem_grad_first<T, false>,
+      s.batch * n.parts * 2 * divide_up(s.width, kFirstInputColumns<T>), 1, kThreads,
+      shared_bytes<FirstInputMemory<T>>(), s, state, first, n.parts, work.segments,
       static_cast<T*>(work.scaled));
   run(stem_grad_weight_first<T>, n.first * 2 * slices * divide_up(s.channels, kFirstGradChannels<T>), 1,
       kThreads, shared_bytes<FirstWeightMemory<T>>(), s, state, first, n.first, work.weights);

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads)
     const int column = v % per_row * kVector<T>;
     const T* from = grad_tokens + row * s.channels + column;
     Pack<T, kVector<T>> grad, slope = load_pack<kVector<T>>(slopes + row * s.width + column);
-    if (aligned) {
+    if (aligned && column < s.channels) {
       grad = load_pack<kVector<T>>(from);
     } else {
 #pragma unroll
@@ -298,10 +298,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <typename T>
 constexpr int kFirstGradStages = sizeof(T) == 2 ? 3 : 2;
+template <typename T>
+constexpr int kFirstInputColumns = sizeof(T) == 2 ? 128 : 64;  // channels of a block
 
-// Blocks of a multiprocessor, as many as its shared memory holds, for the compiler to leave them the
-// registers.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
+// Blocks of a multiprocessor, where its shared memory holds two and the compiler fits them into the registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
 constexpr int kFirstGradBlocks = 2;
 #else
 constexpr int kFirstGradBlocks = 1;
@@ -310,22 +311,26 @@ constexpr int kFirstGradBlocks = 1;
 template <typename T>
 struct FirstInputMemory {
   using Left = RowTile<T, 128>;
-  using Right = DepthTile<T, 128>;
+  static constexpr int kColumns = kFirstInputColumns<T>;
+  using Right = DepthTile<T, kColumns>;
   using Patches = PatchTile<T, 128>;
+  using Weights0 = PatchTile<T, kColumns>;
   T *left, *right;  // [kFirstGradStages]
   T* patches;       // of the row tile
   T* weights0;      // of the block's channels
-  float* affine;    // [128][2]
-  float* sums;      // [2][kPatch][128]: dz^T (patches, 1) of the upper and the lower warps
+  float* affine;    // [kColumns][2]
+  float* sums;      // [2][kPatch][kColumns]: dz^T (patches, 1) of the upper and the lower warps
+  float* staged;    // for float32: the sums of a row tile
   __host__ __device__ explicit FirstInputMemory(SharedArena& arena)
       : left(arena.take<T>(kFirstGradStages<T> * Left::kSize)),
         right(arena.take<T>(kFirstGradStages<T> * Right::kSize)),
         patches(arena.take<T>(Patches::kSize)),
-        weights0(arena.take<T>(Patches::kSize)),
-        affine(arena.take<float>(2 * 128)),
-        sums(arena.take<float>(2 * kPatch * 128)) {}
+        weights0(arena.take<T>(Weights0::kSize)),
+        affine(arena.take<float>(2 * kColumns)),
+        sums(arena.take<float>(2 * kPatch * kColumns)),
+        staged(arena.take<float>(sizeof(T) == 4 ? 128 * kColumns : 0)) {}
   // Pairs of channels of neighbouring values lie in different banks.
-  __device__ static int at(int value, int channel) { return value * 128 + (channel ^ value % 4 * 8); }
+  __device__ static int at(int value, int channel) { return value * kColumns + (channel ^ value % 4 * 8); }
 };
 
 // A fragment of 16 rows by 8 columns as the right operand of products down its rows.
@@ -353,11 +358,11 @@ struct FirstInputTask {
   int b, part, tap, column0;
   int first_tile, last_tile;  // of 128 rows
 
-  __device__ FirstInputTask(const StemShape& s, int parts) {
-    const int slices = divide_up(s.width, 128), tiles = divide_up(stem_rows(s, 1), 128);
+  __device__ FirstInputTask(const StemShape& s, int parts, int columns) {
+    const int slices = divide_up(s.width, columns), tiles = divide_up(stem_rows(s, 1), 128);
     const int block = blockIdx.x / (2 * slices);
     tap = blockIdx.x % 2;
-    column0 = blockIdx.x / 2 % slices * 128;
+    column0 = blockIdx.x / 2 % slices * columns;
     b = block / parts;
     part = block % parts;
     first_tile = static_cast<int64_t>(tiles) * part / parts;
@@ -377,48 +382,74 @@ struct Walk {
   }
 };
 
-// A warp's sums, in the element type where that is short: it leaves registers to what comes next.
+// A thread's sums, put away to leave the registers to what comes next: 16-bit types round them, float32 moves
+// them to shared memory, [fragments][kThreads] fours.
 template <typename T, typename Warp>
-struct Rounded {
+struct PutAway {
   Pack<T, 2> pairs[kRowFragments][Warp::kFragments][2];
 
-  __device__ explicit Rounded(const typename Warp::Sums& sums) {
+  __device__ PutAway(const typename Warp::Sums& sums, float*) {
 #pragma unroll
     for (int n = 0; n < kRowFragments * Warp::kFragments * 2; ++n) {
       const float* from = &sums[n / 2 / Warp::kFragments][n / 2 % Warp::kFragments][n % 2 * 2];
       store_two(pairs[n / 2 / Warp::kFragments][n / 2 % Warp::kFragments][n % 2].v, from[0], from[1]);
     }
   }
-  __device__ float at(int i, int j, int n) const { return to_float(pairs[i][j][n / 2].v[n % 2]); }
+  __device__ void get(float (&v)[4], int i, int j) const {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) v[n] = to_float(pairs[i][j][n / 2].v[n % 2]);
+  }
+};
+
+template <typename Warp>
+struct PutAway<float, Warp> {
+  float* own;
+
+  __device__ PutAway(const typename Warp::Sums& sums, float* staged) : own(staged + 4 * threadIdx.x) {
+#pragma unroll
+    for (int n = 0; n < kRowFragments * Warp::kFragments; ++n) {
+      const float* from = sums[n / Warp::kFragments][n % Warp::kFragments];
+      store_pack<4>(own + n * 4 * kThreads, Pack<float, 4>{{from[0], from[1], from[2], from[3]}});
+    }
+  }
+  __device__ void get(float (&v)[4], int i, int j) const {
+    const Pack<float, 4> four = load_pack<4>(own + (i * Warp::kFragments + j) * 4 * kThreads);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) v[n] = four.v[n];
+  }
 };
 
 // From the gradients of layer 0's activations, of the warp's part of a row tile, to those of its
 // pre-activations, and on to their sums with the patches. For the signal, `scaled`, of rows [2 taps, W], gets
 // the former times the norm's scale.
 template <typename T, bool kForSignal, typename Warp>
-__device__ __forceinline__ void finish_row_tile(const Rounded<T, Warp>& grads, const Warp& warp,
+__device__ __forceinline__ void finish_row_tile(const PutAway<T, Warp>& grads, const Warp& warp,
                                                 const FirstInputMemory<T>& memory, T* scaled, int rows,
                                                 int columns, int width) {
   constexpr int kDown = 16 / kStepDepth<T>;
-  using Patches = typename FirstInputMemory<T>::Patches;
+  constexpr int kUnroll = sizeof(T) == 2 ? kRowFragments : 1,
+                kUnrollColumns = sizeof(T) == 2 ? Warp::kFragments : 1;
+  using Memory = FirstInputMemory<T>;
+  using Patches = typename Memory::Patches;
   const int lane = threadIdx.x % 32;
-  float* sums = memory.sums + warp.row / 64 * kPatch * 128;
-#pragma unroll
+  float* sums = memory.sums + warp.row / 64 * kPatch * Memory::kColumns;
+#pragma unroll kUnrollColumns
   for (int j = 0; j < Warp::kFragments; ++j) {
     const int channel = warp.column + 8 * j, c = channel + lane % 4 * 2;
     uint32_t w[kPatchSteps<T>][2];
-    Patches::right(w, memory.weights0, channel);
+    Memory::Weights0::right(w, memory.weights0, channel);
     float g[2][4] = {};
-#pragma unroll
+#pragma unroll kUnroll
     for (int i = 0; i < kRowFragments; ++i) {
       const int row = warp.row + 16 * i;
       uint32_t a[kPatchSteps<T>][4], right[kDown][2];
 #pragma unroll
       for (int step = 0; step < kPatchSteps<T>; ++step) Patches::left(a[step], memory.patches, row, step);
-      float d[4];
+      float d[4], grad[4];
+      grads.get(grad, i, j);
       layer0<T>(d, a, w, memory.affine + 2 * channel);
 #pragma unroll
-      for (int n = 0; n < 4; ++n) d[n] = gelu_and_slope<T>(d[n]).slope * grads.at(i, j, n);
+      for (int n = 0; n < 4; ++n) d[n] = gelu_and_slope<T>(d[n]).slope * grad[n];
       down_rows(right, d, static_cast<const T*>(nullptr));
 #pragma unroll
       for (int down = 0; down < kDown; ++down)
@@ -430,12 +461,12 @@ __device__ __forceinline__ void finish_row_tile(const Rounded<T, Warp>& grads, c
         }
       __syncwarp();  // keeps the compiler from loading ahead more than the registers hold
       if constexpr (kForSignal) {
+        const Pack<float, 4> affine = load_pack<4>(memory.affine + 2 * c);
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           const int r = row + lane / 4 + 8 * n;
-          const float* affine = memory.affine + 2 * c;
           if (r < rows && c < columns)
-            store_two(scaled + r * int64_t{2} * width + c, d[2 * n] * affine[0], d[2 * n + 1] * affine[2]);
+            store_two(scaled + (2 * r * width + c), d[2 * n] * affine.v[0], d[2 * n + 1] * affine.v[2]);
         }
       }
     }
@@ -448,23 +479,24 @@ __device__ __forceinline__ void finish_row_tile(const Rounded<T, Warp>& grads, c
   }
 }
 
-// Row tiles of one part of a segment by 128 channels of one tap; sums is [B, parts, tap, kPatch, W].
+// Row tiles of one part of a segment by kFirstInputColumns channels of one tap; sums is [B, parts, tap,
+// kPatch, W].
 template <typename T, bool kForSignal>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && !kForSignal ? kFirstGradBlocks : 1)
     stem_grad_first(StemShape s, StemState state, const T* grads, int parts, float* sums_out, T* scaled) {
   using Memory = FirstInputMemory<T>;
-  using Warp = WarpTile<128, 128>;
-  constexpr int kStages = kFirstGradStages<T>;
+  using Warp = WarpTile<128, Memory::kColumns>;
+  constexpr int kStages = kFirstGradStages<T>, kColumns = Memory::kColumns;
   SharedArena arena;
   const Memory memory(arena);
   const Warp warp;
-  const FirstInputTask task(s, parts);
+  const FirstInputTask task(s, parts, kColumns);
   const int rows = stem_rows(s, 1), chunks = divide_up(s.channels, kDepth<T>);
   const int64_t row0 = int64_t{task.b} * rows;
-  for (int n = threadIdx.x; n < 2 * kPatch * 128; n += kThreads) memory.sums[n] = 0.0f;
-  Memory::Patches::load(memory.weights0, {packed_layer<T>(state, s, 0), kPatch, s.width, kPatch},
-                        task.column0);
-  load_affine<128>(memory.affine, state.affine + int64_t{2} * task.b * s.width, task.column0, s.width);
+  for (int n = threadIdx.x; n < 2 * kPatch * kColumns; n += kThreads) memory.sums[n] = 0.0f;
+  Memory::Weights0::load(memory.weights0, {packed_layer<T>(state, s, 0), kPatch, s.width, kPatch},
+                         task.column0);
+  load_affine<kColumns>(memory.affine, state.affine + int64_t{2} * task.b * s.width, task.column0, s.width);
 
   Walk loading{task.first_tile * 128}, using_{task.first_tile * 128};
   const auto load = [&](int c) {
@@ -491,21 +523,21 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && !kForSignal ? kFir
     const int row = using_.row;
     using_.advance(chunks);
     if (using_.depth != 0) return;
-    const Rounded<T, Warp> rounded(sums);
+    const PutAway<T, Warp> put_away(sums, memory.staged);
     ptx::cp_async_wait<0>();
     __syncthreads();
     T* out = kForSignal ? scaled + ((row0 + row) * 2 + task.tap) * s.width + task.column0 : nullptr;
-    finish_row_tile<T, kForSignal>(rounded, warp, memory, out, rows - row, s.width - task.column0, s.width);
+    finish_row_tile<T, kForSignal>(put_away, warp, memory, out, rows - row, s.width - task.column0, s.width);
 #pragma unroll
     for (int n = 0; n < kRowFragments * Warp::kFragments * 4; ++n)
       sums[n / (4 * Warp::kFragments)][n / 4 % Warp::kFragments][n % 4] = 0.0f;
   });
   __syncthreads();
   float* out = sums_out + ((int64_t{task.b} * parts + task.part) * 2 + task.tap) * kPatch * s.width;
-  for (int v = threadIdx.x; v < kPatch * 128; v += kThreads) {
-    const int value = v / 128, c = v % 128, at = Memory::at(value, c);
+  for (int v = threadIdx.x; v < kPatch * kColumns; v += kThreads) {
+    const int value = v / kColumns, c = v % kColumns, at = Memory::at(value, c);
     if (task.column0 + c < s.width)
-      out[value * s.width + task.column0 + c] = memory.sums[at] + memory.sums[kPatch * 128 + at];
+      out[value * s.width + task.column0 + c] = memory.sums[at] + memory.sums[kPatch * kColumns + at];
   }
 }
 
