@@ -18,6 +18,7 @@ LIBRARY = ROOT / "ecgfast" / "libecgfast_cuda.so"
 ELEMENTS = {"bfloat16": "13__nv_bfloat16", "float16": "6__half", "float32": "f"}
 MMA = {"bfloat16": "HMMA.16816.F32.BF16", "float16": "HMMA.16816.F32 ", "float32": "HMMA.1688.F32.TF32"}
 LDMATRIX = r"LDSM\.16\.MT?88\.4"
+LDMATRIX_TRANSPOSED = r"LDSM\.16\.MT88\.4"
 CP_ASYNC_16 = r"LDGSTS\.E\S*\.128"
 STORE_16 = r"STG\.E\S*\.128"
 LOAD_16 = r"LDG\.E\S*\.128"
