@@ -301,7 +301,8 @@ constexpr int kFirstGradStages = sizeof(T) == 2 ? 3 : 2;
 template <typename T>
 constexpr int kFirstInputColumns = sizeof(T) == 2 ? 128 : 64;  // channels of a block
 
-// Blocks of a multiprocessor, where its shared memory holds two and the compiler fits them into the registers.
+// Blocks of a multiprocessor, where its shared memory holds two and the compiler fits them into the
+// registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
 constexpr int kFirstGradBlocks = 2;
 #else
