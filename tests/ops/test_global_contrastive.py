@@ -259,7 +259,6 @@ def test_bad_input(kwargs, message):
             function(**args)
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA_SHAPES = [
     # n, m, d
     (1, 1, 1),
@@ -274,7 +273,7 @@ CUDA_SHAPES = [
 
 
 @pytest.mark.cuda
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("n", "m", "d"), CUDA_SHAPES)
 @pytest.mark.parametrize("detach_norm", [True, False])
@@ -287,7 +286,7 @@ def test_on_cuda(dtype, n, m, d, detach_norm):
 
 
 @pytest.mark.cuda
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("temperature", [0.005, 0.03, 0.04, 20.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n", [70, 1500])
@@ -299,7 +298,7 @@ def test_any_temperature_on_cuda(temperature, dtype, n):
 
 
 @pytest.mark.cuda
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 3), (3, 0)])
 def test_empty_on_cuda(n, m):
     a, b = (torch.randn(rows, 8, device="cuda", requires_grad=True) for rows in (n, m))
@@ -311,7 +310,7 @@ def test_empty_on_cuda(n, m):
 
 
 @pytest.mark.cuda
-@needs_cuda
+@pytest.mark.cuda
 def test_memory_on_cuda_does_not_grow_with_the_matrix():
     # 40,000 x 40,000 similarities would be 6 GiB; a block of them is 128 MiB.
     inputs = [t.cuda() for t in make_inputs(40000, 40000, 64, torch.bfloat16, seed=1)]
@@ -324,7 +323,7 @@ def test_memory_on_cuda_does_not_grow_with_the_matrix():
 
 
 @pytest.mark.cuda
-@needs_cuda
+@pytest.mark.cuda
 def test_devices_must_agree():
     a, b, group_a, group_b = make_inputs(5, 4, 8, torch.float32, seed=1)
     with pytest.raises(ValueError, match="global_contrastive: b is on cpu"):
