@@ -1,7 +1,6 @@
-"""Reading folders of WFDB records (`.hea` with `.dat` or `.mat`) through wfdb.
+"""Reading folders of WFDB records (`.hea` with `.dat` or `.mat`).
 
-The header is read here first: what it names must lie in its own folder and be as long as it says
-before wfdb opens or allocates anything.
+Formats of fixed width are decoded by `wfdb_signals`; what is rare goes through wfdb, after the same checks.
 """
 
 import math
@@ -10,12 +9,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ecgfast.data import wfdb_signals
 from ecgfast.data.preprocess import Lead, Preprocessing, Rejected, standard_block
 from ecgfast.data.store import first_line
+from ecgfast.data.wfdb_header import Header, check_files, read_header, read_segments, segment_headers
 from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS, find_lead
@@ -23,56 +23,12 @@ from ecgfast.leads import STANDARD_LEADS, find_lead
 MICROVOLTS = {"v": 1e6, "mv": 1e3, "uv": 1.0, "nv": 1e-3}
 """Microvolts in one unit, by its name in lower case."""
 
-_BYTES_PER_SAMPLE = {"8": 1, "80": 1, "16": 2, "61": 2, "160": 2, "24": 3, "32": 4} | {
-    "212": 3 / 2,
-    "310": 4 / 3,
-    "311": 4 / 3,
-}
-_BITS = dict.fromkeys(("16", "61", "160", "516"), 16) | {
-    **dict.fromkeys(("80", "508"), 8),
-    **dict.fromkeys(("310", "311"), 10),
-    **dict.fromkeys(("24", "524"), 24),
-    "212": 12,
-    "32": 32,
-}
-_MOST_COMPRESSED = 1e-4  # bytes per sample: no FLAC file holds more samples than this allows
-
-_COUNT = r"\d{1,15}"  # more digits are damage, and int() or a product of two would fail on them
-_RECORD_LINE = re.compile(
-    rf"[-\w]+(?P<extension>\.\w+)?(?:/(?P<n_segments>{_COUNT}))?[ \t]+(?P<n_signals>{_COUNT})"
-    rf"(?:[ \t]+[\d.]\S*(?:[ \t]+(?P<n_samples>{_COUNT})(?:[ \t].*)?)?)?"
-)
-_FORMAT = re.compile(
-    rf"(?P<format>{_COUNT})(?:x(?P<per_frame>{_COUNT}))?(?::{_COUNT})?(?:\+(?P<offset>{_COUNT}))?"
-)
 _COMMENT_FIELD = r"(?:^|\s)<?{}>?\s*:\s*(\S+)"
 _AGE = re.compile(_COMMENT_FIELD.format("age"), re.IGNORECASE)
 _SEX = re.compile(_COMMENT_FIELD.format("(?:sex|gender)"), re.IGNORECASE)
 _PATIENT = re.compile(_COMMENT_FIELD.format(r"(?:patient|subject)(?:[ _]?id)?"), re.IGNORECASE)
 _DX = re.compile(r"^<?dx>?\s*:\s*(.*)$", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Header:
-    """The parts of a `.hea` file that are needed before and beside wfdb.
-
-    Attributes:
-        name: Of the file, `.hea` included.
-        n_segments: 0 for an ordinary record.
-        n_samples: Frames per signal; 0 where the header does not say.
-        lines: Of the signals or segments.
-        comments: Without their `#`.
-        text: The header in a form that wfdb reads.
-        repaired: Whether `text` differs from the file.
-    """
-
-    name: str
-    n_segments: int
-    n_samples: int
-    lines: list[str]
-    comments: list[str]
-    text: str
-    repaired: bool
+_NO_RAILS = (-math.inf, math.inf)
 
 
 def find_records(source: Path) -> Iterator[str]:
@@ -92,7 +48,7 @@ def find_records(source: Path) -> Iterator[str]:
         names = sorted(name for name in files if name.endswith(".hea"))
         segments: set[str] = set()
         for name in names:
-            segments.update(_segment_headers(Path(folder, name)))
+            segments.update(segment_headers(Path(folder, name)))
         for name in names:
             if name not in segments:
                 yield Path(folder, name).relative_to(source).as_posix()
@@ -131,59 +87,33 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
     )
 
 
-def read_header(path: Path) -> Header:
-    """Read and check the form of a header.
-
-    The record line of some sources names a file (`E00271.mat`), which wfdb does not take, nor does
-    it keep the micro sign of a unit: `text` has both set right.
-
-    Raises:
-        Rejected: it cannot be read, or is no header.
-    """
-    try:
-        original = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise Rejected(f"unreadable: {path.name}: {error.strerror}") from None
-    lines = [line.strip() for line in original.splitlines()]
-    comments = [line.strip(" \t#") for line in lines if line.startswith("#")]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    form = _RECORD_LINE.fullmatch(lines[0]) if lines else None
-    if form is None:
-        raise Rejected(f"unreadable: {path.name} is no WFDB header")
-    n_lines = int(form["n_segments"] or form["n_signals"])
-    if n_lines != len(lines) - 1:
-        raise Rejected(f"unreadable: {path.name} announces {n_lines} lines, has {len(lines) - 1}")
-    fixed = [lines[0].replace(form["extension"] or "", "", 1)]
-    fixed += [re.sub("[µμ]", "u", line) for line in lines[1:]]
-    return Header(
-        name=path.name,
-        n_segments=int(form["n_segments"] or 0),
-        n_samples=int(form["n_samples"] or 0),
-        lines=fixed[1:],
-        comments=comments,
-        text="\n".join(fixed) + "\n",
-        repaired=fixed != lines,
-    )
-
-
-def _segment_headers(path: Path) -> list[str]:
-    try:
-        header = read_header(path)
-    except Rejected:
-        return []
-    return [f"{line.split()[0]}.hea" for line in header.lines] if header.n_segments else []
-
-
 def _read_leads(path: Path, header: Header) -> tuple[dict[int, Lead], float]:
     """The standard leads, each in microvolts with its rate, and the highest of the rates."""
+    leads = _decoded(path, header) if wfdb_signals.can_decode(header) else _through_wfdb(path, header)
+    return leads, max(lead.rate for lead in leads.values())
+
+
+def _decoded(path: Path, header: Header) -> dict[int, Lead]:
+    channels = _channels([signal.name for signal in header.signals])
+    check_files(path.parent, header)
+    signals = [header.signals[i] for i in channels.values()]
+    factors = [_factor(lead, signal.unit) for lead, signal in zip(channels, signals, strict=True)]
+    block = wfdb_signals.read_signals(path.parent, header, list(channels.values()), factors)
+    leads = {}
+    for lead, signal, factor, row in zip(channels, signals, factors, block, strict=True):
+        leads[lead] = Lead(row, header.rate, _rails(signal.format, signal.baseline, signal.gain, factor))
+    return leads
+
+
+def _through_wfdb(path: Path, header: Header) -> dict[int, Lead]:
     if header.n_segments:
-        headers = [header, *_segments(path, header)]
+        headers = [header, *read_segments(path, header)]
         channels = None
     else:
         headers = [header]
         channels = list(_channels([_signal_name(line) for line in header.lines]).values())
     single = (part for part in headers if not part.n_segments)
-    files = set().union(*(_data_files(path.parent, part) for part in single))
+    files = set().union(*(check_files(path.parent, part) for part in single))
     if not files:
         raise Rejected(f"unreadable: {header.name} names no signal file")
     record = _rdrecord(path, headers, files, channels)
@@ -192,28 +122,33 @@ def _read_leads(path: Path, header: Header) -> tuple[dict[int, Lead], float]:
         raise Rejected("unreadable: the signal lines are ambiguous")
     if record.units is None:
         raise Rejected("unit: it changes between the segments")
+    formats = getattr(record, "fmt", None)  # a record in segments has none
     leads = {}
     for lead, i in found.items():
-        unit = record.units[i] or "mV"
-        if unit.lower() not in MICROVOLTS:
-            raise Rejected(f"unit: {STANDARD_LEADS[lead]} is in {unit}, want volts")
+        factor = _factor(lead, record.units[i] or "mV")
         rate = float(record.fs * (record.samps_per_frame[i] or 1))
-        factor = MICROVOLTS[unit.lower()]
-        rails = (factor * rail for rail in _rails(record, i))
-        leads[lead] = Lead(record.e_p_signal[i] * factor, rate, tuple(rails))
-    return leads, max(lead.rate for lead in leads.values())
+        rails = _rails(formats[i], record.baseline[i], record.adc_gain[i], factor) if formats else _NO_RAILS
+        leads[lead] = Lead(record.e_p_signal[i] * factor, rate, rails)
+    return leads
 
 
-def _rails(record: Any, i: int) -> tuple[float, float]:
-    """The ends of a signal's range in its unit; infinite for a record in segments.
+def _factor(lead: int, unit: str) -> float:
+    """Microvolts in a signal's unit."""
+    if unit.lower() not in MICROVOLTS:
+        raise Rejected(f"unit: {STANDARD_LEADS[lead]} is in {unit}, want volts")
+    return MICROVOLTS[unit.lower()]
+
+
+def _rails(form: str, baseline: int, gain: float, factor: float) -> tuple[float, float]:
+    """The ends of a signal's range in microvolts; infinite where the format has none.
 
     They are those of the file format, half a step within: the resolution in headers is often wrong.
-    The lowest number of a format stands for an invalid sample; format 8, of differences, has none.
+    The lowest number of a format stands for an invalid sample.
     """
-    if not getattr(record, "fmt", None) or record.fmt[i] not in _BITS:
-        return -math.inf, math.inf
-    highest = 2 ** (_BITS[record.fmt[i]] - 1) - 1.5
-    ends = [(end - record.baseline[i]) / record.adc_gain[i] for end in (-highest, highest)]
+    if form not in wfdb_signals.BITS:
+        return _NO_RAILS
+    highest = 2 ** (wfdb_signals.BITS[form] - 1) - 1.5
+    ends = [factor * ((end - baseline) / gain) for end in (-highest, highest)]
     return min(ends), max(ends)
 
 
@@ -241,53 +176,6 @@ def _link(target: Path, link: Path) -> None:
         link.symlink_to(target)
     except OSError:  # a file system or a user without symbolic links
         shutil.copyfile(target, link)
-
-
-def _segments(path: Path, header: Header) -> list[Header]:
-    """The headers of a multi-segment record's segments."""
-    total = 0
-    segments = []
-    for line in header.lines:
-        name, _, length = line.partition(" ")
-        if name == "~":
-            raise Rejected("invalid samples: the record has gaps between its segments")
-        if not re.fullmatch(r"[-\w]+", name):
-            raise Rejected(f"unsafe path: the header names segment {name!r}")
-        if not re.fullmatch(_COUNT, length.strip()):
-            raise Rejected(f"unreadable: segment {name} has no sound length")
-        total += int(length)
-        segments.append(read_header(path.with_name(f"{name}.hea")))
-    if any(segment.n_segments for segment in segments):
-        raise Rejected("unreadable: a segment is in segments itself")
-    if header.n_samples not in (0, total):
-        raise Rejected(f"unreadable: segments hold {total} samples, not {header.n_samples}")
-    return segments
-
-
-def _data_files(folder: Path, header: Header) -> set[str]:
-    """Names of a record's signal files, which are there and as long as the header says."""
-    per_frame: dict[str, int] = {}
-    needed: dict[str, float] = {}
-    for line in header.lines:
-        name, *rest = line.split()[:2]
-        if name == "~":  # signals of a layout header have no file
-            continue
-        if not re.fullmatch(r"[-\w.]+", name) or name in (".", ".."):
-            raise Rejected(f"unsafe path: the header names file {name!r}")
-        form = _FORMAT.fullmatch(rest[0]) if rest else None
-        if form is None:
-            raise Rejected(f"unreadable: {header.name} has a signal without a format")
-        per_frame[name] = per_frame.get(name, 0) + int(form["per_frame"] or 1)
-        size = _BYTES_PER_SAMPLE.get(form["format"], _MOST_COMPRESSED)
-        needed[name] = int(form["offset"] or 0) + int(header.n_samples * per_frame[name] * size)
-    for name, size in needed.items():
-        try:
-            present = (folder / name).stat().st_size
-        except OSError as error:
-            raise Rejected(f"unreadable: {name}: {error.strerror}") from None
-        if present < size:
-            raise Rejected(f"cut short: {name} has {present} of {size} bytes")
-    return set(needed)
 
 
 def _signal_name(line: str) -> str:

@@ -7,6 +7,7 @@ so the journal tells after any interruption how far the shards are good.
 
 import csv
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -275,9 +276,9 @@ class StoreWriter:
                 else:
                     rejected.writerow([entry["source"], entry["reason"]])
                 if len(rows) == _ROW_GROUP:
-                    index.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+                    index.write_table(_table(rows))
                     rows = []
-            index.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+            index.write_table(_table(rows))
         for name in ("index.parquet", "rejected.csv"):
             sync_file(self._folder / name)
 
@@ -378,6 +379,32 @@ def _is_entry(entry: Any) -> bool:
         and row.keys() == set(INDEX_SCHEMA.names)
         and all(type(row[name]) is int and row[name] >= 0 for name in places)
     )
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    columns = [_column([row[field.name] for row in rows], field.type) for field in INDEX_SCHEMA]
+    return pa.Table.from_arrays(columns, schema=INDEX_SCHEMA)
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Numbers or strings, None where unknown, or lists of them; `pa.array` would load pandas."""
+    if pa.types.is_list(kind):
+        items = _column(list(itertools.chain.from_iterable(values)), kind.value_type)
+        return pa.Array.from_buffers(kind, len(values), [None, _ends(values)], children=[items])
+    known = np.array([value is not None for value in values], dtype=bool)
+    validity = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
+    if pa.types.is_string(kind):
+        texts = [(value or "").encode() for value in values]
+        return pa.Array.from_buffers(
+            kind, len(texts), [validity, _ends(texts), pa.py_buffer(b"".join(texts))]
+        )
+    numbers = np.array([value or 0 for value in values], dtype=kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(numbers), [validity, pa.py_buffer(numbers)])
+
+
+def _ends(parts: list[Any]) -> pa.Buffer:
+    lengths = np.fromiter(map(len, parts), dtype=np.int32, count=len(parts))
+    return pa.py_buffer(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
 def _kind(reason: str) -> str:

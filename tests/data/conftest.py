@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from ecgfast.data import Store, prepare
@@ -10,5 +13,15 @@ def imported(tmp_path):
     def run(source, **options):
         prepare(source, tmp_path / "store", progress=False, **options)
         return Store(tmp_path / "store")
+
+    return run
+
+
+@pytest.fixture
+def run_python():
+    """Run a program in a process of its own; it must end well."""
+
+    def run(program, *arguments):
+        subprocess.run([sys.executable, "-c", program, *map(str, arguments)], check=True)
 
     return run

@@ -1,0 +1,318 @@
+"""Headers of WFDB records: the `.hea` files, as the standard has them and as they are found.
+
+What a header names is checked here, before any signal file is opened: it must lie in the header's own folder
+and be as long as the header says.
+"""
+
+import math
+import os
+import re
+import stat
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from ecgfast.data.preprocess import Rejected
+
+MAX_HEADER_BYTES = 2**24
+"""Longest header that is read: that of a year in segments of a minute."""
+
+_MOST_COMPRESSED = 1e-4  # bytes per sample: no FLAC file holds more samples than this allows
+
+_COUNT = r"\d{1,15}"  # more digits are damage, and int() or a product of two would fail on them
+_RECORD_LINE = re.compile(
+    rf"[-\w]+(?P<extension>\.\w+)?(?:/(?P<n_segments>{_COUNT}))?[ \t]+(?P<n_signals>{_COUNT})"
+    rf"(?:[ \t]+(?P<rate>[\d.]\S*)(?:[ \t]+(?P<n_samples>{_COUNT})(?P<date>[ \t].*)?)?)?"
+)
+_RATE = re.compile(r"\d{1,15}\.?\d{0,15}(?=/|$)")  # what follows it counts, for other programs
+_FORMAT = re.compile(
+    rf"(?P<format>{_COUNT})(?:x(?P<per_frame>{_COUNT}))?(?::(?P<skew>{_COUNT}))?(?:\+(?P<offset>{_COUNT}))?"
+)
+_GAIN = rf"(-?{_COUNT}(?:\.\d{{0,15}})?(?:e[+-]?\d{{1,3}})?)(?:\((-?{_COUNT})\))?(?:/([\w^?%/-]*))?"
+_DETAILS = (  # resolution, zero, initial value, checksum, block size: all may be left out from the end
+    rf"(?:[ \t]+{_COUNT}(?:[ \t]+(-?{_COUNT})(?:[ \t]+(-?{_COUNT})"
+    rf"(?:[ \t]+-?{_COUNT}(?:[ \t]+{_COUNT})?)?)?)?)?"
+)
+_SIGNAL_LINE = re.compile(  # the lines in whose reading no two programs differ
+    rf"([-\w]+(?:\.\w*)?)[ \t]+({_COUNT})(?:x({_COUNT}))?(?::({_COUNT}))?(?:\+({_COUNT}))?"
+    rf"(?:[ \t]+{_GAIN}{_DETAILS}(?:[ \t]+([^ \t\d-][^\t]*))?)?",
+    re.ASCII,
+)
+_SEGMENTED = re.compile(r"\S*/")
+_DEFAULT_GAIN = 200.0  # of a header that has none, or 0
+
+
+class Signal(NamedTuple):
+    """One signal as its line tells.
+
+    Attributes:
+        file: Name of the signal file.
+        format: Number of the file format.
+        per_frame: Samples per frame.
+        skew: Frames by which the signal is late in the file.
+        offset: Bytes before the first sample; None where the line does not say.
+        gain: Digital units per physical unit.
+        baseline: Digital value of physical zero.
+        unit: Physical unit.
+        initial: Value before the first sample, for the format of differences.
+        name: Description, the lead's name in electrocardiograms.
+    """
+
+    file: str
+    format: str
+    per_frame: int
+    skew: int
+    offset: int | None
+    gain: float
+    baseline: int
+    unit: str
+    initial: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """A header of sound form.
+
+    Attributes:
+        name: Of the file, `.hea` included.
+        n_segments: 0 for an ordinary record.
+        rate: Frames per second; None where it is absent or of a form that is left to wfdb.
+        n_samples: Frames per signal; 0 where the header does not say.
+        lines: Of the signals or segments.
+        comments: Without their `#`.
+        text: The header in a form that wfdb reads.
+        repaired: Whether `text` differs from the file.
+    """
+
+    name: str
+    n_segments: int
+    rate: float | None
+    n_samples: int
+    lines: list[str]
+    comments: list[str]
+    text: str
+    repaired: bool
+
+    @cached_property
+    def signals(self) -> list[Signal] | None:
+        """The signals of an ordinary record; None if a line is of a form that is left to wfdb."""
+        signals = [_signal(line) for line in self.lines] if not self.n_segments else [None]
+        return None if None in signals else signals
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the form of a header.
+
+    The record line of some sources names a file (`E00271.mat`), or has a date that is none, which wfdb does
+    not take, nor does it keep the micro sign of a unit: `text` has them set right.
+
+    Raises:
+        Rejected: it cannot be read, or is no header.
+    """
+    return parse_header(path.name, _read_text(path, MAX_HEADER_BYTES))
+
+
+def parse_header(name: str, original: str) -> Header:
+    """The header in a text.
+
+    Raises:
+        Rejected: it is no header.
+    """
+    lines = [line.strip() for line in original.splitlines()]
+    comments = [line.strip(" \t#") for line in lines if line.startswith("#")]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    form = _RECORD_LINE.fullmatch(lines[0]) if lines else None
+    if form is None:
+        raise Rejected(f"unreadable: {name} is no WFDB header")
+    n_lines = int(form["n_segments"] or form["n_signals"])
+    if n_lines != len(lines) - 1:
+        raise Rejected(f"unreadable: {name} announces {n_lines} lines, has {len(lines) - 1}")
+    first = lines[0].replace(form["extension"] or "", "", 1)
+    fixed = [first.removesuffix(form["date"] or "")]
+    fixed += [re.sub("[µμ]", "u", line) for line in lines[1:]]
+    return Header(
+        name=name,
+        n_segments=int(form["n_segments"] or 0),
+        rate=_rate(form["rate"]),
+        n_samples=int(form["n_samples"] or 0),
+        lines=fixed[1:],
+        comments=comments,
+        text="\n".join(fixed) + "\n",
+        repaired=fixed != lines,
+    )
+
+
+def segment_headers(path: Path) -> list[str]:
+    """Names of the headers of a multi-segment record's segments; none for other records, or no header."""
+    try:
+        start = _read_text(path, MAX_HEADER_BYTES, 4096)
+        lines = (line.strip() for line in start.splitlines())
+        first = next((line for line in lines if line and not line.startswith("#")), "")
+        if first and not _SEGMENTED.match(first):
+            return []
+        header = read_header(path)
+    except Rejected:
+        return []
+    return [f"{line.split()[0]}.hea" for line in header.lines] if header.n_segments else []
+
+
+def read_segments(path: Path, header: Header) -> list[Header]:
+    """The headers of a multi-segment record's segments.
+
+    Raises:
+        Rejected: one is absent, elsewhere, in segments itself or shorter than the record says.
+    """
+    total = 0
+    segments = []
+    for line in header.lines:
+        name, _, length = line.partition(" ")
+        if name == "~":
+            raise Rejected("invalid samples: the record has gaps between its segments")
+        if not re.fullmatch(r"[-\w]+", name):
+            raise Rejected(f"unsafe path: the header names segment {name!r}")
+        if not re.fullmatch(_COUNT, length.strip()):
+            raise Rejected(f"unreadable: segment {name} has no sound length")
+        total += int(length)
+        segment = read_header(path.with_name(f"{name}.hea"))
+        if segment.n_segments:
+            raise Rejected("unreadable: a segment is in segments itself")
+        if int(length) > _most_frames(path.parent, segment):
+            raise Rejected(f"cut short: segment {name} has fewer than {int(length)} samples")
+        segments.append(segment)
+    if header.n_samples not in (0, total):
+        raise Rejected(f"unreadable: segments hold {total} samples, not {header.n_samples}")
+    return segments
+
+
+def check_files(folder: Path, header: Header) -> set[str]:
+    """Names of an ordinary record's signal files, which are there and as long as the header says.
+
+    Raises:
+        Rejected: they are not, or lie elsewhere.
+    """
+    first: dict[str, _Layout] = {}
+    per_frame: dict[str, int] = {}
+    layouts = _layouts(header)
+    for layout in layouts:  # a file's format and offset are those of its first signal
+        first.setdefault(layout.file, layout)
+        per_frame[layout.file] = per_frame.get(layout.file, 0) + layout.per_frame
+    sizes = {}
+    for name, layout in first.items():
+        needed = layout.offset + signal_bytes(layout.format, header.n_samples * per_frame[name])
+        sizes[name] = _file_size(os.path.join(folder, name), name)
+        if sizes[name] < needed:
+            raise Rejected(f"cut short: {name} has {sizes[name]} of {needed} bytes")
+    for layout in layouts:  # the samples that a late signal lacks at its end would be made up
+        if layout.skew > (header.n_samples or sizes[layout.file]):
+            raise Rejected(f"unreadable: a signal in {layout.file} is late by all its samples")
+    return set(first)
+
+
+def signal_bytes(form: str, n: int) -> int:
+    """Bytes that n samples take in a file format, by its number; the least where that varies."""
+    match form:
+        case "8" | "80":
+            return n
+        case "16" | "61" | "160":
+            return 2 * n
+        case "24":
+            return 3 * n
+        case "32":
+            return 4 * n
+        case "212":
+            return -(-3 * n // 2)
+        case "310":
+            return n // 3 * 4 + n % 3 * 2
+        case "311":
+            return n // 3 * 4 + (0, 2, 3)[n % 3]
+    return int(n * _MOST_COMPRESSED)
+
+
+def _read_text(path: Path, limit: int, count: int = -1) -> str:
+    try:
+        size = _file_size(path, path.name)  # not of a pipe, for whose writer we would wait
+        if size > limit:
+            raise Rejected(f"unreadable: {path.name} is no WFDB header: it has {size} bytes")
+        with open(path, "rb", buffering=0) as file:
+            return file.read(count).decode("utf-8", "replace")
+    except OSError as error:
+        raise Rejected(f"unreadable: {path.name}: {error.strerror}") from None
+
+
+def _file_size(path: str | Path, name: str) -> int:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise Rejected(f"unreadable: {name}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise Rejected(f"unreadable: {name} is no file")
+    return status.st_size
+
+
+class _Layout(NamedTuple):
+    """Where a signal lies in its file."""
+
+    file: str
+    format: str
+    per_frame: int
+    skew: int
+    offset: int
+
+
+def _layouts(header: Header) -> list[_Layout]:
+    """Of the signals that have a file; those of a layout header have none."""
+    if header.signals is not None:
+        return [_Layout(s.file, s.format, s.per_frame, s.skew, s.offset or 0) for s in header.signals]
+    layouts = []
+    for line in header.lines:
+        name, *rest = line.split(None, 2)[:2]
+        if name == "~":
+            continue
+        if not re.fullmatch(r"[-\w.]+", name) or name in (".", ".."):
+            raise Rejected(f"unsafe path: the header names file {name!r}")
+        form = _FORMAT.fullmatch(rest[0]) if rest else None
+        if form is None:
+            raise Rejected(f"unreadable: {header.name} has a signal without a format")
+        numbers = (int(form["per_frame"] or 1), int(form["skew"] or 0), int(form["offset"] or 0))
+        layouts.append(_Layout(name, form["format"], *numbers))
+    return layouts
+
+
+def _most_frames(folder: Path, header: Header) -> int:
+    """Frames that a segment can have: as its header says, else as its smallest file allows."""
+    files = {layout.file for layout in _layouts(header)}
+    sizes = [header.n_samples or _file_size(os.path.join(folder, name), name) for name in files]
+    return min(sizes, default=0)
+
+
+def _rate(text: str | None) -> float | None:
+    form = _RATE.match(text or "")
+    if form is None:
+        return None
+    rate = float(form[0])
+    whole = float(int(rate))
+    return whole if round(rate, 8) == whole else rate
+
+
+def _signal(line: str) -> Signal | None:
+    form = _SIGNAL_LINE.fullmatch(line)
+    if form is None:
+        return None
+    file, number, per_frame, skew, offset, gain, baseline, unit, zero, initial, name = form.groups()
+    gain = float(gain or 0) or _DEFAULT_GAIN
+    if not math.isfinite(gain):
+        return None
+    return Signal(
+        file=file,
+        format=number,
+        per_frame=int(per_frame or 1),
+        skew=int(skew or 0),
+        offset=None if offset is None else int(offset),
+        gain=gain,
+        baseline=int(baseline or zero or 0),
+        unit=unit or "mV",
+        initial=int(initial or 0),
+        name=name or "",
+    )
