@@ -40,7 +40,7 @@ def fill_gaps(signal: np.ndarray, longest: int) -> np.ndarray:
     _check_float(signal)
     if longest < 0:
         raise EcgfastError(f"longest: got {longest} samples, want 0 or more")
-    if np.isfinite(signal).all():
+    if _all_finite(signal.ravel()):
         return signal
     filled = np.array(signal, order="C")
     _fill_rows(filled.reshape(-1, signal.shape[-1]), longest)
@@ -113,17 +113,8 @@ def cut_off(
         low: Lowest value that the converter can tell, where known.
         high: Highest.
     """
-    n = len(signal)
-    bottom, top = _extremes(signal)
-    if bottom == top:
-        return None
-    held_run = HELD_SECONDS * rate
-    for value, at_rail in ((bottom, bottom <= low), (top, top >= high)):
-        total, longest, held, n_held = _runs_at(signal, value, held_run)
-        share = HELD_SHARE if n_held > 1 else HELD_SHARE_ONCE
-        if held > share * n or (at_rail and longest >= max(2, RAIL_SECONDS * rate)):
-            return value, total
-    return None
+    value, samples = _cut_off(signal, HELD_SECONDS * rate, max(2.0, RAIL_SECONDS * rate), low, high)
+    return (value, samples) if samples else None
 
 
 def _check_float(signal: np.ndarray) -> None:
@@ -172,11 +163,52 @@ def _standardize_rows(rows: np.ndarray, limit: float) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def _extremes(signal: np.ndarray) -> tuple[float, float]:
-    low = high = signal[0]
-    for x in signal:
-        low, high = min(low, x), max(high, x)
-    return low, high
+def _cut_off(
+    signal: np.ndarray, held_run: float, rail_run: float, low: float, high: float
+) -> tuple[float, int]:
+    """The value at which a lead is cut off, and the samples there: 0 if it is not."""
+    n = len(signal)
+    bottom, top = extremes(signal)
+    if bottom == top:
+        return bottom, 0
+    for value, at_rail in ((bottom, bottom <= low), (top, top >= high)):
+        shortest = min(rail_run, held_run) if at_rail else held_run
+        if not _may_run(signal, value, int(np.ceil(shortest))):
+            continue
+        total, longest, held, n_held = _runs_at(signal, value, held_run)
+        share = HELD_SHARE if n_held > 1 else HELD_SHARE_ONCE
+        if held > share * n or (at_rail and longest >= rail_run):
+            return value, total
+    return bottom, 0
+
+
+@numba.njit(nogil=True, cache=True)
+def extremes(signal: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest value of a signal [n], n >= 1, that has no NaN; for Numba functions."""
+    a = b = c = d = e = f = g = h = signal[0]  # four chains: a single one waits for every comparison
+    n = len(signal) - len(signal) % 4
+    for i in range(0, n, 4):
+        w, x, y, z = signal[i], signal[i + 1], signal[i + 2], signal[i + 3]
+        a, b, c, d = min(a, w), min(b, x), min(c, y), min(d, z)
+        e, f, g, h = max(e, w), max(f, x), max(g, y), max(h, z)
+    for i in range(n, len(signal)):
+        a, e = min(a, signal[i]), max(e, signal[i])
+    return min(min(a, b), min(c, d)), max(max(e, f), max(g, h))
+
+
+@numba.njit(nogil=True, cache=True)
+def _all_finite(values: np.ndarray) -> bool:
+    bad = 0  # counted, not returned early: eight at once
+    for i in range(len(values)):
+        bad += not abs(values[i]) < np.inf
+    return bad == 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _may_run(signal: np.ndarray, value: float, length: int) -> bool:
+    """Whether a run at a value may be so long: every such run is met by looking once a length."""
+    step = max(1, length)
+    return np.any(signal[step - 1 :: step] == value)
 
 
 @numba.njit(nogil=True, cache=True)

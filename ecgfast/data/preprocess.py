@@ -1,9 +1,9 @@
 """From leads as recorded to the block of a store: microvolts at 500 Hz, int16."""
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
 from ecgfast.data import filters
@@ -96,6 +96,11 @@ class Preprocessing:
             "min_seconds": MIN_SECONDS,
         }
 
+    @property
+    def has_filters(self) -> bool:
+        """Whether `filtered` does anything."""
+        return self.bandpass is not None or self.notch is not None or self.baseline
+
     def filtered(self, signal: np.ndarray) -> np.ndarray:
         """The filters asked for, on leads at 500 Hz, floating point [..., n]."""
         if self.bandpass is not None:
@@ -130,38 +135,58 @@ def standard_block(
             `cleaning.cut_off`), or flat: every lead is constant.
     """
     checked = {index: _checked(index, lead, how) for index, lead in leads.items()}
-    order, signals = _at_store_rate(checked)
-    if signals.shape[1] < MIN_SECONDS * SAMPLE_RATE:
-        raise Rejected(f"too short: {signals.shape[1] / SAMPLE_RATE:.3f} s, want {MIN_SECONDS:g} s")
-    signals = how.filtered(signals)
-    block = np.zeros((N_LEADS, signals.shape[1]), dtype=np.int16)
-    for index, signal in zip(order, signals, strict=True):
-        extreme = max(signal.max(), -signal.min())
-        if extreme >= MAX_MICROVOLTS:
+    signals = _at_store_rate(checked)
+    n = min(map(len, signals.values()))
+    if n < MIN_SECONDS * SAMPLE_RATE:
+        raise Rejected(f"too short: {n / SAMPLE_RATE:.3f} s, want {MIN_SECONDS:g} s")
+    rows = [signal[:n] for signal in signals.values()]
+    if how.has_filters:
+        rows = how.filtered(np.stack(rows))
+    block = np.zeros((N_LEADS, n), dtype=np.int16)
+    present = []
+    for index, signal in zip(signals, rows, strict=True):
+        fits, varies = _round(signal, block[index])
+        if not fits:
             raise Rejected(
-                f"out of range: {STANDARD_LEADS[index]} reaches {extreme / 1000:.1f} mV, "
+                f"out of range: {STANDARD_LEADS[index]} reaches {np.abs(signal).max() / 1000:.1f} mV, "
                 f"want less than {MAX_MICROVOLTS / 1000} mV"
             )
-        block[index] = np.rint(signal)
-    varies = (block != block[:, :1]).any(axis=1)
-    if not varies.any():
+        if varies:
+            present.append(index)
+        else:
+            block[index] = 0
+    if not present:
         raise Rejected("flat: every lead is constant")
-    block[~varies] = 0
-    present = np.flatnonzero(varies).tolist()
+    present.sort()
     return derive_limb_leads(block, present) if how.derive_leads else (block, present)
 
 
-def _at_store_rate(leads: dict[int, Lead]) -> tuple[list[int], np.ndarray]:
-    """Leads resampled, and cut to the shortest: their indices and float [leads, n]."""
+def _at_store_rate(leads: dict[int, Lead]) -> dict[int, np.ndarray]:
+    """The leads resampled, those of one rate and length together."""
     alike: dict[tuple[float, int], list[int]] = {}
     for index, lead in leads.items():
         alike.setdefault((lead.rate, len(lead.signal)), []).append(index)
-    groups = [
-        resample(np.stack([leads[index].signal for index in members]), rate, SAMPLE_RATE)
-        for (rate, _), members in alike.items()
-    ]
-    n = min(group.shape[1] for group in groups)
-    return list(itertools.chain(*alike.values())), np.concatenate([group[:, :n] for group in groups])
+    signals = {index: lead.signal for index, lead in leads.items()}
+    for (rate, _), members in alike.items():
+        if rate != SAMPLE_RATE:
+            together = np.stack([signals[index] for index in members])
+            signals.update(zip(members, resample(together, rate, SAMPLE_RATE), strict=True))
+    return signals
+
+
+@numba.njit(nogil=True, cache=True)
+def _round(signal: np.ndarray, out: np.ndarray) -> tuple[bool, bool]:
+    """Round into int16: whether the signal fits, and whether it then varies."""
+    beyond = differ = 0
+    for i in range(len(signal)):
+        beyond += not abs(signal[i]) < MAX_MICROVOLTS
+    if beyond:
+        return False, True
+    for i in range(len(signal)):
+        out[i] = np.int16(np.rint(signal[i]))
+    for i in range(len(out)):
+        differ += out[i] != out[0]
+    return True, differ > 0
 
 
 def _checked(index: int, lead: Lead, how: Preprocessing) -> Lead:
@@ -169,8 +194,8 @@ def _checked(index: int, lead: Lead, how: Preprocessing) -> Lead:
     name = STANDARD_LEADS[index]
     if not MIN_RATE <= rate <= MAX_RATE:
         raise Rejected(f"sample rate: {rate:g} Hz, want {MIN_RATE:g} to {MAX_RATE:g} Hz")
-    signal = fill_gaps(signal, int(how.longest_gap * rate))
-    if not np.isfinite(signal).all():
+    recorded, signal = signal, fill_gaps(signal, int(how.longest_gap * rate))
+    if signal is not recorded and not np.isfinite(signal).all():  # itself where nothing is missing
         invalid = np.count_nonzero(~np.isfinite(signal))
         raise Rejected(f"invalid samples: {name} has {invalid} of {len(signal)}")
     if len(signal) < MIN_SECONDS * rate:
