@@ -117,6 +117,25 @@ def cut_off(
     return (value, samples) if samples else None
 
 
+def cut_offs(signals: np.ndarray, rate: float, rails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`cut_off` of several leads at once.
+
+    Args:
+        signals: float32 or float64 [leads, n], rows without gaps between their samples.
+        rate: Samples per second.
+        rails: Lowest and highest value that the converter can tell, float64 [leads, 2].
+
+    Returns:
+        Values, and how many samples are at them: 0 in a lead that does not saturate, -1 in one that has
+        samples that are not finite.
+    """
+    values, samples = np.zeros(len(signals)), np.zeros(len(signals), dtype=np.int64)
+    if signals.shape[1]:
+        held_run, rail_run = HELD_SECONDS * rate, max(2.0, RAIL_SECONDS * rate)
+        _cut_off_rows(signals, held_run, rail_run, rails, values, samples)
+    return values, samples
+
+
 def _check_float(signal: np.ndarray) -> None:
     if signal.dtype not in (np.float32, np.float64) or signal.ndim == 0:
         got = f"{signal.dtype} {list(signal.shape)}"
@@ -168,7 +187,7 @@ def _cut_off(
 ) -> tuple[float, int]:
     """The value at which a lead is cut off, and the samples there: 0 if it is not."""
     n = len(signal)
-    bottom, top = extremes(signal)
+    bottom, top = _extremes(signal)
     if bottom == top:
         return bottom, 0
     for value, at_rail in ((bottom, bottom <= low), (top, top >= high)):
@@ -183,8 +202,24 @@ def _cut_off(
 
 
 @numba.njit(nogil=True, cache=True)
-def extremes(signal: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest value of a signal [n], n >= 1, that has no NaN; for Numba functions."""
+def _cut_off_rows(
+    rows: np.ndarray,
+    held_run: float,
+    rail_run: float,
+    rails: np.ndarray,
+    values: np.ndarray,
+    samples: np.ndarray,
+) -> None:
+    for r in range(len(rows)):
+        if _all_finite(rows[r]):
+            values[r], samples[r] = _cut_off(rows[r], held_run, rail_run, rails[r, 0], rails[r, 1])
+        else:
+            samples[r] = -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _extremes(signal: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest value of a signal [n], n >= 1, that has no NaN."""
     a = b = c = d = e = f = g = h = signal[0]  # four chains: a single one waits for every comparison
     n = len(signal) - len(signal) % 4
     for i in range(0, n, 4):

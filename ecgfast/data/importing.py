@@ -2,15 +2,9 @@
 
 import hashlib
 import itertools
-import multiprocessing
 import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +12,12 @@ from tqdm import tqdm
 
 from ecgfast.data.folders import partial_folder
 from ecgfast.data.preprocess import Preprocessing, Rejected
+from ecgfast.data.readers import Outcome, read_in_order
 from ecgfast.data.store import SAMPLE_RATE, STORE_FORMAT, STORE_VERSION
 from ecgfast.data.wfdb_source import find_records, read_recording
 from ecgfast.data.writer import Recording, StoreWriter, finished_store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
-
-_CHUNK = 4  # records handed to a worker at once
-_IN_FLIGHT = 3  # chunks per worker that are being read or wait for the writer
 
 
 @dataclass(frozen=True)
@@ -74,8 +66,8 @@ def prepare(
         store: The folder to create. A finished store of the same source and settings is left as it
             is; whether a record's contents changed since is not looked at, only the names.
         preprocessing: Filters and repairs; none by default.
-        workers: Processes that read records. More than one need the main module importable
-            (`if __name__ == "__main__":` in scripts).
+        workers: Processes that read records, this one included. They are forked on Linux; elsewhere more than
+            one need the main module importable (`if __name__ == "__main__":` in scripts).
         progress: Show a progress bar.
 
     Raises:
@@ -100,7 +92,8 @@ def prepare(
         names = itertools.islice(find_records(source), writer.n_done, None)
         bar = tqdm(total=n_records, initial=writer.n_done, unit="rec", disable=not progress)
         with bar:
-            for outcome in _read_all(source, names, how, workers):
+            read = partial(_outcome, source, how)
+            for outcome in read_in_order(read, names, workers, writer.lock):
                 if isinstance(outcome, Recording):
                     writer.add(outcome)
                 else:
@@ -167,48 +160,8 @@ def _finished(store: Path, settings: dict[str, Any]) -> PrepareReport | None:
     )
 
 
-def _read_all(source: Path, names: Iterable[str], how: Preprocessing, workers: int) -> Iterator[Any]:
-    """A `Recording` or (name, reason) per record, in order, with a bounded number in memory."""
-    if workers == 1:
-        for name in names:
-            yield from _read_some(source, [name], how)
-        return
-    names = iter(names)
-    pending: deque[Future[list[Any]]] = deque()
-    # spawned, not forked: the lock must not live on in a worker
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+def _outcome(source: Path, how: Preprocessing, name: str) -> Outcome:
     try:
-        while chunk := list(itertools.islice(names, _CHUNK)):
-            pending.append(pool.submit(_read_some, source, chunk, how))
-            if len(pending) == _IN_FLIGHT * workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    except BrokenProcessPool:
-        raise EcgfastError(
-            "workers: one died, perhaps for lack of memory; run again to go on, with fewer workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _read_some(source: Path, names: list[str], how: Preprocessing) -> list[Any]:
-    outcomes: list[Any] = []
-    for name in names:
-        try:
-            outcomes.append(read_recording(source, name, how))
-        except Rejected as rejected:
-            outcomes.append((name, str(rejected)))
-    return outcomes
-
-
-def _start_worker() -> None:
-    """Leave interrupts to the parent, and do not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def follow() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+        return read_recording(source, name, how)
+    except Rejected as rejected:
+        return name, str(rejected)

@@ -1,5 +1,6 @@
 """From leads as recorded to the block of a store: microvolts at 500 Hz, int16."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import numba
 import numpy as np
 
 from ecgfast.data import filters
-from ecgfast.data.cleaning import cut_off, derive_limb_leads, fill_gaps
+from ecgfast.data.cleaning import cut_offs, derive_limb_leads, fill_gaps
 from ecgfast.data.resampling import resample
 from ecgfast.data.store import SAMPLE_RATE
 from ecgfast.errors import EcgfastError
@@ -37,6 +38,22 @@ class Lead(NamedTuple):
     signal: np.ndarray
     rate: float
     rails: tuple[float, float] = (-np.inf, np.inf)
+
+
+class Leads(NamedTuple):
+    """Several leads recorded alike.
+
+    Attributes:
+        indices: In `STANDARD_LEADS`.
+        signals: Microvolts, floating point [leads, n].
+        rate: Samples per second.
+        rails: Lowest and highest microvolts that the converter can tell, [leads, 2]; infinite where unknown.
+    """
+
+    indices: list[int]
+    signals: np.ndarray
+    rate: float
+    rails: np.ndarray
 
 
 class Rejected(Exception):
@@ -96,11 +113,6 @@ class Preprocessing:
             "min_seconds": MIN_SECONDS,
         }
 
-    @property
-    def has_filters(self) -> bool:
-        """Whether `filtered` does anything."""
-        return self.bandpass is not None or self.notch is not None or self.baseline
-
     def filtered(self, signal: np.ndarray) -> np.ndarray:
         """The filters asked for, on leads at 500 Hz, floating point [..., n]."""
         if self.bandpass is not None:
@@ -115,7 +127,7 @@ _ORDER = 2
 
 
 def standard_block(
-    leads: dict[int, Lead], how: Preprocessing = Preprocessing()
+    leads: dict[int, Lead] | list[Leads], how: Preprocessing = Preprocessing()
 ) -> tuple[np.ndarray, list[int]]:
     """The [12, n_samples] block of a recording, and the leads present in it.
 
@@ -123,7 +135,7 @@ def standard_block(
     as absent.
 
     Args:
-        leads: By index in `STANDARD_LEADS`.
+        leads: By index in `STANDARD_LEADS`, or in groups.
         how: Filters and repairs.
 
     Returns:
@@ -134,73 +146,92 @@ def standard_block(
         Rejected: invalid samples, a rate out of range, too short, out of int16's range, saturated (see
             `cleaning.cut_off`), or flat: every lead is constant.
     """
-    checked = {index: _checked(index, lead, how) for index, lead in leads.items()}
-    signals = _at_store_rate(checked)
-    n = min(map(len, signals.values()))
+    groups = [_resampled(_checked(group, how)) for group in _grouped(leads)]
+    n = min(group.signals.shape[1] for group in groups)
     if n < MIN_SECONDS * SAMPLE_RATE:
         raise Rejected(f"too short: {n / SAMPLE_RATE:.3f} s, want {MIN_SECONDS:g} s")
-    rows = [signal[:n] for signal in signals.values()]
-    if how.has_filters:
-        rows = how.filtered(np.stack(rows))
     block = np.zeros((N_LEADS, n), dtype=np.int16)
-    present = []
-    for index, signal in zip(signals, rows, strict=True):
-        fits, varies = _round(signal, block[index])
-        if not fits:
-            raise Rejected(
-                f"out of range: {STANDARD_LEADS[index]} reaches {np.abs(signal).max() / 1000:.1f} mV, "
-                f"want less than {MAX_MICROVOLTS / 1000} mV"
-            )
-        if varies:
-            present.append(index)
-        else:
-            block[index] = 0
+    present: list[int] = []
+    for group in groups:
+        signals = how.filtered(group.signals[:, :n])
+        varies, greatest = np.zeros(len(signals), dtype=bool), np.zeros(len(signals))
+        _round_rows(signals, np.array(group.indices), block, varies, greatest)
+        for index, extreme in zip(group.indices, greatest, strict=True):
+            if extreme >= MAX_MICROVOLTS:
+                raise Rejected(
+                    f"out of range: {STANDARD_LEADS[index]} reaches {extreme / 1000:.1f} mV, "
+                    f"want less than {MAX_MICROVOLTS / 1000} mV"
+                )
+        present += itertools.compress(group.indices, varies)
     if not present:
         raise Rejected("flat: every lead is constant")
     present.sort()
     return derive_limb_leads(block, present) if how.derive_leads else (block, present)
 
 
-def _at_store_rate(leads: dict[int, Lead]) -> dict[int, np.ndarray]:
-    """The leads resampled, those of one rate and length together."""
+def _grouped(leads: dict[int, Lead] | list[Leads]) -> list[Leads]:
+    if isinstance(leads, list):
+        return leads
     alike: dict[tuple[float, int], list[int]] = {}
     for index, lead in leads.items():
         alike.setdefault((lead.rate, len(lead.signal)), []).append(index)
-    signals = {index: lead.signal for index, lead in leads.items()}
-    for (rate, _), members in alike.items():
-        if rate != SAMPLE_RATE:
-            together = np.stack([signals[index] for index in members])
-            signals.update(zip(members, resample(together, rate, SAMPLE_RATE), strict=True))
-    return signals
+    return [
+        Leads(
+            members,
+            np.stack([leads[index].signal for index in members]),
+            rate,
+            np.array([leads[index].rails for index in members], dtype=np.float64),
+        )
+        for (rate, _), members in alike.items()
+    ]
+
+
+def _resampled(leads: Leads) -> Leads:
+    return leads._replace(signals=resample(leads.signals, leads.rate, SAMPLE_RATE), rate=float(SAMPLE_RATE))
+
+
+def _checked(leads: Leads, how: Preprocessing) -> Leads:
+    """The leads with short gaps filled, if there is nothing else against them."""
+    indices, signals, rate, rails = leads
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise Rejected(f"sample rate: {rate:g} Hz, want {MIN_RATE:g} to {MAX_RATE:g} Hz")
+    values, samples = cut_offs(signals, rate, rails)
+    if samples.min() < 0 and how.longest_gap:
+        signals = fill_gaps(signals, int(how.longest_gap * rate))
+        values, samples = cut_offs(signals, rate, rails)
+    n = signals.shape[1]
+    for index, signal, value, count in zip(indices, signals, values, samples, strict=True):
+        if count < 0:
+            invalid = np.count_nonzero(~np.isfinite(signal))
+            raise Rejected(f"invalid samples: {STANDARD_LEADS[index]} has {invalid} of {n}")
+        if n < MIN_SECONDS * rate:
+            raise Rejected(f"too short: {n / rate:.3f} s, want {MIN_SECONDS:g} s")
+        if count:
+            name, seconds = STANDARD_LEADS[index], count / rate
+            raise Rejected(f"saturated: {name} is at {value / 1000:.3f} mV for {seconds:.3f} s")
+    return leads._replace(signals=signals)
 
 
 @numba.njit(nogil=True, cache=True)
-def _round(signal: np.ndarray, out: np.ndarray) -> tuple[bool, bool]:
-    """Round into int16: whether the signal fits, and whether it then varies."""
-    beyond = differ = 0
-    for i in range(len(signal)):
-        beyond += not abs(signal[i]) < MAX_MICROVOLTS
-    if beyond:
-        return False, True
-    for i in range(len(signal)):
-        out[i] = np.int16(np.rint(signal[i]))
-    for i in range(len(out)):
-        differ += out[i] != out[0]
-    return True, differ > 0
+def _round_rows(
+    signals: np.ndarray, indices: np.ndarray, block: np.ndarray, varies: np.ndarray, greatest: np.ndarray
+) -> None:
+    """Round signals into rows of an int16 block; note which vary there, and the peaks of those too great.
 
-
-def _checked(index: int, lead: Lead, how: Preprocessing) -> Lead:
-    signal, rate, rails = lead
-    name = STANDARD_LEADS[index]
-    if not MIN_RATE <= rate <= MAX_RATE:
-        raise Rejected(f"sample rate: {rate:g} Hz, want {MIN_RATE:g} to {MAX_RATE:g} Hz")
-    recorded, signal = signal, fill_gaps(signal, int(how.longest_gap * rate))
-    if signal is not recorded and not np.isfinite(signal).all():  # itself where nothing is missing
-        invalid = np.count_nonzero(~np.isfinite(signal))
-        raise Rejected(f"invalid samples: {name} has {invalid} of {len(signal)}")
-    if len(signal) < MIN_SECONDS * rate:
-        raise Rejected(f"too short: {len(signal) / rate:.3f} s, want {MIN_SECONDS:g} s")
-    if found := cut_off(signal, rate, *rails):
-        value, samples = found
-        raise Rejected(f"saturated: {name} is at {value / 1000:.3f} mV for {samples / rate:.3f} s")
-    return Lead(signal, rate, rails)
+    What does not vary or fit stays zero.
+    """
+    for r in range(len(signals)):
+        signal, out = signals[r], block[indices[r]]
+        beyond = differ = 0  # counted in loops of their own: many samples at once
+        for i in range(len(signal)):
+            beyond += not abs(signal[i]) < MAX_MICROVOLTS
+        if beyond:
+            greatest[r] = np.max(np.abs(signal))
+            continue
+        for i in range(len(signal)):
+            out[i] = np.int16(np.rint(signal[i]))
+        for i in range(len(out)):
+            differ += out[i] != out[0]
+        varies[r] = differ > 0
+        if differ == 0:
+            out[:] = 0

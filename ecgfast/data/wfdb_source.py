@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ecgfast.data import wfdb_signals
-from ecgfast.data.preprocess import Lead, Preprocessing, Rejected, standard_block
+from ecgfast.data.preprocess import Lead, Leads, Preprocessing, Rejected, standard_block
 from ecgfast.data.store import first_line
 from ecgfast.data.wfdb_header import Header, check_files, read_header, read_segments, segment_headers
 from ecgfast.data.writer import Recording
@@ -71,7 +73,8 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
         raise Rejected("unreadable: the file name is not UTF-8") from None
     path = source / name
     header = read_header(path)
-    leads, rate = _read_leads(path, header)
+    read = _decoded if wfdb_signals.can_decode(header) else _through_wfdb
+    leads, rate = read(path, header)
     block, present = standard_block(leads, how)
     record_id = name.removesuffix(".hea")
     return Recording(
@@ -87,25 +90,19 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
     )
 
 
-def _read_leads(path: Path, header: Header) -> tuple[dict[int, Lead], float]:
-    """The standard leads, each in microvolts with its rate, and the highest of the rates."""
-    leads = _decoded(path, header) if wfdb_signals.can_decode(header) else _through_wfdb(path, header)
-    return leads, max(lead.rate for lead in leads.values())
-
-
-def _decoded(path: Path, header: Header) -> dict[int, Lead]:
+def _decoded(path: Path, header: Header) -> tuple[list[Leads], float]:
+    """The standard leads in microvolts, and their rate."""
     channels = _channels([signal.name for signal in header.signals])
     check_files(path.parent, header)
     signals = [header.signals[i] for i in channels.values()]
     factors = [_factor(lead, signal.unit) for lead, signal in zip(channels, signals, strict=True)]
     block = wfdb_signals.read_signals(path.parent, header, list(channels.values()), factors)
-    leads = {}
-    for lead, signal, factor, row in zip(channels, signals, factors, block, strict=True):
-        leads[lead] = Lead(row, header.rate, _rails(signal.format, signal.baseline, signal.gain, factor))
-    return leads
+    rails = [_rails(s.format, s.baseline, s.gain, f) for s, f in zip(signals, factors, strict=True)]
+    return [Leads(list(channels), block, header.rate, np.array(rails))], header.rate
 
 
-def _through_wfdb(path: Path, header: Header) -> dict[int, Lead]:
+def _through_wfdb(path: Path, header: Header) -> tuple[dict[int, Lead], float]:
+    """The standard leads, each in microvolts with its rate, and the highest of the rates."""
     if header.n_segments:
         headers = [header, *read_segments(path, header)]
         channels = None
@@ -129,7 +126,7 @@ def _through_wfdb(path: Path, header: Header) -> dict[int, Lead]:
         rate = float(record.fs * (record.samps_per_frame[i] or 1))
         rails = _rails(formats[i], record.baseline[i], record.adc_gain[i], factor) if formats else _NO_RAILS
         leads[lead] = Lead(record.e_p_signal[i] * factor, rate, rails)
-    return leads
+    return leads, max(lead.rate for lead in leads.values())
 
 
 def _factor(lead: int, unit: str) -> float:

@@ -69,7 +69,7 @@ class StoreWriter:
 
     Entering takes the lock and finds where an interrupted import with the same settings stopped
     (`n_done`); one with other settings is started afresh. Leaving without `finish` keeps the
-    partial folder for the next run, `discard` removes it.
+    partial folder for the next run, `discard` removes it. `lock` is the lock's file descriptor.
 
     Args:
         path: The store's folder, absent or empty.
@@ -105,11 +105,11 @@ class StoreWriter:
 
     def __enter__(self) -> "StoreWriter":
         with _naming(self._partial):
-            self._lock = lock_folder(self._partial)
+            self.lock = lock_folder(self._partial)
             try:
                 self._resume()
             except BaseException:
-                os.close(self._lock)
+                os.close(self.lock)
                 raise
         return self
 
@@ -124,7 +124,7 @@ class StoreWriter:
                 self.commit()
                 self._file.close()
         finally:
-            os.close(self._lock)
+            os.close(self.lock)
 
     def add(self, recording: Recording) -> None:
         """Append one recording."""
