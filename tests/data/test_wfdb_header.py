@@ -99,9 +99,9 @@ s.dat 212+3 200/uV 12 0 0 0 0 V1
 #Sex: Male
 #Dx: 164889003,59118001
 """
-FLAC = "r 2 500 400\nf.dat 516x2 1000/mV 16 0 0 0 0 I\nf.dat 516x2 1000/mV 16 0 0 0 0 II\n"
-SEGMENTS = "r/2 2 500 1000\np 500\nq 500\n"
-PART = "p 2 500 500\np.dat 16 1000/mV 16 0 0 0 0 I\np.dat 16 1000/mV 16 0 0 0 0 II\n"
+FLAC = "r 2 300 400\nf.dat 516x2 1000/mV 16 0 0 0 0 I\nf.dat 516x2 1000/mV 16 0 0 0 0 II\n"
+SEGMENTS = "r/2 2 400 1000\np 500\nq 500\n"
+PART = "p 2 400 500\np.dat 16 1000/mV 16 0 0 0 0 I\np.dat 16 1000/mV 16 0 0 0 0 II\n"
 TOKENS = ["0", "-1", "1", "8", "16", "24", "32", "61", "80", "160", "212", "310", "311", "508", "516", "x2"]
 TOKENS += ["x0", ":5", "+24", "99999999", "999999999999999", "1e308", "1e-308", "nan", "inf", "~", "..", "/"]
 TOKENS += ["../r.dat", "r.dat", "s.dat", "r", "\x00", "\t", "\n", " ", "(", ")", "#", "µ", "\u0661", "\udcff"]
@@ -158,7 +158,12 @@ def test_damaged_records_are_rejected_and_nothing_else(tmp_path, header):
     files = fill(tmp_path, pytest.importorskip("soundfile"))
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    taken, reasons = [], set()
+    (tmp_path / "r.hea").write_text(header)
+    if header == SEGMENTS:
+        for part in "pq":
+            (tmp_path / f"{part}.hea").write_text(PART.replace("p", part))
+    assert read_recording(tmp_path, "r.hea", Preprocessing()).leads  # compiles, before memory is counted
+    reasons = set()
 
     @settings(
         max_examples=EXAMPLES, deadline=5000, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
@@ -178,7 +183,6 @@ def test_damaged_records_are_rejected_and_nothing_else(tmp_path, header):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 assert isinstance(read_recording(tmp_path, "r.hea", Preprocessing()), Recording)
-            taken.append(mutated)
         except Rejected as rejected:
             reasons.add(str(rejected).partition(":")[0])
         finally:
@@ -190,5 +194,4 @@ def test_damaged_records_are_rejected_and_nothing_else(tmp_path, header):
         check()
     finally:
         tracemalloc.stop()
-    assert taken or header == PART
     assert reasons <= KINDS

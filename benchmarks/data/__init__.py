@@ -1,0 +1,1 @@
+"""Benchmarks of importing and of feeding a training."""
