@@ -69,8 +69,8 @@ def measure(folder: Path, turns: int) -> tuple[list[dict[str, Any]], str]:
         f"Median time of whole imports, each form in turn, warm page cache, synced to disk by ecgfast only; "
         f"official: linecache, `wfdb.rdrecord`, `loadmat`, `resample_poly` where the rate is another, a "
         f"`savemat` per 5 s. A process that imports one record takes {cold:.1f} s with an empty Numba cache "
-        f"and {warm:.1f} s after that. Peak resident memory: {peaks[0]:.0f} MiB for {RECORDS // 10:,} records, "
-        f"{peaks[1]:.0f} MiB for {RECORDS:,}."
+        f"and {warm:.1f} s after that. Peak resident memory: {peaks[0]:.0f} MiB for {RECORDS // 10:,}, "
+        f"{peaks[1]:.0f} MiB for {RECORDS:,} records."
     )
     return rows, about
 
