@@ -121,9 +121,11 @@ def test_positional_conv(name, dtype):
 @pytest.mark.parametrize("dtype", ELEMENTS)
 def test_positional_conv_packing(dtype):
     code = kernel("pack_tokens", dtype)
+    assert re.search(LOAD_16, code)
+    assert re.search(STORE_16, code)
 
 
-def kernels(name: str, dtype: str) -> list[str]:
+def shaped_kernels(name: str, dtype: str) -> list[str]:
     """The code of the instances of a template whose first argument is a tile shape of ``dtype``."""
     mark = f"{len(name)}{name}INS_5ShapeI{ELEMENTS[dtype]}"
     return [code for symbol, code in sass().items() if mark in symbol]
@@ -132,7 +134,7 @@ def kernels(name: str, dtype: str) -> list[str]:
 @pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("name", ["similarity_sums", "similarity_gradients", "gradient_products"])
 def test_global_contrastive(name, dtype):
-    codes = kernels(name, dtype)
+    codes = shaped_kernels(name, dtype)
     assert len(codes) == (1 if dtype == "float32" else 2)  # sizes of tiles
     for code in codes:
         assert MMA[dtype] in code
@@ -141,7 +143,7 @@ def test_global_contrastive(name, dtype):
         if name != "similarity_sums" and dtype != "float32":
             assert re.search(STORE_16, code)
         if name == "gradient_products" and dtype != "float32":
-            assert re.search(r"LDSM\.16\.MT88\.4", code)
+            assert re.search(LDMATRIX_TRANSPOSED, code)
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
