@@ -51,6 +51,7 @@ def synth(
 def prepare(
     source: Annotated[Path, tyro.conf.arg(metavar="SOURCE"), Argument],
     store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
+    form: Annotated[str, tyro.conf.arg(name="format")] = "auto",
     workers: int = 0,
     bandpass: tuple[float, float] | None = None,
     notch: float | None = None,
@@ -58,11 +59,14 @@ def prepare(
     derive_leads: bool = False,
     longest_gap: float = 0.0,
 ) -> None:
-    """Import a folder of WFDB records into a store: int16 microvolts at 500 Hz, leads by name.
+    """Import a folder of records into a store: int16 microvolts at 500 Hz, leads by name.
 
     Args:
-        source: Folder with .hea files and their .dat or .mat, at any depth.
+        source: Folder of WFDB records (.hea with .dat or .mat, at any depth; PhysioNet/CinC 2021 too),
+            PTB-XL, MIMIC-IV-ECG, CODE-15, ECG-ID, or NumPy arrays (.npy, with or without records.csv).
         store: Folder to write; taken up again if an earlier import of SOURCE was stopped.
+        form: ptbxl, ptbxl100 (its records at 100 Hz), mimic, code15, ecgid, wfdb or npy; auto: the first
+            of these that the folder looks like.
         workers: Processes that read records; 0: one per core.
         bandpass: Lower and upper cut-off in Hz of a zero-phase Butterworth filter; 0 as the lower: low-pass.
         notch: Mains frequency in Hz to take out.
@@ -74,7 +78,7 @@ def prepare(
     from ecgfast.data import prepare as run
 
     how = Preprocessing(bandpass, notch, baseline, derive_leads, longest_gap)
-    print(run(source, store, preprocessing=how, workers=workers or os.cpu_count() or 1))
+    print(run(source, store, form=form, preprocessing=how, workers=workers or os.cpu_count() or 1))
 
 
 def inspect(

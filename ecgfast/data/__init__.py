@@ -8,7 +8,7 @@ from ecgfast.data.augment import (
     PowerlineNoise,
     TurnDipole,
 )
-from ecgfast.data.importing import PrepareReport, prepare
+from ecgfast.data.importing import PrepareReport, prepare, write_store
 from ecgfast.data.inspection import StoreSummary, summarize
 from ecgfast.data.loader import Batch, SegmentLoader
 from ecgfast.data.preprocess import Preprocessing
@@ -33,5 +33,6 @@ __all__ = [
     "prepare",
     "summarize",
     "synthesize",
+    "write_store",
     "write_synthetic",
 ]

@@ -33,6 +33,7 @@ class StoreSummary:
         n_unlabelled: Recordings without a label.
         age: Youngest, median, oldest, in years; None where no age is known.
         sex: Recordings by sex; "unknown" for null.
+        folds: Recordings by cross-validation fold of the source; empty where it has none.
         n_rejected: Records of the source that were not taken.
         rejected: Those by kind of reason.
         bytes: Size on disk, by file.
@@ -54,6 +55,7 @@ class StoreSummary:
     n_unlabelled: int
     age: tuple[float, float, float] | None
     sex: dict[str, int]
+    folds: dict[str, int]
     n_rejected: int
     rejected: dict[str, int]
     bytes: dict[str, int]
@@ -80,6 +82,7 @@ class StoreSummary:
             f"source rate  {_counts(rates, None, _ROWS)}",
             f"age          {_span(self.age)}",
             f"sex          {_counts(self.sex, None, _ROWS)}",
+            *([f"folds        {_counts(self.folds, None, _ROWS)}"] if self.folds else []),
             f"labels       {_counts(self.labels, None, _ROWS) or 'none'}; {self.n_unlabelled:,} without",
             f"rejected     {self.n_rejected:,}"
             + (f": {_counts(self.rejected, None, _ROWS)} (rejected.csv)" if self.n_rejected else ""),
@@ -120,6 +123,7 @@ def summarize(store: Store) -> StoreSummary:
         n_unlabelled=int((pc.list_value_length(index["labels"]).to_numpy() == 0).sum()),
         age=(float(ages.min()), float(np.median(ages)), float(ages.max())) if len(ages) else None,
         sex=dict(Counter(sex or "unknown" for sex in index["sex"].to_pylist()).most_common()),
+        folds={str(fold): n for fold, n in sorted(Counter(index["fold"].drop_null().to_pylist()).items())},
         n_rejected=description["n_rejected"],
         rejected=dict(sorted(description["rejected"].items(), key=lambda item: (-item[1], item[0]))),
         bytes={file.name: file.stat().st_size for file in files},

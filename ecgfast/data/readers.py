@@ -43,15 +43,15 @@ class _Shared(NamedTuple):
 
 
 def read_in_order(
-    read: Callable[[str], Outcome], names: Iterable[str], workers: int, lock: int
+    read: Callable[[Any], Outcome], records: Iterable[Any], workers: int, lock: int
 ) -> Iterator[Outcome]:
-    """The outcome of every record, in the order of their names, with a bounded number in memory.
+    """The outcome of every record, in order, with a bounded number in memory.
 
     This process is one of the workers: it reads whenever the others have enough to do.
 
     Args:
         read: Reads one record; to be pickled.
-        names: Of the records.
+        records: What `read` takes, small.
         workers: Processes, this one included.
         lock: A file descriptor that only this process may hold.
 
@@ -62,13 +62,13 @@ def read_in_order(
         EcgfastError: a process died.
     """
     if workers == 1:
-        yield from map(read, names)
+        yield from map(read, records)
         return
     slots = deque(range((_AHEAD + _IN_FLIGHT) * workers))
     memory = mmap.mmap(-1, len(slots) * _CHUNK * _SLOT) if _START_METHOD == "fork" else None
     context = multiprocessing.get_context(_START_METHOD)
     pool = ProcessPoolExecutor(workers - 1, context, _start_worker, (lock, memory))
-    chunks = _chunks(names)
+    chunks = _chunks(records)
     pending: deque[tuple[Future[list[Any]], int]] = deque()
     try:
         while True:
@@ -95,14 +95,14 @@ def read_in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _chunks(names: Iterable[str]) -> Iterator[list[str]]:
-    names = iter(names)
-    while chunk := list(itertools.islice(names, _CHUNK)):
+def _chunks(records: Iterable[Any]) -> Iterator[list[Any]]:
+    records = iter(records)
+    while chunk := list(itertools.islice(records, _CHUNK)):
         yield chunk
 
 
-def _read_chunk(read: Callable[[str], Outcome], names: list[str], slot: int) -> list[Outcome | _Shared]:
-    return [_put(read(name), slot * _CHUNK + i) for i, name in enumerate(names)]
+def _read_chunk(read: Callable[[Any], Outcome], records: list[Any], slot: int) -> list[Outcome | _Shared]:
+    return [_put(read(record), slot * _CHUNK + i) for i, record in enumerate(records)]
 
 
 def _put(outcome: Outcome, slot: int) -> Outcome | _Shared:

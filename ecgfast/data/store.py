@@ -26,7 +26,7 @@ from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
 
 STORE_FORMAT = "ecgfast-store"
-STORE_VERSION = 1
+STORE_VERSION = 2  # 1 had no column `fold`
 SAMPLE_RATE = 500
 """Samples per second of every recording in a store."""
 
@@ -42,12 +42,13 @@ INDEX_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.string())),  # diagnosis codes as in the source
         ("age", pa.float32()),  # years
         ("sex", pa.string()),  # "F", "M" or null
+        ("fold", pa.int32()),  # cross-validation fold of the source, such as PTB-XL's strat_fold, or null
         ("source_rate", pa.float64()),  # Hz, before resampling
         ("checksum", pa.uint32()),  # CRC-32 of the block's bytes
     ]
 )
 
-_NULLABLE = ("age", "sex")
+_NULLABLE = ("age", "sex", "fold")
 
 
 def shard_name(shard: int) -> str:
@@ -79,7 +80,8 @@ def read_store_json(path: Path) -> dict[str, Any]:
     if form != STORE_FORMAT:
         raise EcgfastError(f"store: {meta} has format {form!r}, want {STORE_FORMAT!r}")
     if version != STORE_VERSION:
-        raise EcgfastError(f"store: {meta} has version {version!r}, want {STORE_VERSION}")
+        cure = "a newer ecgfast" if type(version) is int and version > STORE_VERSION else "a new import"
+        raise EcgfastError(f"store: {meta} has version {version!r}, want {STORE_VERSION}: it takes {cure}")
     _check_description(content, meta)
     return content
 

@@ -51,6 +51,7 @@ class Recording:
         age: Years, None where unknown.
         sex: "F", "M" or None.
         source_rate: Hz, before resampling.
+        fold: Cross-validation fold of the source, None where it has none.
     """
 
     record_id: str
@@ -62,6 +63,7 @@ class Recording:
     age: float | None
     sex: str | None
     source_rate: float
+    fold: int | None = None
 
 
 class StoreWriter:
@@ -74,16 +76,25 @@ class StoreWriter:
     Args:
         path: The store's folder, absent or empty.
         settings: What `store.json` says besides the counts; equal settings make equal stores.
+        resume: False starts afresh what an interrupted import left: the settings don't tell all.
 
     Raises:
         EcgfastError: another import into `path` runs, or the disk refuses a write.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], *, shard_elements: int = SHARD_ELEMENTS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        *,
+        resume: bool = True,
+        shard_elements: int = SHARD_ELEMENTS,
+    ) -> None:
         self.path = path
         self.settings = settings
         self.n_imported = 0
         self.rejected: Counter[str] = Counter()
+        self._resumes = resume
         self._shard_elements = shard_elements
         self._partial = partial_folder(path)
         self._folder = self._partial / "store"
@@ -191,7 +202,7 @@ class StoreWriter:
             self.commit()
 
     def _resume(self) -> None:
-        if not self._journal_is_good():
+        if not (self._resumes and self._journal_is_good()):
             self.n_imported = self._shard = self._end = 0
             self.rejected.clear()
             self._empty_partial()

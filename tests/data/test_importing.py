@@ -422,15 +422,16 @@ SLOW_IMPORT = """
 import sys, time
 from pathlib import Path
 import ecgfast.data.importing as importing
+import ecgfast.data.sources.wfdb as wfdb
 import ecgfast.data.writer as writer
 writer.COMMIT_EVERY = 3
 writer.StoreWriter.__init__.__kwdefaults__["shard_elements"] = 300_000
 if len(sys.argv) > 3:
-    read = importing.read_recording
+    read = wfdb.read_recording
     def slow(*args):
         time.sleep(float(sys.argv[3]))
         return read(*args)
-    importing.read_recording = slow
+    wfdb.read_recording = slow
 importing.prepare(sys.argv[1], sys.argv[2], progress=False)
 """
 

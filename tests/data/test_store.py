@@ -47,10 +47,11 @@ def test_absent_and_foreign_folders(tmp_path):
         Store(tmp_path)
 
 
-def test_newer_version(store):
+@pytest.mark.parametrize(("version", "cure"), [(1, "a new import"), (3, "a newer ecgfast")])
+def test_other_versions(store, version, cure):
     meta = store.path / "store.json"
-    meta.write_text(meta.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(EcgfastError, match=r"store\.json has version 2, want 1"):
+    meta.write_text(meta.read_text().replace('"version": 2', f'"version": {version}'))
+    with pytest.raises(EcgfastError, match=rf"store\.json has version {version}, want 2: it takes {cure}"):
         Store(store.path)
 
 
@@ -114,7 +115,7 @@ def test_bad_descriptions(store, name, value):
 def test_description_that_is_only_plausible(store):
     meta = store.path / "store.json"
     deep = '{"format":' + "[" * 100_000
-    for text in ('{"format":"ecgfast-store","version":1}', deep, "\0", '{"version":' + "9" * 5000 + "}"):
+    for text in ('{"format":"ecgfast-store","version":2}', deep, "\0", '{"version":' + "9" * 5000 + "}"):
         meta.write_text(text)
         with pytest.raises(EcgfastError, match=r"store\.json"):
             Store(store.path)

@@ -1,0 +1,46 @@
+"""The kinds of folders that `prepare` takes.
+
+Where a folder fits several, the first in `FORMATS` is it: tables before bare records, and these before
+arrays.
+"""
+
+from pathlib import Path
+
+from ecgfast.data.sources.base import About, Item, Source
+from ecgfast.data.sources.mimic import MimicIvEcg
+from ecgfast.data.sources.npy import Npy
+from ecgfast.data.sources.ptbxl import PtbXl, PtbXl100
+from ecgfast.data.sources.wfdb import EcgId, Wfdb
+from ecgfast.errors import EcgfastError
+
+__all__ = ["FORMATS", "About", "Item", "Source", "open_source"]
+
+FORMATS: dict[str, type[Source]] = {
+    source.form: source for source in (PtbXl, PtbXl100, MimicIvEcg, EcgId, Wfdb, Npy)
+}
+"""The sources by name of their format, the most specific first."""
+
+
+def open_source(folder: Path, form: str = "auto") -> Source:
+    """The source that a folder is.
+
+    Args:
+        folder: The folder.
+        form: A key of `FORMATS`, or "auto": found by looking at the folder.
+
+    Raises:
+        EcgfastError: no such folder or format, or the folder is not of the format.
+    """
+    if form != "auto" and form not in FORMATS:
+        raise EcgfastError(f"format: got {form!r}, want auto, {', '.join(FORMATS)}")
+    if not folder.is_dir():
+        raise EcgfastError(f"source: no such folder: {folder}")
+    kinds = FORMATS.values() if form == "auto" else [FORMATS[form]]
+    for kind in kinds:
+        if kind.detect(folder):
+            return kind(folder)
+    if form == "auto" and (folder / "store.json").is_file():
+        raise EcgfastError(f"source: {folder} is a store already, want a folder of records")
+    if form == "auto":
+        raise EcgfastError(f"source: no WFDB record (.hea file) and no other known format in {folder}")
+    raise EcgfastError(f"source: {folder} is not in format {form}: it has no {FORMATS[form].wants}")

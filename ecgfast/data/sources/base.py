@@ -1,0 +1,87 @@
+"""What every kind of source offers to an import."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from ecgfast.data.preprocess import Preprocessing
+from ecgfast.data.writer import Recording
+
+
+class About(NamedTuple):
+    """What a source's tables tell of a record beside its signal; None where they don't.
+
+    Attributes:
+        patient_id: The same for all recordings of a patient.
+        labels: Diagnosis codes.
+        age: Years.
+        sex: "F" or "M".
+        fold: Cross-validation fold of the source.
+    """
+
+    patient_id: str | None = None
+    labels: tuple[str, ...] | None = None
+    age: float | None = None
+    sex: str | None = None
+    fold: int | None = None
+
+    def applied(self, recording: Recording) -> Recording:
+        """The recording with what is known here in place of what its own file says."""
+        known = {name: value for name, value in self._asdict().items() if value is not None}
+        if self.labels is not None:
+            known["labels"] = list(self.labels)
+        return replace(recording, **known)
+
+
+class Item(NamedTuple):
+    """One record of a source, small enough to be sent to a worker.
+
+    Attributes:
+        name: Path below the source folder, or the line of a table that gives none.
+        about: What tables tell of it.
+        place: What else the source needs to read it.
+        refused: Why it can't be taken, where that is plain before reading: `kind: details`.
+    """
+
+    name: str
+    about: About = About()
+    place: tuple[Any, ...] = ()
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """A folder of records in one format; picklable.
+
+    Attributes:
+        folder: The folder.
+        form: Name of the format.
+        wants: What a folder of this format holds, for people.
+    """
+
+    folder: Path
+    form: ClassVar[str]
+    wants: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def detect(cls, folder: Path) -> bool:
+        """Whether the folder looks like this format."""
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """All records, in an order that depends on the folder's contents alone.
+
+        Raises:
+            EcgfastError: a folder or table can't be read.
+        """
+
+    @abstractmethod
+    def read(self, item: Item, how: Preprocessing) -> Recording:
+        """Read one record that is not refused.
+
+        Raises:
+            Rejected: it can't be taken, with the reason.
+        """

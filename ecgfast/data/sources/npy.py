@@ -1,0 +1,70 @@
+"""Folders of NumPy arrays, one recording to a file, with or without a table beside them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ecgfast.data.arrays import FIELDS, array_recording
+from ecgfast.data.preprocess import Preprocessing, Rejected
+from ecgfast.data.sources.base import Item, Source
+from ecgfast.data.sources.tables import find_files, safe_path, table_rows, with_unlisted
+from ecgfast.data.store import first_line
+from ecgfast.data.writer import Recording
+
+_TABLE = "records.csv"
+_DEFAULT_RATE = 500
+_TOLD = tuple(name for name in FIELDS if name not in ("signal", "record_id"))
+
+
+class Npy(Source):
+    """`.npy` files at any depth: [leads, n_samples], floating point in mV or int16 in µV.
+
+    `records.csv` tells of each `file` what is known, in the columns rate (500 Hz where it doesn't say), leads
+    (all twelve in the standard order where it doesn't say) and labels, both separated by `;`, patient_id,
+    age, sex and fold. Files that it doesn't list are refused; without it all files are taken.
+    """
+
+    form = "npy"
+    wants = "array (.npy file)"
+
+    @classmethod
+    def detect(cls, folder: Path) -> bool:
+        return not (folder / "store.json").is_file() and next(folder.rglob("*.npy"), None) is not None
+
+    def items(self) -> Iterator[Item]:
+        found = find_files(self.folder, ".npy")
+        if not (self.folder / _TABLE).exists():
+            return map(Item, found)
+        return with_unlisted(_Rows(self.folder / _TABLE), found, _TABLE)
+
+    def read(self, item: Item, how: Preprocessing) -> Recording:
+        try:
+            # mapped: a header that announces more than the file holds allocates nothing
+            signal = np.lib.format.open_memmap(self.folder / item.name, mode="r")
+        except (OSError, ValueError, EOFError, OverflowError) as error:
+            raise Rejected(f"unreadable: {first_line(error)}") from None
+        told = {"rate": _DEFAULT_RATE, "record_id": item.name.removesuffix(".npy")} | dict(item.place)
+        return array_recording(told | {"signal": signal}, item.name, how)
+
+
+class _Rows:
+    """The table's rows as items, as often as they are wanted."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __iter__(self) -> Iterator[Item]:
+        for where, row in table_rows(self._file, ["file"]):
+            if row is None:
+                yield Item(where, refused="unreadable: the row has another number of fields than the header")
+            elif (name := safe_path(row["file"])) is None:
+                yield Item(where, refused=f"unsafe path: file is {row['file']!r}")
+            else:
+                yield Item(name, place=tuple((key, _value(key, row[key])) for key in _TOLD if row.get(key)))
+
+
+def _value(key: str, text: str) -> str | list[str]:
+    if key not in ("leads", "labels"):
+        return text
+    return [part.strip() for part in text.split(";") if part.strip()]

@@ -1,0 +1,56 @@
+"""WFDB records in folders of any layout, PhysioNet/CinC 2021 and ECG-ID among them."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from ecgfast.data.preprocess import Preprocessing, Rejected
+from ecgfast.data.sources.base import About, Item, Source
+from ecgfast.data.wfdb_source import find_records, read_recording
+from ecgfast.data.writer import Recording
+
+_PERSON = re.compile(r"Person_\d+")
+
+
+class Wfdb(Source):
+    """`.hea` files with their `.dat` or `.mat`, at any depth; comments tell age, sex, labels and patient."""
+
+    form = "wfdb"
+    wants = "WFDB record (.hea file)"
+
+    @classmethod
+    def detect(cls, folder: Path) -> bool:
+        return next(folder.rglob("*.hea"), None) is not None
+
+    def items(self) -> Iterator[Item]:
+        return map(Item, find_records(self.folder))
+
+    def read(self, item: Item, how: Preprocessing) -> Recording:
+        return item.about.applied(read_recording(self.folder, item.name, how))
+
+
+class EcgId(Wfdb):
+    """The ECG-ID database: `Person_NN/rec_M.hea`, a folder for each patient."""
+
+    form = "ecgid"
+    wants = "record Person_NN/rec_M.hea"
+
+    @classmethod
+    def detect(cls, folder: Path) -> bool:
+        found = folder.glob("Person_*/rec_*.hea")
+        return any(_PERSON.fullmatch(path.parent.name) for path in found)
+
+    def items(self) -> Iterator[Item]:
+        for item in super().items():
+            persons = filter(_PERSON.fullmatch, PurePosixPath(item.name).parts[:-1])
+            yield item._replace(about=About(patient_id=next(persons, None)))
+
+
+class Tabled(Source):
+    """WFDB records that a table lists."""
+
+    def read(self, item: Item, how: Preprocessing) -> Recording:
+        if not os.path.isfile(self.folder / item.name):  # False for a name too long, too
+            raise Rejected("missing file: the table lists a record that is not there")
+        return item.about.applied(read_recording(self.folder, item.name, how))

@@ -1,0 +1,151 @@
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from made import sines
+
+from ecgfast.data import Preprocessing, Store, prepare, synthesize, write_store
+from ecgfast.errors import EcgfastError
+from ecgfast.leads import STANDARD_LEADS
+
+
+def written(folder, records, **options):
+    write_store(records, folder / "store", **options)
+    store = Store(folder / "store")
+    store.verify()
+    return store
+
+
+def kinds(store):
+    with (store.path / "rejected.csv").open() as file:
+        return {row["source"]: row["reason"].partition(":")[0] for row in csv.DictReader(file)}
+
+
+def test_mappings_and_objects(tmp_path):
+    known = {"patient_id": 17, "labels": ["AF", 426783006], "age": 61.5, "sex": "Female", "fold": np.int64(4)}
+    whole = {"signal": sines() / 1000, "rate": 500, **known}
+    part = SimpleNamespace(signal=sines(2500, rate=250)[[8, 1]], rate=250, leads=("v3", "II"), record_id="x")
+    unknown = {
+        "signal": sines(),
+        "rate": 500,
+        "age": float("nan"),
+        "sex": None,
+        "patient_id": np.float64("nan"),
+    }
+    store = written(tmp_path, iter([whole, part, unknown]))
+    first, second, third = store.index.to_pylist()
+    assert (first["record_id"], first["patient_id"], first["labels"]) == ("0", "17", ["AF", "426783006"])
+    assert (first["age"], first["sex"], first["fold"]) == (61.5, "F", 4)
+    assert first["leads"] == list(STANDARD_LEADS)
+    np.testing.assert_array_equal(store.signal(0), sines())
+    np.testing.assert_array_equal(store.signal(2), sines())
+    assert (second["record_id"], second["patient_id"], second["source_rate"]) == ("x", "x", 250.0)
+    assert second["leads"] == ["II", "V3"]
+    got, want = store.signal(1), sines()
+    assert np.abs(got[[1, 8], 50:4900].astype(int) - want[[1, 8], 50:4900]).max() <= 3
+    assert not got[[0, 2, 3, 4, 5, 6, 7, 9, 10, 11]].any()
+    assert [third[name] for name in ("patient_id", "age", "sex", "fold")] == ["2", None, None, None]
+    assert store.description["provenance"]["importer"] == "arrays"
+
+
+def test_the_same_bytes_as_an_import_of_files(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        np.save(tmp_path / f"in/{i}.npy", sines(1000 + i))
+    prepare(tmp_path / "in", tmp_path / "imported", progress=False, preprocessing=Preprocessing(notch=50))
+    records = ({"signal": sines(1000 + i), "rate": 500} for i in range(3))
+    store = written(tmp_path, records, preprocessing=Preprocessing(notch=50))
+    name = "signals-00000.npy"
+    assert (store.path / name).read_bytes() == (tmp_path / "imported" / name).read_bytes()
+
+
+def test_bad_records_are_rejected_with_a_reason(tmp_path):
+    good = {"signal": sines(), "rate": 500}
+    bad = {
+        "shape": {"signal": sines()[:11]},
+        "shape1": {"signal": sines()[0]},
+        "type": {"signal": sines().astype(np.uint8)},
+        "type1": {"signal": [["a"]] * 12},
+        "leads": {"leads": ["I", "V9"]},
+        "leads1": {"leads": "I"},
+        "leads2": {"leads": []},
+        "rate": {"rate": "fast"},
+        "sample rate": {"rate": -1},
+        "invalid samples": {"signal": np.where(np.arange(5000) == 7, np.nan, sines())},
+        "flat": {"signal": np.ones((12, 5000))},
+        "too short": {"signal": np.zeros((12, 0))},
+        "out of range": {"signal": sines().astype(float)},
+        "age": {"age": -3},
+        "age1": {"age": "old"},
+        "sex": {"sex": 0},
+        "fold": {"fold": 1.5},
+        "labels": {"labels": "AF"},
+        "patient_id": {"patient_id": ""},
+    }
+    records = [good | {"record_id": name} | change for name, change in bad.items()]
+    store = written(tmp_path, [good, *records, good | {"record_id": "0"}, good | {"record_id": "\ud800"}])
+    assert len(store) == 1
+    want = {name: name.rstrip("12") for name in bad}
+    assert kinds(store) == want | {"0": "ambiguous", "\\ud800": "record_id"}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"rate": 500}, "one has no signal"),
+        ({"signal": sines()}, "one has no rate"),
+        ({"signal": sines(), "rate": 500, "patient": 3}, "has the field 'patient', want of signal"),
+        (object(), "one has no signal"),
+        ({"signal": np.zeros((12, 5000)), "rate": 500}, "records: none of 1 can be taken: flat 1"),
+    ],
+)
+def test_mistakes_leave_nothing(tmp_path, record, message):
+    with pytest.raises(EcgfastError, match=message):
+        write_store([record], tmp_path / "store")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_write(tmp_path):
+    with pytest.raises(EcgfastError, match="none of 0"):
+        write_store([], tmp_path / "store")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_store_is_written_over(tmp_path):
+    records = [{"signal": sines(), "rate": 500}]
+    write_store(records, tmp_path / "store")
+    with pytest.raises(EcgfastError, match="is there already"):
+        write_store(records, tmp_path / "store")
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_an_interrupted_write_begins_anew(tmp_path, monkeypatch):
+    def records(n):
+        for i in range(3):
+            if i == n:
+                raise RuntimeError("the user's own")
+            yield {"signal": sines(1000 + 10 * n + i), "rate": 500}
+
+    with pytest.raises(RuntimeError, match="own"):
+        write_store(records(2), tmp_path / "store")
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("ecgfast.data.writer.StoreWriter.discard", lambda self: None)  # as if killed
+        with pytest.raises(RuntimeError):
+            write_store(records(1), tmp_path / "store")
+    assert (tmp_path / "store.partial").exists()
+    store = written(tmp_path, records(5))
+    assert store.n_samples.tolist() == [1050, 1051, 1052]
+
+
+def test_synthetic_records_fit(tmp_path):
+    records = list(synthesize(2, 2, 3, 0))
+    store = written(tmp_path, ({"patient_id": r.patient, **fields(r)} for r in records))
+    assert store.patient_numbers().tolist() == [0, 0, 1, 1]
+    assert store.index["labels"].to_pylist() == [r.labels for r in records]
+    np.testing.assert_array_equal(store.signal(3), records[3].signal)
+
+
+def fields(record):
+    return {name: getattr(record, name) for name in ("signal", "rate", "labels", "age", "sex")}

@@ -1,0 +1,335 @@
+import csv
+import pickle
+
+import numpy as np
+import pytest
+from made import mimic_row, ptbxl_row, sines, write_csv, write_mimic, write_ptbxl, write_record
+
+from ecgfast.data import Store, prepare, summarize
+from ecgfast.data.sources import FORMATS, open_source
+from ecgfast.data.sources.tables import Listed, safe_path
+from ecgfast.errors import EcgfastError
+from ecgfast.leads import STANDARD_LEADS
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def reasons(store):
+    with (store.path / "rejected.csv").open() as file:
+        return {row["source"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def kinds(store):
+    return {source: reason.partition(":")[0] for source, reason in reasons(store).items()}
+
+
+def rows(store):
+    return {row["record_id"]: row for row in store.index.to_pylist()}
+
+
+def importer(store):
+    return store.description["provenance"]["importer"]
+
+
+def test_ptbxl(tmp_path, imported):
+    old = {"patient_id": "13243", "age": "300.0", "sex": 0, "strat_fold": 10, "scp_codes": "{'AFIB': 50.0}"}
+    bare = {"patient_id": "", "age": "", "sex": "", "strat_fold": "", "scp_codes": "{}"}
+    table = [ptbxl_row(1), ptbxl_row(2, **old), ptbxl_row(21837), ptbxl_row(4, **bare)]
+    write_ptbxl(tmp_path / "in", table)
+    store = imported(tmp_path / "in")
+    assert importer(store) == "ptbxl"
+    assert not reasons(store)
+    found = rows(store)
+    first = found["records500/00000/00001_hr"]
+    assert (first["patient_id"], first["age"], first["sex"], first["fold"]) == ("15709", 56.0, "F", 3)
+    assert first["labels"] == ["NORM", "LVOLT", "SR"]
+    second = found["records500/00000/00002_hr"]
+    assert (second["patient_id"], second["age"], second["sex"], second["fold"]) == ("13243", 90.0, "M", 10)
+    assert second["labels"] == ["AFIB"]
+    fourth = found["records500/00000/00004_hr"]
+    assert fourth["patient_id"] == fourth["record_id"]
+    assert [fourth[name] for name in ("age", "sex", "fold", "labels")] == [None, None, None, []]
+    numbers = dict(zip(found, store.patient_numbers(), strict=True))
+    assert numbers["records500/00000/00001_hr"] == numbers["records500/21000/21837_hr"]
+    np.testing.assert_array_equal(store.signal(0), sines())
+    assert "folds        3 2, 10 1\n" in str(summarize(store))
+    assert {row["source_rate"] for row in found.values()} == {500.0}
+
+
+@pytest.mark.parametrize(("rates", "form", "rate"), [((100,), "auto", 100), ((100, 500), "ptbxl100", 100)])
+def test_ptbxl_at_100_hz(tmp_path, imported, rates, form, rate):
+    write_ptbxl(tmp_path / "in", [ptbxl_row(1), ptbxl_row(2)], rates)
+    store = imported(tmp_path / "in", form=form)
+    assert set(rows(store)) == {"records100/00000/00001_lr", "records100/00000/00002_lr"}
+    assert set(store.index["source_rate"].to_pylist()) == {rate}
+    assert set(store.n_samples) == {5000}
+    assert not reasons(store)
+
+
+def test_ptbxl_that_is_incomplete_or_made_to_do_harm(tmp_path, imported):
+    table = [
+        ptbxl_row(1),
+        ptbxl_row(2),
+        ptbxl_row(3, filename_hr="../outside"),
+        ptbxl_row(4, filename_hr=str(tmp_path / "outside")),
+        ptbxl_row(5, scp_codes="{'NORM': __import__('os').system('true')}"),
+        ptbxl_row(1, age="7"),
+        ptbxl_row(6, filename_hr="records500/" + 300 * "a"),
+        ptbxl_row(7, age="unknown", sex="x", strat_fold="1.5", scp_codes="{'NORM': 100.0,}"),
+        ptbxl_row(8, filename_hr="records500\\00000\\00008_hr"),
+    ]
+    write_ptbxl(tmp_path / "in", [row for row in table if len(row["filename_hr"]) < 99])
+    write_csv(tmp_path / "in/ptbxl_database.csv", table)
+    with (tmp_path / "in/ptbxl_database.csv").open("a") as file:
+        file.write("9,too few\n")
+    write_record(tmp_path / "outside")
+    write_record(tmp_path / "in/records500/00000/00099_hr")
+    (tmp_path / "in/records500/00000/00002_hr.hea").unlink()
+    store = imported(tmp_path / "in")
+    assert kinds(store) == {
+        "records500/00000/00002_hr.hea": "missing file",
+        "ptbxl_database.csv line 4": "unsafe path",
+        "ptbxl_database.csv line 5": "unsafe path",
+        "records500/00000/00005_hr.hea": "unreadable",
+        "records500/00000/00001_hr.hea": "ambiguous",
+        f"records500/{300 * 'a'}.hea": "missing file",
+        "ptbxl_database.csv line 10": "unsafe path",
+        "ptbxl_database.csv line 11": "unreadable",
+        "records500/00000/00099_hr.hea": "not listed",
+    }
+    found = rows(store)
+    assert set(found) == {"records500/00000/00001_hr", "records500/00000/00007_hr"}
+    assert found["records500/00000/00001_hr"]["age"] == 56.0
+    seventh = found["records500/00000/00007_hr"]
+    assert [seventh[name] for name in ("age", "sex", "fold", "labels")] == [None, None, None, ["NORM"]]
+
+
+def test_mimic_iv_ecg(tmp_path, imported):
+    table = [
+        mimic_row(10001725, 41420867),
+        mimic_row(10000032, 40689238),
+        mimic_row(10001725, 44458630),
+        mimic_row(10000032, 1, path="files/../../40689238"),
+    ]
+    write_mimic(tmp_path / "in", table[:3])
+    write_csv(tmp_path / "in/record_list.csv", [*table, mimic_row(10000032, 2)])
+    store = imported(tmp_path / "in")
+    assert importer(store) == "mimic"
+    assert kinds(store) == {
+        "record_list.csv line 5": "unsafe path",
+        "files/p1000/p10000032/s2/2.hea": "missing file",
+    }
+    found = rows(store)
+    assert list(found) == [row["path"] for row in table[:3]]
+    assert [row["patient_id"] for row in found.values()] == ["10001725", "10000032", "10001725"]
+    for i in range(3):
+        np.testing.assert_array_equal(store.signal(i), sines())
+
+
+def test_ecg_id(shared, imported):
+    store = imported(shared("data/ecgid"))
+    assert importer(store) == "ecgid"
+    found = rows(store)
+    for record_id, row in found.items():
+        assert row["patient_id"] == record_id.partition("/")[0]
+        assert row["leads"] == ["I"]
+    assert len({row["patient_id"] for row in found.values()}) == 45 == store.patient_numbers().max() + 1
+    assert found["Person_01/rec_1"]["sex"] == "M"
+
+
+@pytest.mark.parametrize("name", ["ludb", "cinc", "cinc_lead_subsets", "wfdb_formats"])
+def test_other_real_folders_are_wfdb(shared, name):
+    assert open_source(shared(f"data/{name}")).form == "wfdb"
+
+
+def test_the_most_specific_format_wins(tmp_path):
+    np.save(tmp_path / "a.npy", sines())
+    assert open_source(tmp_path).form == "npy"
+    write_record(tmp_path / "b")
+    assert open_source(tmp_path).form == "wfdb"
+    write_record(tmp_path / "Person_01/rec_1")
+    assert open_source(tmp_path).form == "ecgid"
+    write_mimic(tmp_path, [mimic_row(1, 2)])
+    assert open_source(tmp_path).form == "mimic"
+    write_ptbxl(tmp_path, [ptbxl_row(1)])
+    assert open_source(tmp_path).form == "ptbxl"
+    assert open_source(tmp_path, "wfdb").form == "wfdb"
+
+
+def test_formats_that_do_not_fit(tmp_path):
+    write_record(tmp_path / "in/a")
+    for form in FORMATS:
+        if form != "wfdb":
+            with pytest.raises(EcgfastError, match=f"is not in format {form}: it has no "):
+                prepare(tmp_path / "in", tmp_path / "store", form=form, progress=False)
+    with pytest.raises(EcgfastError, match=r"format: got 'edf', want auto, .*ptbxl.*, wfdb"):
+        prepare(tmp_path / "in", tmp_path / "store", form="edf", progress=False)
+    prepare(tmp_path / "in", tmp_path / "store", progress=False)
+    with pytest.raises(EcgfastError, match="is a store already"):
+        prepare(tmp_path / "store", tmp_path / "other", progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "store"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no column subject_id, path"),
+        (b"subject_id,file\n1,a\n", "has no column path"),
+        (b"subject_id,path\n1," + b"a" * 200_000 + b"\n", "can't read .*field larger"),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path, content, message):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/record_list.csv").write_bytes(content)
+    with pytest.raises(EcgfastError, match=rf"record_list\.csv.*{message}|{message}"):
+        prepare(tmp_path / "in", tmp_path / "store", progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_tables_with_marks_and_other_bytes(tmp_path, imported):
+    write_mimic(tmp_path / "in", [mimic_row(1, 2)])
+    table = tmp_path / "in/record_list.csv"
+    extra = b'\xff,3,3,"a\r\nb",files/p0/\xe9\r\n\r\n'
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b"\n", b"\r\n") + extra)
+    store = imported(tmp_path / "in")
+    assert list(rows(store)) == ["files/p0/p1/s2/2"]
+    assert kinds(store) == {"files/p0/�.hea": "missing file"}
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [("a/b", "a/b"), ("./a//b", "a/b"), ("é", "é"), ("..a", "..a")]
+    + [(bad, None) for bad in ("", ".", "/a", "a/../b", "..", "a\\b", "a\0b", "a\nb", "\ud800")],
+)
+def test_safe_paths(text, want):
+    assert safe_path(text) == want
+
+
+def test_listed_names():
+    listed = Listed(["a", "b", "a", "ü"])
+    assert [name in listed for name in ("a", "b", "ü", "c", "")] == [True, True, True, False, False]
+    assert "a" not in Listed([])
+
+
+@pytest.mark.parametrize("kind", ["ptbxl", "mimic"])
+def test_workers_and_interruptions_do_not_change_the_bytes(tmp_path, monkeypatch, kind):
+    if kind == "ptbxl":
+        write_ptbxl(tmp_path / "in", [ptbxl_row(i) for i in range(1, 8)])
+    else:
+        write_mimic(tmp_path / "in", [mimic_row(10000000 + i, 40000000 + i) for i in range(7)])
+    records = tmp_path / "in" / {"ptbxl": "records500", "mimic": "files"}[kind]
+    sorted(records.rglob("*.dat"))[2].unlink()
+    write_record(records / "extra")
+    prepare(tmp_path / "in", tmp_path / "one", progress=False)
+    prepare(tmp_path / "in", tmp_path / "two", progress=False, workers=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    interrupt_after(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "in", tmp_path / "three", progress=False)
+    monkeypatch.undo()
+    assert not (tmp_path / "three").exists()
+    prepare(tmp_path / "in", tmp_path / "three", progress=False)
+    assert files(tmp_path / "one") == files(tmp_path / "three")
+    assert len(Store(tmp_path / "one")) == 6
+    assert sorted(kinds(Store(tmp_path / "one")).values()) == ["not listed", "unreadable"]
+
+
+def interrupt_after(monkeypatch, n):
+    """Stop the next import after n records, as Ctrl-C does."""
+    from ecgfast.data.importing import StoreWriter
+
+    add = StoreWriter.add
+
+    def stopped(self, recording):
+        add(self, recording)
+        if self.n_imported == n:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StoreWriter, "add", stopped)
+
+
+def test_a_changed_table_is_another_source(tmp_path):
+    write_mimic(tmp_path / "in", [mimic_row(1, 2)])
+    prepare(tmp_path / "in", tmp_path / "store", progress=False)
+    assert prepare(tmp_path / "in", tmp_path / "store", progress=False).nothing_to_do
+    table = tmp_path / "in/record_list.csv"
+    table.write_text(table.read_text().replace("\n1,", "\n7,"))
+    with pytest.raises(EcgfastError, match=r"made with provenance\.records_sha256"):
+        prepare(tmp_path / "in", tmp_path / "store", progress=False)
+
+
+def test_sources_and_items_can_be_sent_to_workers(tmp_path):
+    write_ptbxl(tmp_path, [ptbxl_row(1)])
+    source = open_source(tmp_path)
+    items = list(source.items())
+    assert pickle.loads(pickle.dumps((source, items))) == (source, items)
+
+
+def test_arrays_in_a_folder(tmp_path, imported):
+    (tmp_path / "in/deep").mkdir(parents=True)
+    np.save(tmp_path / "in/a.npy", sines())
+    np.save(tmp_path / "in/deep/b.npy", sines().astype(np.float32) / 1000)
+    np.save(tmp_path / "in/c.npy", sines().T)
+    np.save(tmp_path / "in/d.npy", sines().astype(np.int64))
+    np.save(tmp_path / "in/e.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "in/f.npy").write_bytes((tmp_path / "in/a.npy").read_bytes()[:-10])
+    (tmp_path / "in/g.npy").write_bytes(b"")
+    np.save(tmp_path / "in/h.npy", np.zeros((12, 0)))
+    store = imported(tmp_path / "in")
+    assert importer(store) == "npy"
+    assert list(rows(store)) == ["a", "deep/b"]
+    for i in range(2):
+        np.testing.assert_array_equal(store.signal(i), sines())
+    want = {
+        "c": "shape",
+        "d": "type",
+        "e": "unreadable",
+        "f": "unreadable",
+        "g": "unreadable",
+        "h": "too short",
+    }
+    assert kinds(store) == {f"{name}.npy": kind for name, kind in want.items()}
+
+
+def test_arrays_with_a_table(tmp_path, imported):
+    known = {
+        "rate": 250,
+        "leads": "II;V1",
+        "patient_id": "p",
+        "labels": "AF; RBBB",
+        "age": 7,
+        "sex": "f",
+        "fold": 2,
+    }
+    unknown = dict.fromkeys(known, "")
+    table = [
+        {"file": "a.npy", **known},
+        {"file": "b.npy", **unknown},
+        {"file": "c.npy", **known, "leads": "II;II"},
+        {"file": "d.npy", **known, "age": "old"},
+        {"file": "e.npy", **known},
+        {"file": "../a.npy", **known},
+        {"file": "g.npy", **known, "rate": "nan"},
+    ]
+    write_csv(tmp_path / "in/records.csv", table)
+    signal = sines(2500, rate=250)[[1, 6]] / 1000
+    for name in "acdg":
+        np.save(tmp_path / f"in/{name}.npy", signal)
+    np.save(tmp_path / "in/b.npy", sines())
+    np.save(tmp_path / "in/z.npy", sines())
+    store = imported(tmp_path / "in")
+    first, second = store.index.to_pylist()
+    assert (first["record_id"], first["leads"], first["n_samples"]) == ("a", ["II", "V1"], 5000)
+    values = [first[name] for name in ("patient_id", "labels", "age", "sex", "fold", "source_rate")]
+    assert values == ["p", ["AF", "RBBB"], 7.0, "F", 2, 250.0]
+    assert (second["patient_id"], second["leads"]) == ("b", list(STANDARD_LEADS))
+    assert kinds(store) == {
+        "c.npy": "leads",
+        "d.npy": "age",
+        "e.npy": "unreadable",
+        "records.csv line 7": "unsafe path",
+        "g.npy": "sample rate",
+        "z.npy": "not listed",
+    }
