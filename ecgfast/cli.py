@@ -62,11 +62,9 @@ def prepare(
     """Import a folder of records into a store: int16 microvolts at 500 Hz, leads by name.
 
     Args:
-        source: Folder of WFDB records (.hea with .dat or .mat, at any depth; PhysioNet/CinC 2021 too),
-            PTB-XL, MIMIC-IV-ECG, CODE-15, ECG-ID, or NumPy arrays (.npy, with or without records.csv).
+        source: Folder of WFDB records at any depth, PTB-XL, MIMIC-IV-ECG, CODE-15, ECG-ID or .npy files.
         store: Folder to write; taken up again if an earlier import of SOURCE was stopped.
-        form: ptbxl, ptbxl100 (its records at 100 Hz), mimic, code15, ecgid, wfdb or npy; auto: the first
-            of these that the folder looks like.
+        form: ptbxl, ptbxl100, mimic, code15, ecgid, wfdb or npy; auto: the first that SOURCE looks like.
         workers: Processes that read records; 0: one per core.
         bandpass: Lower and upper cut-off in Hz of a zero-phase Butterworth filter; 0 as the lower: low-pass.
         notch: Mains frequency in Hz to take out.

@@ -93,6 +93,7 @@ def test_version_and_configuration(capsys):
         (["synth", "out", "--patients", "many"], "--patients"),
         (["synth", "out", "--patients"], "--patients"),
         (["prepare", "source"], "STORE"),
+        (["prepare", "a", "b", "--format", "edf"], "format: got 'edf', want auto, ptbxl"),
         (["convert", "a", "b", "c"], "Unrecognized options: c"),
         (["pretrain", "a", "b", "--preset", "huge"], "'huge'"),
         (["pretrain", "a", "b", "--optim.speed", "1"], "--optim.speed"),

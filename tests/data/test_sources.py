@@ -1,4 +1,5 @@
 import csv
+import os
 import pickle
 
 import numpy as np
@@ -277,6 +278,7 @@ def test_arrays_in_a_folder(tmp_path, imported):
     (tmp_path / "in/f.npy").write_bytes((tmp_path / "in/a.npy").read_bytes()[:-10])
     (tmp_path / "in/g.npy").write_bytes(b"")
     np.save(tmp_path / "in/h.npy", np.zeros((12, 0)))
+    np.save(tmp_path / "in" / os.fsdecode(b"\xff.npy"), sines())
     store = imported(tmp_path / "in")
     assert importer(store) == "npy"
     assert list(rows(store)) == ["a", "deep/b"]
@@ -290,7 +292,7 @@ def test_arrays_in_a_folder(tmp_path, imported):
         "g": "unreadable",
         "h": "too short",
     }
-    assert kinds(store) == {f"{name}.npy": kind for name, kind in want.items()}
+    assert kinds(store) == {f"{name}.npy": kind for name, kind in want.items()} | {"\\udcff.npy": "record_id"}
 
 
 def test_arrays_with_a_table(tmp_path, imported):

@@ -7,6 +7,7 @@ arrays.
 from pathlib import Path
 
 from ecgfast.data.sources.base import About, Item, Source
+from ecgfast.data.sources.code15 import Code15
 from ecgfast.data.sources.mimic import MimicIvEcg
 from ecgfast.data.sources.npy import Npy
 from ecgfast.data.sources.ptbxl import PtbXl, PtbXl100
@@ -16,7 +17,7 @@ from ecgfast.errors import EcgfastError
 __all__ = ["FORMATS", "About", "Item", "Source", "open_source"]
 
 FORMATS: dict[str, type[Source]] = {
-    source.form: source for source in (PtbXl, PtbXl100, MimicIvEcg, EcgId, Wfdb, Npy)
+    source.form: source for source in (PtbXl, PtbXl100, MimicIvEcg, Code15, EcgId, Wfdb, Npy)
 }
 """The sources by name of their format, the most specific first."""
 

@@ -1,0 +1,189 @@
+"""CODE-15%: `exams.csv` and HDF5 files of tracings (Ribeiro et al., Zenodo, 2021, record 4916206).
+
+The tracings are 12 leads at 400 Hz, filled up with zeros at both ends. They are taken as millivolts, as the
+George B. Moody PhysioNet Challenge 2025 does: the data set names no unit, and what its authors say of their
+models' input ("scale 1e-4V", "if in V multiply by 1000") contradicts itself. Users have found amplitudes
+about twice those of other sources.
+"""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ecgfast.data.arrays import array_leads
+from ecgfast.data.preprocess import Preprocessing, Rejected, standard_block
+from ecgfast.data.sources.base import About, Item, Source
+from ecgfast.data.sources.tables import find_files, number, table_rows, years
+from ecgfast.data.store import first_line
+from ecgfast.data.writer import Recording
+from ecgfast.errors import EcgfastError
+from ecgfast.leads import N_LEADS, STANDARD_LEADS
+
+RATE = 400.0
+"""Samples per second of the tracings."""
+
+_TABLE = "exams.csv"
+_LABELS = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF")
+_TRUTH = {"true": 1, "1": 1, "1.0": 1, "false": 0, "0": 0, "0.0": 0}
+_MOST_SAMPLES = 2**20  # of a tracing, and
+_MOST_EXAMS = 2**24  # of a part: more is damage, and would take all memory
+_EXAM = np.dtype([("exam", "<i8"), ("patient", "<i8"), ("age", "<f4"), ("male", "i1"), ("labels", "u1")])
+
+
+class Code15(Source):
+    """CODE-15%: `exams.csv` and any of its `exams_part*.hdf5`; needs h5py.
+
+    Padding with zeros is cut off. Labels are the names of the columns that are true.
+    """
+
+    form = "code15"
+    wants = f"{_TABLE} beside exams_part*.hdf5"
+
+    @classmethod
+    def detect(cls, folder: Path) -> bool:
+        return (folder / _TABLE).is_file() and next(folder.rglob("exams_part*.hdf5"), None) is not None
+
+    def items(self) -> Iterator[Item]:
+        _h5py()
+        bad: list[Item] = []
+        exams = _read_exams(self.folder / _TABLE, bad)
+        yield from bad
+        seen = np.zeros(len(exams), dtype=bool)
+        for part in find_files(self.folder, ".hdf5"):
+            if Path(part).name.startswith("exams_part"):
+                yield from self._part_items(part, exams, seen)
+        for exam in exams["exam"][~seen].tolist():
+            yield Item(
+                f"{_TABLE} exam {exam}", refused="missing file: no exams_part*.hdf5 that is here has it"
+            )
+
+    def _part_items(self, part: str, exams: np.ndarray, seen: np.ndarray) -> Iterator[Item]:
+        try:
+            with _open(self.folder / part) as file:
+                ids, tracings = _dataset(file, "exam_id", 1), _dataset(file, "tracings", 3)
+                if len(ids) != len(tracings) or len(ids) > _MOST_EXAMS:
+                    raise Rejected(f"shape: {len(ids)} exam_id beside {len(tracings)} tracings")
+                ids = ids[:].astype(np.int64)
+        except Rejected as rejected:
+            yield Item(part, refused=str(rejected))
+            return
+        except (OSError, RuntimeError, ValueError) as error:
+            yield Item(part, refused=f"unreadable: exam_id: {first_line(error)}")
+            return
+        places = np.searchsorted(exams["exam"], ids)
+        for row, (exam, at) in enumerate(zip(ids.tolist(), places.tolist(), strict=True)):
+            name = f"{part}/{exam}"
+            if at == len(exams) or exams["exam"][at] != exam:
+                yield Item(name, refused=f"not listed: {_TABLE} has no row for it")
+            elif seen[at]:
+                yield Item(name, refused="ambiguous: an earlier tracing has this exam_id")
+            else:
+                seen[at] = True
+                yield Item(name, _about(exams[at]), (part, row, str(exam)))
+
+    def read(self, item: Item, how: Preprocessing) -> Recording:
+        part, row, exam = item.place
+        signal = _tracing(_kept_open(self.folder / part, _changed(self.folder / part)), row)
+        block, present = standard_block(array_leads(signal, RATE, STANDARD_LEADS), how)
+        leads = [STANDARD_LEADS[i] for i in present]
+        return item.about.applied(Recording(exam, exam, item.name, block, leads, [], None, None, RATE))
+
+
+def _read_exams(file: Path, bad: list[Item]) -> np.ndarray:
+    """The table in 22 bytes a row, sorted by exam; rows that can't be taken are added to `bad`."""
+
+    def read() -> Iterator[tuple[Any, ...]]:
+        for where, row in table_rows(file, ("exam_id", "patient_id", "age", "is_male", *_LABELS)):
+            exam, patient = (_whole(row[name]) if row else None for name in ("exam_id", "patient_id"))
+            if exam is None or patient is None:
+                bad.append(Item(where, refused="unreadable: the row has no whole exam_id and patient_id"))
+                continue
+            age = years(row["age"])
+            labels = sum(_truth(row[name], 0) << i for i, name in enumerate(_LABELS))
+            yield exam, patient, np.nan if age is None else age, _truth(row["is_male"], -1), labels
+
+    exams = np.fromiter(read(), dtype=_EXAM)
+    exams = exams[np.argsort(exams["exam"], kind="stable")]
+    again = np.append(False, exams["exam"][1:] == exams["exam"][:-1])
+    for exam in exams["exam"][again].tolist():
+        bad.append(Item(f"{_TABLE} exam {exam}", refused="ambiguous: the table has another row for it"))
+    return exams[~again]
+
+
+def _whole(text: str) -> int | None:
+    value = number(text)
+    return int(value) if value is not None and value.is_integer() and abs(value) < 2**53 else None
+
+
+def _truth(text: str, unknown: int) -> int:
+    return _TRUTH.get(text.casefold(), unknown)
+
+
+def _about(exam: np.void) -> About:
+    age = float(exam["age"])
+    return About(
+        patient_id=str(exam["patient"]),
+        labels=tuple(name for i, name in enumerate(_LABELS) if exam["labels"] >> i & 1),
+        age=None if np.isnan(age) else age,
+        sex={0: "F", 1: "M"}.get(int(exam["male"])),
+    )
+
+
+def _h5py() -> Any:
+    try:
+        import h5py  # an extra: no other source needs it
+    except ImportError:
+        raise EcgfastError("format: code15 needs h5py: pip install 'ecgfast[code15]'") from None
+    return h5py
+
+
+def _open(path: Path) -> Any:
+    try:
+        return _h5py().File(path, "r")
+    except OSError as error:
+        raise Rejected(f"unreadable: {first_line(error)}") from None
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise Rejected(f"unreadable: {path.name}: {error.strerror}") from None
+
+
+@functools.lru_cache(maxsize=1)  # the tracings come part by part
+def _kept_open(path: Path, changed: int) -> Any:
+    """The file, opened once for all its tracings, until it is `changed`."""
+    return _open(path)
+
+
+def _dataset(file: Any, name: str, n_dims: int) -> Any:
+    """A dataset whose values lie in the file itself: an HDF5 file may name others, anywhere."""
+    h5py = _h5py()
+    try:
+        here = isinstance(file.get(name, getlink=True), h5py.HardLink)
+        found = file[name] if here else None
+        if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+            raise Rejected(f"unreadable: no dataset {name} in the file itself")
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise Rejected(f"unreadable: {name}: {first_line(error)}") from None
+    if found.ndim != n_dims or found.dtype.kind not in "fiu":
+        raise Rejected(f"shape: {name} is {found.dtype} {list(found.shape)}")
+    if n_dims == 3 and (found.shape[2] != N_LEADS or found.shape[1] > _MOST_SAMPLES):
+        raise Rejected(f"shape: {name} is {list(found.shape)}, want [exams, samples, {N_LEADS}]")
+    return found
+
+
+def _tracing(file: Any, row: int) -> np.ndarray:
+    """Millivolts, floating point [12, n], without the zeros at both ends."""
+    try:
+        tracing = np.asarray(_dataset(file, "tracings", 3)[row], dtype=np.float64)
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise Rejected(f"unreadable: {first_line(error)}") from None
+    inside = np.flatnonzero((tracing != 0).any(axis=1))
+    if len(inside) == 0:
+        raise Rejected("flat: every sample is zero")
+    return tracing[inside[0] : inside[-1] + 1].T
