@@ -15,6 +15,7 @@ A recording is a `[12, n_samples]` block, lead-major, in microvolts, leads in th
 import json
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -202,8 +203,8 @@ class Store:
     def _map_shard(self, shard: int) -> np.ndarray:
         file = self.path / shard_name(shard)
         try:
-            signals = np.lib.format.open_memmap(file, mode="r")
-        except (OSError, ValueError, EOFError, OverflowError) as error:
+            signals = map_array(file)
+        except (OSError, ValueError) as error:
             raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
         if signals.dtype != np.dtype("<i2") or signals.ndim != 1:
             got = f"{signals.dtype} of {signals.ndim} dimensions"
@@ -222,6 +223,27 @@ class Store:
         if not inside.all():
             record = self.index["record_id"][int(np.argmin(inside))].as_py()
             raise EcgfastError(f"store: {self.path}: record {record} lies outside its shard")
+
+
+def map_array(file: Path) -> np.ndarray:
+    """The memory map of a `.npy` file, read-only.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is no such file, or damaged: NumPy raises more than that for a damaged header.
+    """
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except (
+        EOFError,
+        OverflowError,
+        SyntaxError,
+        TokenError,
+        TypeError,
+        MemoryError,
+        RecursionError,
+    ) as error:
+        raise ValueError(first_line(error)) from None
 
 
 def first_line(error: BaseException) -> str:

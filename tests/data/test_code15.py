@@ -156,3 +156,14 @@ def test_without_h5py(tmp_path, monkeypatch):
     with pytest.raises(EcgfastError, match=r"code15 needs h5py: pip install 'ecgfast\[code15\]'"):
         prepare(tmp_path / "in", tmp_path / "store", progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("rows", [[], [exam_row("one", "two")]])
+def test_a_table_without_exams(tmp_path, rows):
+    write_part(tmp_path / "in/exams_part0.hdf5", {7: tracing(4000)})
+    write_csv(tmp_path / "in/exams.csv", rows or [exam_row(1, 2)])
+    if not rows:
+        table = tmp_path / "in/exams.csv"
+        table.write_text(table.read_text().splitlines()[0])
+    kinds = [item.refused.partition(":")[0] for item in open_source(tmp_path / "in").items()]
+    assert kinds == ["unreadable"] * len(rows) + ["not listed"]

@@ -277,6 +277,7 @@ def test_arrays_in_a_folder(tmp_path, imported):
     np.save(tmp_path / "in/e.npy", np.array([{}], dtype=object), allow_pickle=True)
     (tmp_path / "in/f.npy").write_bytes((tmp_path / "in/a.npy").read_bytes()[:-10])
     (tmp_path / "in/g.npy").write_bytes(b"")
+    (tmp_path / "in/i.npy").write_bytes(b"\x93NUMPY\x01\x00\x06\x00{'a':\n")
     np.save(tmp_path / "in/h.npy", np.zeros((12, 0)))
     np.save(tmp_path / "in" / os.fsdecode(b"\xff.npy"), sines())
     store = imported(tmp_path / "in")
@@ -291,6 +292,7 @@ def test_arrays_in_a_folder(tmp_path, imported):
         "f": "unreadable",
         "g": "unreadable",
         "h": "too short",
+        "i": "unreadable",
     }
     assert kinds(store) == {f"{name}.npy": kind for name, kind in want.items()} | {"\\udcff.npy": "record_id"}
 

@@ -107,7 +107,8 @@ def _read_exams(file: Path, bad: list[Item]) -> np.ndarray:
 
     exams = np.fromiter(read(), dtype=_EXAM)
     exams = exams[np.argsort(exams["exam"], kind="stable")]
-    again = np.append(False, exams["exam"][1:] == exams["exam"][:-1])
+    again = np.zeros(len(exams), dtype=bool)
+    again[1:] = exams["exam"][1:] == exams["exam"][:-1]
     for exam in exams["exam"][again].tolist():
         bad.append(Item(f"{_TABLE} exam {exam}", refused="ambiguous: the table has another row for it"))
     return exams[~again]
@@ -180,7 +181,8 @@ def _dataset(file: Any, name: str, n_dims: int) -> Any:
 def _tracing(file: Any, row: int) -> np.ndarray:
     """Millivolts, floating point [12, n], without the zeros at both ends."""
     try:
-        tracing = np.asarray(_dataset(file, "tracings", 3)[row], dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # NaN that signal: what follows finds them
+            tracing = np.asarray(_dataset(file, "tracings", 3)[row], dtype=np.float64)
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise Rejected(f"unreadable: {first_line(error)}") from None
     inside = np.flatnonzero((tracing != 0).any(axis=1))

@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from ecgfast.data.arrays import FIELDS, array_recording
 from ecgfast.data.preprocess import Preprocessing, Rejected
 from ecgfast.data.sources.base import Item, Source
 from ecgfast.data.sources.tables import find_files, safe_path, table_rows, with_unlisted
-from ecgfast.data.store import first_line
+from ecgfast.data.store import first_line, map_array
 from ecgfast.data.writer import Recording
 
 _TABLE = "records.csv"
@@ -41,8 +39,8 @@ class Npy(Source):
     def read(self, item: Item, how: Preprocessing) -> Recording:
         try:
             # mapped: a header that announces more than the file holds allocates nothing
-            signal = np.lib.format.open_memmap(self.folder / item.name, mode="r")
-        except (OSError, ValueError, EOFError, OverflowError) as error:
+            signal = map_array(self.folder / item.name)
+        except (OSError, ValueError) as error:
             raise Rejected(f"unreadable: {first_line(error)}") from None
         told = {"rate": _DEFAULT_RATE, "record_id": item.name.removesuffix(".npy")} | dict(item.place)
         return array_recording(told | {"signal": signal}, item.name, how)
