@@ -247,7 +247,7 @@ def show_config() -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Callable[..., None]]]] = {
     "synth": ("write synthetic 12-lead records", lambda args: synth),
-    "prepare": ("import a folder of WFDB records into a store", lambda args: prepare),
+    "prepare": ("import a folder of records into a store", lambda args: prepare),
     "inspect": ("show what a store holds, or draw a recording", lambda args: inspect),
     "pretrain": ("pre-train an encoder on a store", _pretrain_command),
     "convert": ("turn an official checkpoint into a model folder", lambda args: convert),

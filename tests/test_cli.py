@@ -87,7 +87,7 @@ def test_version_and_configuration(capsys):
     ("args", "message"),
     [
         ([], "no command given"),
-        (["fly"], "COMMAND: got 'fly'; one of synth, prepare, pretrain, convert, show-config"),
+        (["fly"], "COMMAND: got 'fly'; one of synth, prepare, inspect, pretrain, convert"),
         (["--fly"], "unrecognized arguments: --fly"),
         (["synth"], "OUT"),
         (["synth", "out", "--patients", "many"], "--patients"),
