@@ -10,8 +10,10 @@ from ecgfast.data.augment import (
 )
 from ecgfast.data.importing import PrepareReport, prepare, write_store
 from ecgfast.data.inspection import StoreSummary, summarize
-from ecgfast.data.loader import Batch, SegmentLoader
+from ecgfast.data.loader import SegmentLoader
+from ecgfast.data.pairs import Batch, PairLoader
 from ecgfast.data.preprocess import Preprocessing
+from ecgfast.data.resident import ResidentLoader
 from ecgfast.data.store import SAMPLE_RATE, Store
 from ecgfast.data.synthetic import SyntheticRecord, synthesize, write_synthetic
 
@@ -22,9 +24,11 @@ __all__ = [
     "BaselineWander",
     "Batch",
     "EmgNoise",
+    "PairLoader",
     "PowerlineNoise",
     "PrepareReport",
     "Preprocessing",
+    "ResidentLoader",
     "SegmentLoader",
     "Store",
     "StoreSummary",

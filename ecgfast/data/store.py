@@ -13,6 +13,7 @@ A recording is a `[12, n_samples]` block, lead-major, in microvolts, leads in th
 """
 
 import json
+import os
 import zlib
 from pathlib import Path
 from tokenize import TokenError
@@ -124,6 +125,7 @@ class Store:
         self._shard = self.index["shard"].to_numpy()
         self._offset = self.index["offset"].to_numpy()
         self._n_samples = self.index["n_samples"].to_numpy()
+        self._opened: list[tuple[int, ...]] = []  # which files the maps are of
         self._shards = [self._map_shard(i) for i in range(self.description["n_shards"])]
         self._check_blocks()
 
@@ -175,6 +177,21 @@ class Store:
                 file = self.path / shard_name(self._shard[i])
                 raise EcgfastError(f"store: {file} is damaged: checksum of record {record} differs")
 
+    def check_unchanged(self) -> None:
+        """See whether the files of signals are still those that were opened.
+
+        Raises:
+            EcgfastError: one was replaced, cut, written to or removed since; names it.
+        """
+        for shard, opened in enumerate(self._opened):
+            file = self.path / shard_name(shard)
+            try:
+                now = _identity(os.stat(file))
+            except OSError as error:
+                raise EcgfastError(f"store: can't read {file}: {error.strerror}") from None
+            if now != opened:
+                raise EcgfastError(f"store: {file} was changed while it was in use")
+
     def _read_index(self) -> pa.Table:
         file = self.path / "index.parquet"
         try:
@@ -203,6 +220,7 @@ class Store:
     def _map_shard(self, shard: int) -> np.ndarray:
         file = self.path / shard_name(shard)
         try:
+            self._opened.append(_identity(os.stat(file)))
             signals = map_array(file)
         except (OSError, ValueError) as error:
             raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
@@ -244,6 +262,10 @@ def map_array(file: Path) -> np.ndarray:
         RecursionError,
     ) as error:
         raise ValueError(first_line(error)) from None
+
+
+def _identity(file: os.stat_result) -> tuple[int, ...]:
+    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
 
 
 def first_line(error: BaseException) -> str:

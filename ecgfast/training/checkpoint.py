@@ -19,6 +19,7 @@ from ecgfast.objectives import W2VCMSC
 from ecgfast.training.config import PretrainConfig
 
 _MISSING = object()
+_WITHOUT_EFFECT = {"config.loader"}  # on a run's numbers
 
 
 def describe_run(config: PretrainConfig, store: Path, world_size: int) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before = dict(_flatten({key: old.get(key) for key in keys}))
     after = dict(_flatten({key: new.get(key) for key in keys}))
     lines = []
-    for name in sorted(before.keys() | after.keys()):
+    for name in sorted((before.keys() | after.keys()) - _WITHOUT_EFFECT):
         was, now = before.get(name, _MISSING), after.get(name, _MISSING)
         if was != now:
             shown = ["unset" if value is _MISSING else json.dumps(value) for value in (was, now)]

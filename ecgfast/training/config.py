@@ -60,6 +60,9 @@ class PretrainConfig:
     """Where a recording's pair starts: fixed as in the paper, or drawn each epoch."""
     seed: int = 0
     """Seed of the weights, the batches, the masks and the dropout."""
+    loader: Literal["stream", "resident"] = "stream"
+    """Where batches come from: read from the store ahead of their use, or cropped on the device out of
+    a store that is kept whole in its memory. The numbers are the same."""
     global_batch: bool = False
     """With several processes, contrast segments with those of all of them in the global loss; the
     official code contrasts within each process."""
@@ -87,7 +90,11 @@ class PretrainConfig:
             value = getattr(self, name)
             if value < least:
                 raise EcgfastError(f"{name}: got {value}; an integer of at least {least} is taken")
-        for name, choices in (("precision", ("fp32", "bf16")), ("offsets", ("fixed", "random"))):
+        for name, choices in (
+            ("precision", ("fp32", "bf16")),
+            ("offsets", ("fixed", "random")),
+            ("loader", ("stream", "resident")),
+        ):
             value = getattr(self, name)
             if value not in choices:
                 raise EcgfastError(f"{name}: got {value!r}; {' or '.join(choices)} is taken")

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ecgfast.data import Batch, SegmentLoader, Store
+from ecgfast.data import Batch, PairLoader, ResidentLoader, SegmentLoader, Store
 from ecgfast.errors import EcgfastError
-from ecgfast.leads import STANDARD_LEADS, lead_indices
 from ecgfast.objectives import W2VCMSC, PretrainOutput
 from ecgfast.ops import make_rng
 from ecgfast.plotting import plot_curves
@@ -64,7 +63,7 @@ class _StopRequest:
 class _Trainer:
     """Model, optimiser, data and random state of one process: what a checkpoint holds."""
 
-    def __init__(self, config: PretrainConfig, loader: SegmentLoader, world: World) -> None:
+    def __init__(self, config: PretrainConfig, loader: PairLoader, world: World) -> None:
         self.config, self.loader, self.world = config, loader, world
         torch.manual_seed(config.seed)
         self.model = W2VCMSC(config.model).to(world.device).train()
@@ -83,9 +82,6 @@ class _Trainer:
         self.rng = make_rng(config.seed, 0, world.device)
         self.sums = MetricSums(world.device)
         self.step = 0
-        leads = tuple(config.model.encoder.leads)
-        chosen = None if leads == STANDARD_LEADS else lead_indices(leads)
-        self.lead_index = None if chosen is None else torch.tensor(chosen, device=world.device)
 
     @property
     def segments_per_step(self) -> int:
@@ -109,8 +105,6 @@ class _Trainer:
         device = self.world.device
         tensors = (batch.signal, batch.groups, batch.sample_ids)
         signal_, groups, sample_ids = (t.to(device, non_blocking=True) for t in tensors)
-        if self.lead_index is not None:
-            signal_ = signal_.index_select(1, self.lead_index)
         bf16 = self.config.precision == "bf16"
         group = self.world.group if self.config.global_batch else None
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -184,21 +178,24 @@ def count_steps(config: PretrainConfig, batches_per_epoch: int) -> int:
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
-def _open_loader(store: Path, config: PretrainConfig, world: World) -> tuple[SegmentLoader, int]:
-    loader = SegmentLoader(
-        Store(store),
-        config.batch_pairs,
-        segment_samples=config.segment_samples,
-        seed=config.seed,
-        rank=world.rank,
-        world_size=world.size,
-        offsets=config.offsets,
-        pin_memory=world.device.type == "cuda",
-    )
+def _open_loader(store: Store, config: PretrainConfig, world: World) -> tuple[PairLoader, int]:
+    options = {
+        "segment_samples": config.segment_samples,
+        "seed": config.seed,
+        "rank": world.rank,
+        "world_size": world.size,
+        "offsets": config.offsets,
+        "leads": config.model.encoder.leads,
+    }
+    if config.loader == "resident":
+        loader = ResidentLoader(store, config.batch_pairs, device=world.device, **options)
+    else:
+        pin = world.device.type == "cuda"
+        loader = SegmentLoader(store, config.batch_pairs, pin_memory=pin, **options)
     steps = count_steps(config, len(loader))
     if steps == 0:
         raise EcgfastError(
-            f"STORE: {str(store)!r} fills {len(loader)} batches of {config.batch_pairs} pairs in "
+            f"STORE: {str(store.path)!r} fills {len(loader)} batches of {config.batch_pairs} pairs in "
             f"each of {config.epochs} epochs; at least one update of {config.accumulation} batches "
             "is needed"
         )
@@ -304,11 +301,12 @@ def pretrain(store: Path, run: Path, config: PretrainConfig, *, progress: bool =
     """
     store, folder = Path(store), RunFolder(Path(run))
     with open_world(config.device) as world:
-        loader, steps = _open_loader(store, config, world)
+        opened = Store(store)
         description = describe_run(config, store, world.size)
         folder.check(description)
         if folder.finished:
             return False
+        loader, steps = _open_loader(opened, config, world)
         trainer = _Trainer(config, loader, world)
         if world.is_main:
             folder.create(description)

@@ -1,11 +1,17 @@
+import gc
+import itertools
+import os
+import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from made import write_record
 
-from ecgfast.data import SegmentLoader
+from ecgfast.data import ResidentLoader, SegmentLoader, Store, prepare
+from ecgfast.data.writer import StoreWriter
 from ecgfast.errors import EcgfastError
 
 T = 500
@@ -14,8 +20,6 @@ T = 500
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """26 recordings of 13 patients: 20 of two segments, 3 of seven, 3 too short."""
-    from ecgfast.data import Store, prepare
-
     folder = tmp_path_factory.mktemp("loader")
     rng = np.random.default_rng(0)
     for i in range(26):
@@ -30,6 +34,19 @@ def store(tmp_path_factory):
 
 def loader(store, pairs=4, **options):
     return SegmentLoader(store, pairs, segment_samples=T, **options)
+
+
+def resident(store, pairs=4, **options):
+    return ResidentLoader(store, pairs, segment_samples=T, device="cpu", **options)
+
+
+def assert_same_batches(a, b):
+    a, b = list(a), list(b)
+    assert len(a) == len(b) > 0
+    for one, other in zip(a, b, strict=True):
+        for x, y in zip(one, other, strict=True):
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y)
 
 
 def collect(batches):
@@ -150,9 +167,167 @@ def test_errors_of_the_thread_reach_the_consumer(store, monkeypatch):
         list(feed)
 
 
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+@pytest.mark.parametrize("leads", [None, ["v1", "II", "aVF"]])
+@pytest.mark.parametrize("offsets", ["fixed", "random"])
+def test_resident_batches_are_the_same_bit_for_bit(store, dtype, leads, offsets):
+    options = {"dtype": dtype, "leads": leads, "offsets": offsets, "seed": 5}
+    stream, kept = loader(store, **options), resident(store, **options)
+    for epoch in (0, 3):
+        stream.set_epoch(epoch)
+        kept.set_epoch(epoch)
+        assert_same_batches(stream, kept)
+    for rank in range(2):
+        share = options | {"rank": rank, "world_size": 2, "drop_last": False}
+        assert_same_batches(loader(store, 5, **share), resident(store, 5, **share))
+
+
+def test_float32_is_the_same_in_millivolts(store):
+    for raw, batch in zip(loader(store), loader(store, dtype="float32"), strict=True):
+        assert batch.signal.dtype == torch.float32
+        assert torch.equal(batch.signal, raw.signal.float() * 1e-3)
+        assert batch.signal.abs().max() > 2
+
+
+@pytest.mark.parametrize("make", [loader, resident])
+def test_leads_in_the_order_asked_for(store, make):
+    for whole, part in zip(make(store), make(store, leads=["V1", "i"]), strict=True):
+        assert torch.equal(part.signal, whole.signal[:, [6, 0]])
+        assert torch.equal(part.leads, whole.leads[:, [6, 0]])
+        assert torch.equal(part.sample_ids, whole.sample_ids)
+
+
+@pytest.mark.parametrize(("first", "second"), [(loader, resident), (resident, loader), (resident, resident)])
+@pytest.mark.parametrize("stop", [1, 6, 7])
+def test_either_loader_goes_on_where_another_stopped(store, first, second, stop):
+    feed = first(store, offsets="random")
+    feed.set_epoch(1)
+    batches = list(feed)
+    for _ in itertools.islice(feed, stop):
+        state = feed.state_dict()
+    assert state["batch"] == stop
+    resumed = second(store, offsets="random")
+    resumed.load_state_dict(state)
+    assert list(collect(resumed).items()) == list(collect(batches[stop:]).items())
+    assert resumed.state_dict()["batch"] == 7
+    resumed.set_epoch(2)
+    assert len(list(resumed)) == 7
+
+
+def test_resident_batches_come_without_work_on_the_host(store, monkeypatch):
+    batches = iter(resident(store))
+    next(batches)
+
+    def fail(*args, **kwargs):
+        raise AssertionError("the host works")
+
+    for name in ("torch.from_numpy", "torch.tensor", "torch.Tensor.to", "torch.Tensor.cpu"):
+        monkeypatch.setattr(name, fail)
+    assert len(list(batches)) == 6
+
+
+def test_shards_lie_one_after_another_in_memory(tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    for i in range(7):
+        write_record(tmp_path / f"in/{i}", rng.integers(-900, 900, (12, 2 * T + 10 * i)))
+    monkeypatch.setitem(StoreWriter.__init__.__kwdefaults__, "shard_elements", 40_000)
+    monkeypatch.setattr("ecgfast.data.resident._CHUNK", 1999)
+    prepare(tmp_path / "in", tmp_path / "store", progress=False)
+    store = Store(tmp_path / "store")
+    assert len(store.shards) == 3
+    assert_same_batches(loader(store, 7), resident(store, 7))
+
+
+def test_store_that_does_not_fit_is_refused(store, monkeypatch):
+    size = 2 * sum(shard.size for shard in store.shards)
+    monkeypatch.setattr("ecgfast.data.resident._free_bytes", lambda device: size - 1)
+    with pytest.raises(EcgfastError, match=rf"takes {size:,} bytes .* on cpu, {size - 1:,} are free"):
+        resident(store)
+    monkeypatch.setattr("ecgfast.data.resident._free_bytes", lambda device: size)
+    assert len(resident(store)) == 7
+
+
+def test_memory_of_batches_is_used_again_when_it_is_free(store):
+    feed = loader(store)
+    for _ in range(3):
+        batches = list(feed)
+        memory = {batch.signal.data_ptr() for batch in batches}
+        assert len(memory) == len(batches)
+    rows = [batch.signal[1] for batch in batches]
+    before = [row.clone() for row in rows]
+    del batches
+    feed.set_epoch(1)
+    for batch in feed:
+        assert batch.signal.data_ptr() not in memory
+    assert all(map(torch.equal, rows, before))
+    del rows, batch
+    gc.collect()
+    seen = [batch.signal.data_ptr() for batch in feed]
+    assert len(set(seen)) < len(seen)
+
+
+def cut(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def replace(file):
+    shutil.copy(file, file.with_name("other"))
+    file.with_name("other").rename(file)
+
+
+def write(file):
+    file.write_bytes(file.read_bytes())
+
+
+@pytest.mark.parametrize("change", [cut, replace, write, Path.unlink])
+def test_a_store_changed_under_it_is_told(store, tmp_path, monkeypatch, change):
+    shutil.copytree(store.path, tmp_path / "store")
+    opened = Store(tmp_path / "store")
+    stream, kept = loader(opened), resident(opened)
+    monkeypatch.setattr("ecgfast.data.loader._LOOK", 0.0)
+    look, looks = opened.check_unchanged, []
+
+    def look_after_a_change():  # made by the only thread that reads: a cut file must not be read
+        looks.append(0)
+        if len(looks) == 4:
+            change(opened.path / "signals-00000.npy")
+        look()
+
+    monkeypatch.setattr(opened, "check_unchanged", look_after_a_change)
+    told = r"(can't read .*signals-00000\.npy|signals-00000\.npy was changed)"
+    for begin in (lambda: list(stream), lambda: list(stream), lambda: resident(opened)):
+        with pytest.raises(EcgfastError, match=told):
+            begin()
+    assert len(looks) == 6
+    assert_same_batches(kept, loader(store))
+
+
+@pytest.mark.parametrize("device", ["tpu", "mps", "cuda:99"])
+def test_devices_that_are_not_there(store, device):
+    with pytest.raises(EcgfastError, match=rf"device: got '{device}'"):
+        ResidentLoader(store, 4, segment_samples=T, device=device)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_resident_on_a_gpu(store, dtype):
+    options = {"dtype": dtype, "leads": ["V1", "II"], "offsets": "random"}
+    kept = ResidentLoader(store, 4, segment_samples=T, device="cuda", **options)
+    for on_device, batch in zip(kept, loader(store, **options), strict=True):
+        assert all(x.is_cuda for x in on_device)
+        assert_same_batches([[x.cpu() for x in on_device]], [batch])
+
+
+@pytest.mark.parametrize(
+    "make", [SegmentLoader, lambda *args, **kw: ResidentLoader(*args, device="cpu", **kw)]
+)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"dtype": "float16"}, "dtype: got 'float16', want 'int16' or 'float32'"),
+        ({"leads": ["MLII"]}, "leads: unknown lead 'MLII'"),
+        ({"leads": []}, "leads: got no lead"),
         ({"batch_pairs": 0}, "batch_pairs: got 0"),
         ({"batch_pairs": 30}, "29 pairs of 500 samples .* one batch of 30 x 1"),
         ({"segment_samples": 99999}, "0 pairs"),
@@ -161,10 +336,10 @@ def test_errors_of_the_thread_reach_the_consumer(store, monkeypatch):
         ({"seed": -1}, "seed: got -1"),
     ],
 )
-def test_refused(store, options, message):
+def test_refused(store, make, options, message):
     options = {"batch_pairs": 4, "segment_samples": T} | options
     with pytest.raises(EcgfastError, match=message):
-        SegmentLoader(store, **options)
+        make(store, **options)
 
 
 def test_state_of_another_loader_is_refused(store):

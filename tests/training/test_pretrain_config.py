@@ -54,6 +54,7 @@ def make_config(optim=None, model=None, **changes):
         ({"seed": -1}, "seed: got -1; an integer of at least 0"),
         ({"seed": 2**63}, "seed: got 9223372036854775808"),
         ({"segment_samples": 200, "model": {"n_masked": 13}}, "got 200, which make 12 tokens; at least 13"),
+        ({"loader": "disk"}, "loader: got 'disk'; stream or resident is taken"),
         ({"precision": "fp8"}, "precision: got 'fp8'; fp32 or bf16 is taken"),
     ],
 )

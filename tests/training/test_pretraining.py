@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ecgfast.data import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.nn import Encoder
 from ecgfast.objectives import W2VCMSC
@@ -81,6 +82,28 @@ def test_run_leaves_everything(finished, tiny):
     assert_same(dict(model.state_dict()), dict(state["model"]))
     encoder = Encoder.from_pretrained(finished / "model")
     assert encoder.embed(torch.zeros(1, 3, 320), leads=["I", "II", "V2"]).shape == (1, 16)
+
+
+def test_resident_loader_gives_the_same_run(finished, store, tiny, tmp_path, monkeypatch):
+    monkeypatch.delattr("ecgfast.training.pretraining.SegmentLoader")
+    config = dataclasses.replace(tiny, loader="resident")
+    pretrain(store, tmp_path / "run", config, progress=False)
+    assert_same_run(finished, tmp_path / "run")
+
+
+def test_loader_may_change_when_a_run_goes_on(finished, store, tiny, tmp_path, monkeypatch):
+    update, run = _Trainer.update, tmp_path / "run"
+
+    def update_then_stop(self, batches):
+        update(self, batches)
+        if self.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(_Trainer, "update", update_then_stop)
+    with pytest.raises(Interrupted):
+        pretrain(store, run, dataclasses.replace(tiny, loader="resident"), progress=False)
+    pretrain(store, run, tiny, progress=False)
+    assert_same_run(finished, run)
 
 
 def test_finished_run_is_left_alone(finished, store, tiny):
@@ -176,7 +199,7 @@ def test_gradient_is_divided_by_all_masked_tokens(store, tiny):
     encoder = dataclasses.replace(tiny.model.encoder, dropout=0.0, attention_dropout=0.0, dropout_input=0.0)
     model = dataclasses.replace(tiny.model, encoder=encoder, dropout_features=0.0, n_masked=None)
     config = dataclasses.replace(tiny, model=model, accumulation=3)
-    loader, _ = _open_loader(store, config, CPU)
+    loader, _ = _open_loader(Store(store), config, CPU)
     trainer = _Trainer(config, loader, CPU)
     tokens = 0
     batches = trainer.batches()
@@ -199,7 +222,7 @@ def test_gradient_is_divided_by_all_masked_tokens(store, tiny):
 
 def test_batches_go_on_from_any_step(store, tiny):
     config = dataclasses.replace(tiny, accumulation=2)
-    loader, _ = _open_loader(store, config, CPU)
+    loader, _ = _open_loader(Store(store), config, CPU)
     trainer = _Trainer(config, loader, CPU)
     batches = trainer.batches()
     ids = [next(batches).sample_ids for _ in range(8)]
@@ -261,7 +284,7 @@ def gloo():
 def test_frozen_stem_trains_in_ddp(store, tiny, gloo):
     encoder = dataclasses.replace(tiny.model.encoder, feature_grad_mult=0.0)
     config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, encoder=encoder))
-    loader, _ = _open_loader(store, config, CPU)
+    loader, _ = _open_loader(Store(store), config, CPU)
     trainer = _Trainer(config, loader, World(0, 2, torch.device("cpu")))
     assert isinstance(trainer.replica, torch.nn.parallel.DistributedDataParallel)
     before = trainer.model.encoder.stem.convs[0].weight.clone()
@@ -386,7 +409,7 @@ def test_two_processes_hold_the_same_model(store, tiny, tmp_path):
 def test_update_never_waits_for_the_device(store, tiny):
     world = World(0, 1, torch.device("cuda", 0))
     config = dataclasses.replace(tiny, device="cuda", accumulation=2)
-    loader, _ = _open_loader(store, config, world)
+    loader, _ = _open_loader(Store(store), config, world)
     trainer = _Trainer(config, loader, world)
     batches = trainer.batches()
     trainer.update(batches)

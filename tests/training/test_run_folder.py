@@ -29,6 +29,7 @@ def folder(tmp_path):
 
 def test_same_run_is_taken(folder):
     folder.check(description(lr=1, model={"width": 8}))
+    folder.check(description(lr=1, model={"width": 8}, loader="resident"))
 
 
 @pytest.mark.parametrize(
