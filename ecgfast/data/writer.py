@@ -120,7 +120,7 @@ class StoreWriter:
             try:
                 self._resume()
             except BaseException:
-                os.close(self.lock)
+                self._let_go()
                 raise
         return self
 
@@ -133,9 +133,15 @@ class StoreWriter:
         try:
             if self._file is not None:
                 self.commit()
-                self._file.close()
         finally:
-            os.close(self.lock)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close what is open; what was to be told of it has been."""
+        if self._file is not None:
+            with suppress(OSError):  # a full disk refuses what is still in the buffer once more
+                self._file.close()
+        os.close(self.lock)
 
     def add(self, recording: Recording) -> None:
         """Append one recording."""
@@ -162,13 +168,13 @@ class StoreWriter:
 
     def commit(self) -> None:
         """Put all records so far safely on disk."""
-        with _naming(self._partial):
+        with _naming(self._folder / shard_name(self._shard)):
             self._file.flush()
             os.fsync(self._file.fileno())
-            with self._journal_path.open("a", encoding="utf-8") as journal:
-                journal.writelines(self._pending)
-                journal.flush()
-                os.fsync(journal.fileno())
+        with _naming(self._journal_path), self._journal_path.open("a", encoding="utf-8") as journal:
+            journal.writelines(self._pending)
+            journal.flush()
+            os.fsync(journal.fileno())
         self._pending = []
 
     def finish(self) -> None:
