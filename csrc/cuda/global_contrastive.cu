@@ -1,7 +1,7 @@
 // Plan, workspaces and launches of the global contrastive kernels.
 #include <algorithm>
 
-#include "global_contrastive.cuh"
+#include "global_contrastive_backward.cuh"
 #include "launch.cuh"
 
 namespace ecgfast::cuda {

@@ -371,8 +371,6 @@ class LogitsTask {
   Products s_;
 };
 
-// ---- the codebook's gradient
-
 constexpr int kScans = 8, kBlockWarps = kThreads / 32;
 constexpr int kScanRows = kScans * kThreads;
 

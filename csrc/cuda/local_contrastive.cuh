@@ -187,8 +187,6 @@ __device__ void exclude_equal(const LocalContrastive& in, int64_t token0, Span o
   }
 }
 
-// ---- forward
-
 // Of one row: the running logsumexp of the positive and the negatives, the extremes of the draws.
 struct RowState {
   float shift = kNothing, sum = 0.0f;
@@ -351,8 +349,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   finish_rows(states, token0, own, memory, at, out);
 }
-
-// ---- backward
 
 template <typename T>
 struct BackwardMemory : TileMemory<T> {

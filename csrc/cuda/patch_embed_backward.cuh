@@ -41,8 +41,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- plain products
-
 constexpr int kGradStages = 3;
 
 template <typename T>
@@ -195,8 +193,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
     grad_input(input, block - weight_blocks);
 }
 
-// ---- layer 1's weights
-
 template <typename T>
 constexpr int kFirstGradChannels = sizeof(T) == 2 ? 256 : 128;
 constexpr int kMadeStages = 4;
@@ -293,8 +289,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   write_sums(sums, warp, partial + split * int64_t{2} * s.width * s.channels + tap * s.width, 2 * s.width,
              row0, s.channels, column0, s.width);
 }
-
-// ---- layer 0
 
 template <typename T>
 constexpr int kFirstGradStages = sizeof(T) == 2 ? 3 : 2;

@@ -51,8 +51,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- the signal
-
 struct SignalGradientMemory {
   float* pull;   // [kPatch][kPatch]
   float* slide;  // [kPatch]
@@ -116,8 +114,6 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 }
-
-// ---- sums over splits and segments
 
 // partial[blockIdx.y] = column sums of a part of the rows; 64 columns by 4 rows of threads.
 template <typename T>

@@ -14,8 +14,6 @@
 
 namespace ecgfast::cuda {
 
-// ---- weights
-
 // Rewrites the weights as the products read them: blockIdx.y is the layer.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) stem_pack(StemShape s, StemInputs in, StemState state) {
@@ -34,8 +32,6 @@ __global__ void __launch_bounds__(kThreads) stem_pack(StemShape s, StemInputs in
     to[v] = inside ? from[(row * inputs + input) * 2 + tap] : from_float<T>(0.0f);
   }
 }
-
-// ---- statistics
 
 template <typename T>
 constexpr int kStatisticsWarps = 32 / static_cast<int>(sizeof(T));
@@ -213,8 +209,6 @@ __global__ void __launch_bounds__(32 * kStatisticsWarps<T>)
     store_pack<2>(state.affine + 2 * (b * s.width + c), Pack<float, 2>{{scale, bias - scale * mean}});
   }
 }
-
-// ---- layers
 
 // Where a layer's activations go: rows of `width` values, of which those beyond `channels` are zero.
 struct LayerOutput {

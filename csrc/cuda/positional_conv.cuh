@@ -18,7 +18,7 @@ struct Range {
   __device__ bool meets(int first, int count) const { return first < end && first + count > begin; }
 };
 
-// ---- convolution: out = conv(in), both [token][channel]; a block takes two tiles of tokens and one side of
+// Convolution: out = conv(in), both [token][channel]; a block takes two tiles of tokens and one side of
 // output channels
 
 constexpr int kConvThreads = 128;
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kConvThreads, 2) convolve(Convolution<In> a, i
   finish_warp<In>(task, sums);
 }
 
-// ---- weight gradient: partial[tap][output][input] = sum over tokens of grad[t] in[t + tap - left]; a block
+// Weight gradient: partial[tap][output][input] = sum over tokens of grad[t] in[t + tap - left]; a block
 // takes a side of outputs, a side of inputs, four groups of taps and one place in their runs
 
 constexpr int kGradWarps = 12;  // by group of taps, and 16 input channels

@@ -163,8 +163,6 @@ __device__ void store_row(T* row, const float (&v)[N], int count, bool aligned) 
   }
 }
 
-// ---- tokens
-
 constexpr int kPackThreads = 256;
 constexpr int kPackRows = 64;      // tokens of a block
 constexpr int kPackColumns = 256;  // padded channels of a block, eight for each thread
@@ -244,8 +242,6 @@ __global__ void __launch_bounds__(kPackThreads)
   for (int n = 1; n < 8; ++n) sum += memory.sums[n * 32 + lane];
   grad_bias[group * g.channels + channel] = from_float<In>(sum);
 }
-
-// ---- weights
 
 constexpr int kWeightThreads = 192;
 constexpr int kWeightTaps = 32;  // brought through shared memory at a time
