@@ -49,12 +49,15 @@ cudaError_t with_shape(bool large, F f) {
   return f(typename GlobalShapes<T>::Small());
 }
 
+// Whether no exponential of a similarity can overflow, so that no maxima are needed.
+bool bounded(const GlobalContrastive& in) { return 2 * in.inv_temperature <= kMostBounded; }
+
 // f(the shape of the forward pass's tiles).
 template <typename F>
-cudaError_t with_similarities(Dtype dtype, const GlobalPlan& plan, F f) {
+cudaError_t with_similarities(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan, F f) {
   return with_dtype(dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
-    return with_shape<T, typename GlobalShapes<T>::Similarities>(plan.large_similarities, f);
+    return with_shape<T, typename GlobalShapes<T>::Similarities>(plan.large_similarities && bounded(in), f);
   });
 }
 
@@ -152,10 +155,9 @@ cudaError_t forward(const GlobalContrastive& in, const GlobalPlan& plan, const G
 
   const ForwardSums sums{
       {w.partial[0], w.partial[1]}, w.positive, w.counts, {plan.regions[0], plan.regions[1]}};
-  if (const auto error =
-          launch(similarity_sums<S>, dim3(plan.regions[0] * plan.regions[1]), dim3(S::threads),
-                 shared_bytes<ProductMemory<S>>(), stream, similarities(in, w.copies, out.saved), sums,
-                 2 * in.inv_temperature <= kMostBounded))
+  if (const auto error = launch(similarity_sums<S>, dim3(plan.regions[0] * plan.regions[1]), dim3(S::threads),
+                                shared_bytes<ProductMemory<S>>(), stream,
+                                similarities(in, w.copies, out.saved), sums, bounded(in)))
     return error;
 
   const LossInputs loss{{in.rows[0], in.rows[1]},
@@ -322,7 +324,7 @@ GlobalPlan plan_global_contrastive(const GlobalContrastive& in, Dtype dtype) {
 
 int64_t global_contrastive_workspace(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan) {
   int64_t bytes = 0;
-  with_similarities(dtype, plan, [&](auto shape) {
+  with_similarities(in, dtype, plan, [&](auto shape) {
     bytes = ForwardWorkspace<decltype(shape)>(in, plan, nullptr).bytes;
     return cudaSuccess;
   });
@@ -342,8 +344,9 @@ int64_t global_contrastive_backward_workspace(const GlobalContrastive& in, Dtype
 
 cudaError_t global_contrastive(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan,
                                const GlobalResult& out, void* workspace, cudaStream_t stream) {
-  return with_similarities(
-      dtype, plan, [&](auto shape) { return forward<decltype(shape)>(in, plan, out, workspace, stream); });
+  return with_similarities(in, dtype, plan, [&](auto shape) {
+    return forward<decltype(shape)>(in, plan, out, workspace, stream);
+  });
 }
 
 cudaError_t global_contrastive_backward(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan,

@@ -132,9 +132,10 @@ struct Similarities {
   float scale;  // from a cosine to log2(e) s: exponentials are powers of two
 };
 
-// Groups of one key may be equal; others are not.
+// 16 bits, of which groups that are equal have the same.
 __device__ __forceinline__ uint32_t group_key(int64_t group) {
-  return static_cast<uint32_t>(group) ^ static_cast<uint32_t>(group >> 32) * 0x9E3779B1u;
+  return (static_cast<uint32_t>(group) ^ static_cast<uint32_t>(group >> 32) * 0x85EBCA77u) * 0x9E3779B1u >>
+         16;
 }
 
 // The rows of both sides that a tile covers.
@@ -156,20 +157,21 @@ constexpr int kGroup = 8;
 
 template <typename S>
 struct ColumnGroup {
-  static_assert(S::columns % kGroup == 0);
+  static_assert(S::columns % kGroup == 0 && kGroup % 2 == 0);
   using T = typename S::Element;
   const TileRows<T>& rows;
   const TilePlace<S>& at;
   int first;
   float scale[kGroup];
-  uint32_t key[kGroup];
+  uint32_t keys[kGroup / 2];  // two in a word, to spare registers
 
   __device__ __forceinline__ ColumnGroup(const TileRows<T>& rows_, const TilePlace<S>& at_, int first_)
       : rows(rows_), at(at_), first(first_) {
 #pragma unroll
     for (int c = 0; c < kGroup; ++c) {
       scale[c] = valid(c) ? rows.inv_norms[1][column(c)] : 0.0f;
-      key[c] = valid(c) ? group_key(rows.group[1][column(c)]) : 0;
+      const uint32_t key = valid(c) ? group_key(rows.group[1][column(c)]) : 0;
+      keys[c / 2] = c % 2 ? keys[c / 2] | key << 16 : key;
     }
   }
 
@@ -186,14 +188,17 @@ struct ColumnGroup {
   template <typename F>
   __device__ __forceinline__ void positives(int i, F f) const {
     const int64_t group = rows.group[0][i];
-    const uint32_t own = group_key(group);
-    bool any = false;
+    const uint32_t own = group_key(group) * 0x00010001u;
+    uint32_t zeros = 0;  // the high bits of halves of words that are equal, and perhaps of some beside them
 #pragma unroll
-    for (int c = 0; c < kGroup; ++c) any |= key[c] == own;
-    if (!any) return;
+    for (int c = 0; c < kGroup / 2; ++c) {
+      const uint32_t difference = keys[c] ^ own;
+      zeros |= (difference - 0x00010001u) & ~difference;
+    }
+    if (!(zeros & 0x80008000u)) return;
 #pragma unroll
     for (int c = 0; c < kGroup; ++c)
-      if (key[c] == own && valid(c) && rows.group[1][column(c)] == group) f(c);
+      if (valid(c) && rows.group[1][column(c)] == group) f(c);
   }
 };
 
@@ -332,10 +337,14 @@ struct ForwardTile {
   }
 };
 
+// Large tiles have no registers left for running maxima.
+template <typename S>
+constexpr bool kBoundedOnly = S::m >= 128;
+
 // A block per region of tiles.
 template <typename S>
 __global__ void __launch_bounds__(S::threads, S::blocks)
-    similarity_sums(Similarities<typename S::Element> in, ForwardSums out, bool bounded) {
+    similarity_sums(Similarities<typename S::Element> in, ForwardSums out, [[maybe_unused]] bool bounded) {
   SharedArena arena;
   const ProductMemory<S> memory(arena);
   const TilePlace<S> at;
@@ -372,7 +381,10 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
                               out.counts + in.x[0].rows + n0,
                               tile_n == n.first,
                               tile_m == m.first};
-    bounded ? tile.template add<true>(sums, positive) : tile.template add<false>(sums, positive);
+    if constexpr (kBoundedOnly<S>)
+      tile.template add<true>(sums, positive);
+    else
+      bounded ? tile.template add<true>(sums, positive) : tile.template add<false>(sums, positive);
   }
   positive = warp_sum(positive);
   if (at.lane == 0) out.positive[blockIdx.x * (S::threads / 32) + threadIdx.x / 32] = positive;
