@@ -30,20 +30,31 @@ def synth(
     records: int = 2,
     seconds: float = 10.0,
     seed: int = 0,
+    workers: int = 0,
+    into_store: bool = False,
 ) -> None:
     """Write synthetic 12-lead records (WFDB, 500 Hz), for trying things out without data.
 
     Args:
-        out: New or empty folder for the records (.hea and .dat files); left alone if it holds
-            these very records.
+        out: New or empty folder for the records (.hea and .dat files) or the store; left alone if
+            it holds these very records.
         patients: Number of patients, each with a heart of their own.
         records: Recordings of each patient.
         seconds: Length of a recording in seconds.
         seed: Same seed, same records.
+        workers: Threads that make records; 0: one per core.
+        into_store: Write a store, as `ecgfast prepare` does, and no files of single records.
     """
-    from ecgfast.data import write_synthetic
+    from ecgfast.data import synthetic_store, write_synthetic
 
-    written = write_synthetic(out, patients=patients, records=records, seconds=seconds, seed=seed)
+    written = (synthetic_store if into_store else write_synthetic)(
+        out,
+        patients=patients,
+        records=records,
+        seconds=seconds,
+        seed=seed,
+        workers=workers or os.cpu_count() or 1,
+    )
     what = f"{patients * records} records of {patients} patients, {seconds:g} s each"
     print(f"{out}: {what}" if written else f"{out}: nothing to do, it holds {what}")
 

@@ -169,6 +169,15 @@ def test_commands_do_nothing_twice(store, capsys):
     assert capsys.readouterr().out.count("nothing to do") == 2
 
 
+def test_synthetic_records_go_into_a_store(capsys, tmp_path):
+    command = ["synth", str(tmp_path / "store"), "--patients", "2", "--records", "1", "--seconds", "2"]
+    assert main([*command, "--into-store", "--workers", "2"]) == 0
+    assert main([*command, "--into-store"]) == 0
+    assert capsys.readouterr().out.count("nothing to do") == 1
+    assert main(["inspect", str(tmp_path / "store")]) == 0
+    assert "synthetic" in capsys.readouterr().out
+
+
 def test_module_tells_errors_in_one_line(tmp_path):
     child = run_process("pretrain", tmp_path / "none", tmp_path / "run")
     assert child.returncode == 2

@@ -15,7 +15,8 @@ from ecgfast.data.pairs import Batch, PairLoader
 from ecgfast.data.preprocess import Preprocessing
 from ecgfast.data.resident import ResidentLoader
 from ecgfast.data.store import SAMPLE_RATE, Store
-from ecgfast.data.synthetic import SyntheticRecord, synthesize, write_synthetic
+from ecgfast.data.synthetic import SyntheticRecord, synthesize
+from ecgfast.data.synthetic_files import synthetic_store, write_synthetic
 
 __all__ = [
     "SAMPLE_RATE",
@@ -37,6 +38,7 @@ __all__ = [
     "prepare",
     "summarize",
     "synthesize",
+    "synthetic_store",
     "write_store",
     "write_synthetic",
 ]

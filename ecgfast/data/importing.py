@@ -136,7 +136,7 @@ def write_store(
     """
     store = Path(store)
     how = preprocessing or Preprocessing()
-    settings = _description(how, {"importer": "arrays"})
+    settings = store_description(how, {"importer": "arrays"})
     if finished_store(store, settings) is not None:
         raise EcgfastError(f"store: {store} is there already, want a folder to create")
     ids: set[str] = set()
@@ -204,10 +204,10 @@ def _settings(source: Source, how: Preprocessing) -> tuple[dict[str, Any], int]:
         "n_records": n_records,
         "records_sha256": listed.hexdigest(),
     }
-    return _description(how, provenance), n_records
+    return store_description(how, provenance), n_records
 
 
-def _description(how: Preprocessing, provenance: dict[str, Any]) -> dict[str, Any]:
+def store_description(how: Preprocessing, provenance: dict[str, Any]) -> dict[str, Any]:
     """What `store.json` says besides the counts."""
     return {
         "format": STORE_FORMAT,

@@ -3,16 +3,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import wfdb
-from wfdb.processing import xqrs_detect
+from wfdb.processing import gqrs_detect, xqrs_detect
 
-from ecgfast.data import Store, prepare, synthesize, write_synthetic
-from ecgfast.data.synthetic import RHYTHMS
+from ecgfast.data import Store, prepare, synthesize, synthetic_store, write_synthetic
+from ecgfast.data.hearts import CLASSES
+from ecgfast.data.writer import StoreWriter
 from ecgfast.errors import EcgfastError
+from ecgfast.leads import STANDARD_LEADS
+
+V2, V5 = 7, 10
 
 
 @pytest.fixture(scope="module")
 def records():
-    return list(synthesize(40, 2, 10.0, seed=5))
+    return list(synthesize(60, 2, 10.0, seed=5))
 
 
 def test_limb_leads_are_exact(records):
@@ -26,11 +30,11 @@ def test_limb_leads_are_exact(records):
 
 
 def test_form(records):
-    assert {record.rhythm for record in records} == set(RHYTHMS)
+    assert {record.heart for record in records} == set(CLASSES)
     for record in records:
         assert record.signal.shape == (12, 5000)
         assert record.signal.dtype == np.int16
-        assert record.labels == RHYTHMS[record.rhythm]
+        assert record.labels == list(CLASSES[record.heart].labels)
         assert 300 < np.ptp(record.signal, axis=1).max() < 8000
 
 
@@ -41,23 +45,121 @@ def test_rate_and_rhythm_as_wfdb_detects_them(records):
         "sinus tachycardia": (95, 150),
         "atrial fibrillation": (55, 150),
         "premature ventricular contractions": (50, 110),
+        "left bundle branch block": (55, 105),
+        "right bundle branch block": (55, 105),
+        "anterior ST elevation": (58, 108),
+        "inferior ST elevation": (55, 102),
     }
-    irregular = {rhythm: [] for rhythm in RHYTHMS}
+    irregular = {name: [] for name in CLASSES}
     for record in records[::2]:
-        beats = xqrs_detect(record.signal[7] / 1000, fs=record.rate, verbose=False)
+        beats = xqrs_detect(record.signal[V5] / 1000, fs=record.rate, verbose=False)
         intervals = np.diff(beats) / record.rate
-        low, high = low_high[record.rhythm]
+        low, high = low_high[record.heart]
         assert low < 60 / np.median(intervals) < high, record
-        irregular[record.rhythm].append(np.std(intervals) / np.mean(intervals))
+        # the other detector, in another lead
+        others = np.diff(gqrs_detect(record.signal[V2] / 1000, fs=record.rate)) / record.rate
+        assert low < 60 / np.median(others) < high, record
+        irregular[record.heart].append(np.std(intervals) / np.mean(intervals))
     spread = {rhythm: np.mean(values) for rhythm, values in irregular.items()}
     assert spread["sinus rhythm"] < 0.06
     assert spread["atrial fibrillation"] > 0.1
     assert spread["premature ventricular contractions"] > 0.1
 
 
+def beat_of(record, seconds=0.8):
+    """Median beat of the 12 leads, microvolts [12, n], R peak or near it at 0.3 s; 0 V before the QRS."""
+    peaks = xqrs_detect(record.signal[V5] / 1000, fs=record.rate, verbose=False)
+    n = round(seconds * record.rate)
+    peaks = [b for b in peaks if 150 < b < record.signal.shape[1] - n]
+    beat = np.median([record.signal[:, b - 150 : b - 150 + n] for b in peaks], axis=0)
+    first, last = qrs_limits(beat)
+    return beat - np.median(beat[:, first - 10 : first], axis=1, keepdims=True), first, last
+
+
+def qrs_limits(beat):
+    """Samples where the leads' joint speed rises above an eighth of its maximum, and falls below."""
+    speed = np.linalg.norm(beat[:, 4:] - beat[:, :-4], axis=0)
+    top = 75 + speed[75:225].argmax()
+    slow = speed < speed[top] / 8
+    # a notch is no end: 30 ms of slowness is
+    before, after = (np.convolve(side, np.ones(15), "valid") == 15 for side in (slow[top::-1], slow[top:]))
+    assert before.any()
+    assert after.any()
+    return top - before.argmax() + 2, top + after.argmax() + 2
+
+
+def named(records, heart):
+    found = [record for record in records if record.heart == heart]
+    assert len(found) >= 6
+    return found
+
+
+def test_qrs_is_wide_in_bundle_branch_block_alone(records):
+    duration = {name: [] for name in CLASSES}
+    for record in records:
+        _, first, last = beat_of(record)
+        duration[record.heart].append((last - first) / record.rate)
+    for name, seconds in duration.items():
+        if "block" in name:
+            assert min(seconds) >= 0.12
+            assert max(seconds) < 0.19
+        else:
+            assert np.median(seconds) < 0.11
+            assert max(seconds) < 0.12
+
+
+def test_left_block_has_its_form(records):
+    """QS or rS in V1 with upright T, broad R without Q in I and V6, T against it in V6."""
+    for record in named(records, "left bundle branch block"):
+        beat, first, last = beat_of(record)
+        qrs, t = beat[:, first:last], beat[:, last + 40 : last + 140]
+        assert -qrs[6].min() > 4 * max(qrs[6].max(), 0)
+        assert t[6].max() > 100
+        for lead in (0, 11):
+            assert qrs[lead].max() > 4 * -min(qrs[lead].min(), 0)
+        assert t[11].min() < -80
+
+
+def test_right_block_has_its_form(records):
+    """A late R' in V1 above the first r, wide late S in I and V6, T down in V1."""
+    for record in named(records, "right bundle branch block"):
+        beat, first, last = beat_of(record)
+        half = (first + last) // 2
+        assert beat[6, half:last].max() > 300
+        assert beat[6, half:last].max() > beat[6, first:half].max()
+        for lead in (0, 11):
+            late = beat[lead, half:last]
+            assert late.min() < -100
+            assert (late < late.min() / 3).sum() / record.rate > 0.03
+        assert beat[6, last + 40 : last + 140].min() < -50
+
+
+@pytest.mark.parametrize(
+    ("heart", "up", "down"),
+    [
+        ("anterior ST elevation", {"V2": 200, "V3": 200, "V4": 100}, {"III": -30, "aVF": -30}),
+        ("inferior ST elevation", {"II": 100, "III": 100, "aVF": 100}, {"I": -20, "aVL": -50}),
+    ],
+)
+def test_st_is_up_in_its_territory_and_down_opposite(records, heart, up, down):
+    for record in named(records, heart):
+        beat, _, last = beat_of(record)
+        level = beat[:, last + 10 : last + 20].mean(axis=1)  # 20 to 40 ms after the J point
+        for lead, least in up.items():
+            assert level[STANDARD_LEADS.index(lead)] > least
+        for lead, most in down.items():
+            assert level[STANDARD_LEADS.index(lead)] < most
+
+
+def test_st_is_level_in_sinus_rhythm(records):
+    for record in named(records, "sinus rhythm"):
+        beat, _, last = beat_of(record)
+        assert np.abs(beat[:, last + 10 : last + 20].mean(axis=1)).max() < 150
+
+
 def mean_beat(record):
     """Average of the 12 leads around the R peaks."""
-    beats = xqrs_detect(record.signal[7] / 1000, fs=record.rate, verbose=False)
+    beats = xqrs_detect(record.signal[V5] / 1000, fs=record.rate, verbose=False)
     beats = [b for b in beats if 60 < b < 4900]
     return np.median([record.signal[:, b - 50 : b + 50] for b in beats], axis=0).ravel()
 
@@ -93,6 +195,61 @@ def test_written_records_import(tmp_path, records):
         assert row["labels"] == records[i].labels
         assert (row["age"], row["sex"]) == (records[i].age, records[i].sex)
         assert row["patient_id"] == f"p{i // 2:06d}"
+
+
+def test_workers_do_not_matter(tmp_path):
+    options = {"patients": 35, "records": 2, "seconds": 2.0, "seed": 3, "progress": False}
+    for workers in (1, 3):
+        write_synthetic(tmp_path / f"records{workers}", workers=workers, **options)
+        assert synthetic_store(tmp_path / f"store{workers}", workers=workers, **options) == 70
+    for kind in ("records", "store"):
+        one, three = tmp_path / f"{kind}1", tmp_path / f"{kind}3"
+        names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+        assert names == sorted(path.relative_to(three) for path in three.rglob("*") if path.is_file())
+        for name in names:
+            assert (one / name).read_bytes() == (three / name).read_bytes(), name
+
+
+def test_a_store_at_once_is_the_imported_one(tmp_path):
+    options = {"patients": 3, "records": 2, "seconds": 4.0, "seed": 9, "progress": False}
+    write_synthetic(tmp_path / "records", **options)
+    prepare(tmp_path / "records", tmp_path / "imported", progress=False)
+    assert synthetic_store(tmp_path / "store", **options) == 6
+    assert synthetic_store(tmp_path / "store", **options) == 0
+    made, imported = Store(tmp_path / "store"), Store(tmp_path / "imported")
+    assert made.index.equals(imported.index)
+    made.verify()
+    with pytest.raises(EcgfastError, match=r"provenance\.seed 9, asked for is 10"):
+        synthetic_store(tmp_path / "store", **options | {"seed": 10})
+
+
+def test_an_interrupted_store_is_taken_up(tmp_path, monkeypatch):
+    options = {"patients": 20, "records": 2, "seconds": 2.0, "seed": 9, "progress": False}
+    synthetic_store(tmp_path / "whole", **options)
+    add, n_added = StoreWriter.add, []
+
+    def interrupted(self, recording):
+        if len(n_added) == 21:
+            raise KeyboardInterrupt
+        n_added.append(recording.record_id)
+        add(self, recording)
+
+    monkeypatch.setattr(StoreWriter, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        synthetic_store(tmp_path / "store", **options)
+    monkeypatch.setattr(StoreWriter, "add", lambda self, r: (n_added.append(r.record_id), add(self, r)))
+    assert synthetic_store(tmp_path / "store", **options) == 40
+    assert len(n_added) == len(set(n_added)) == 40
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "store" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_no_workers_are_refused(tmp_path):
+    options = {"patients": 1, "records": 1, "seconds": 2.0, "seed": 0, "progress": False}
+    for write in (write_synthetic, synthetic_store):
+        with pytest.raises(EcgfastError, match="workers: got 0"):
+            write(tmp_path / "out", workers=0, **options)
+        assert not list(tmp_path.iterdir())
 
 
 def test_other_arguments_and_foreign_folders_are_refused(tmp_path):
