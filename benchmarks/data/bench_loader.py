@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from benchmarks.baselines.official_loader import SegmentFiles, collate, write_segments
 from ecgfast.benchmarking import machine
 from ecgfast.data import ResidentLoader, SegmentLoader, Store
+from ecgfast.data.store import STORE_VERSION
 from ecgfast.data.writer import Recording, StoreWriter
 from ecgfast.leads import STANDARD_LEADS
 
@@ -38,7 +39,7 @@ def make_records(folder: Path, n_recordings: int) -> tuple[Store, list[Path]]:
     """A store of 10 s of noise per recording, and the official files of the same segments."""
     if not (folder / "store").exists():
         leads = list(STANDARD_LEADS)
-        settings = {"format": "ecgfast-store", "version": 1, "sample_rate": 500, "leads": leads}
+        settings = {"format": "ecgfast-store", "version": STORE_VERSION, "sample_rate": 500, "leads": leads}
         rng = np.random.default_rng(0)
         with StoreWriter(folder / "store", settings) as writer:
             for i in range(n_recordings):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecgfast.data.store import STORE_VERSION
 from ecgfast.data.writer import Recording, StoreWriter
 from ecgfast.leads import STANDARD_LEADS
 from ecgfast.nn import EncoderConfig
@@ -36,7 +37,7 @@ TINY = PretrainConfig(
 def write_store(path: Path, recordings: int = 14, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     leads = list(STANDARD_LEADS)
-    settings = {"format": "ecgfast-store", "version": 1, "sample_rate": 500, "leads": leads}
+    settings = {"format": "ecgfast-store", "version": STORE_VERSION, "sample_rate": 500, "leads": leads}
     with StoreWriter(path, settings) as writer:
         for i in range(recordings):
             signal = rng.integers(-500, 500, (12, 640)).astype(np.int16)
