@@ -23,34 +23,19 @@ cuda_loaded = bool(torch.version.cuda and _C.build_info()["cuda_architectures"] 
 if cuda_loaded:
     torch.ops.load_library(str(_CUDA_LIBRARY))
 
-_KERNELS = {
-    "cpu": frozenset(
-        {
-            "gather_segments",
-            "global_contrastive",
-            "gumbel_quantize",
-            "lead_mask",
-            "local_contrastive",
-            "patch_embed",
-            "positional_conv",
-            "span_mask",
-        }
-    ),
-    "cuda": frozenset(
-        {
-            "gather_segments",
-            "global_contrastive",
-            "gumbel_quantize",
-            "lead_mask",
-            "local_contrastive",
-            "patch_embed",
-            "positional_conv",
-            "span_mask",
-        }
-        if cuda_loaded
-        else ()
-    ),
-}
+_OPS = frozenset(
+    {
+        "gather_segments",
+        "global_contrastive",
+        "gumbel_quantize",
+        "lead_mask",
+        "local_contrastive",
+        "patch_embed",
+        "positional_conv",
+        "span_mask",
+    }
+)
+_KERNELS = {"cpu": _OPS, "cuda": _OPS if cuda_loaded else frozenset()}
 
 
 def has_kernel(op: str, device_type: str) -> bool:
