@@ -3,6 +3,7 @@
 
 #include "global_contrastive_backward.cuh"
 #include "launch.cuh"
+#include "workspace.h"
 
 namespace ecgfast::cuda {
 namespace {
@@ -13,23 +14,6 @@ constexpr int64_t kBlockRows = 8192;        // of a, and of b for 16-bit inputs
 constexpr int64_t kBlockBytes = 128 << 20;  // of h, hence
 
 int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
-// Hands out parts of a workspace at multiples of 256 bytes, or counts them where the base is null.
-class Workspace {
- public:
-  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
-  template <typename T>
-  T* take(int64_t count) {
-    char* part = base_ ? base_ + used_ : nullptr;
-    used_ += divide_up(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
-    return reinterpret_cast<T*>(part);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 template <typename T>
 bool rows_aligned(const GlobalContrastive& in) {

@@ -1,28 +1,12 @@
 // Launches of the positional convolution's kernels.
 #include "launch.cuh"
 #include "positional_conv.cuh"
+#include "workspace.h"
 
 namespace ecgfast::cuda {
 namespace {
 
 using namespace conv;
-
-// Hands out a workspace's memory; of a null one, counts it.
-class Workspace {
- public:
-  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
-  template <typename T>
-  T* take(int64_t count) {
-    char* at = base_ ? base_ + used_ : nullptr;
-    used_ += (count * sizeof(T) + 255) / 256 * 256;
-    return reinterpret_cast<T*>(at);
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
 
 template <typename In>
 class Launches {
