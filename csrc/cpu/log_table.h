@@ -26,8 +26,12 @@ class LogTable {
     const __m512 m = _mm512_getmant_ps(v, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_zero);
     const VF e = (VF)_mm512_getexp_ps(v) - (VF)_mm512_getexp_ps(m);
     const __m512i i = _mm512_srli_epi32(_mm512_castps_si512(v), 19);  // its lower four bits count
-    const VF r = (VF)m * (VF)_mm512_permutexvar_ps(i, (__m512)reciprocal_) - 1.0f;
-    const VF near = e * 0.69314718056f + (VF)_mm512_permutexvar_ps(i, (__m512)log_);
+    // Looked up before the arithmetic: a sanitizer's check between a product and its sum would keep them
+    // unfused.
+    const VF reciprocal = (VF)_mm512_permutexvar_ps(i, (__m512)reciprocal_);
+    const VF log = (VF)_mm512_permutexvar_ps(i, (__m512)log_);
+    const VF r = (VF)m * reciprocal - 1.0f;
+    const VF near = e * 0.69314718056f + log;
     VF p = r * -0.25023038f + 0.33349523f;
     p = p * r - 0.49999994f;
     return r * (p * r + 1.0f) + near;
