@@ -47,7 +47,7 @@ struct SplitTiles {
 
   static Left rows_of(const float* x, int64_t ld, int64_t m, int64_t k, uint16_t* out) {
     for (int64_t i = 0; i < m; i += kRows)
-      pack_left(x + i * ld, ld, kRows, k, out + i / kRows * steps(k) * kStep);
+      pack_left(x + i * ld, ld, m - i, k, out + i / kRows * steps(k) * kStep);
     return packed(out, k);
   }
 
@@ -123,7 +123,7 @@ struct SplitTiles {
         for (int64_t i = 0; i < m; i += kRows) {
           const uint16_t* block = a.at + i / kRows * a.block + s * kStep;
           const uint16_t* ahead = b + (all + i * depth / m) * kStep;
-          const int64_t lines = kRows * kStep / 32 / (m > kRows ? m : kRows);
+          const int64_t lines = m > kRows ? kRows * kStep / 32 / m : 0;
           if (m - i < kRows || width - j < kColumns) {
             edge(Add || s > 0, depth, block, b, c + i * ldc + j, ldc, m - i, width - j);
           } else if (Add || s > 0) {

@@ -24,7 +24,8 @@ struct Scratch {
   static_assert(kRows <= kEntries, "`mixed` holds as many");
 
   int64_t vp, wp;             // V and W padded for the products
-  T *x, *y, *p;               // one group of one row: logits, noisy logits, probabilities; [vp]
+  T *x, *y;                   // one group of one row: logits, noisy logits or their gradient; [vp]
+  T *choice, *probs;          // exponentials of the tempered noisy logits, of the logits; [vp]
   T* mixture;                 // [kRows, G, vp]: the choice's probabilities, or the gradients of the choice
   T* mixed;                   // [kEntries, wp]: a group's entries, or their gradients
   T* sums;                    // [V, kColumns] if hard: gradients of entries
@@ -38,7 +39,8 @@ struct Scratch {
     Arena arena(base);
     x = arena.take<T>(vp);
     y = arena.take<T>(vp);
-    p = arena.take<T>(vp);
+    choice = arena.take<T>(vp);
+    probs = arena.take<T>(vp);
     mixture = arena.take<T>(kRows * a.G * vp);
     mixed = arena.take<T>(kEntries * wp);
     sums = arena.take<T>(a.hard ? a.V * kColumns : 0);
@@ -63,34 +65,34 @@ static Vec<T> uniform(const uint32_t* words) {
   return top * T(0x1p-23) + T(0x1p-24);
 }
 
-// exp((x - max) * by); their sum is returned.
 template <class T>
-static T exponentials(const T* x, T max, T by, int64_t n, T* e) {
-  Vec<T> sum = {};
-  for (int64_t v = 0; v < n; v += kLanes<T>) {
-    const Vec<T> term = exp_nonpositive((load(x + v) - max) * by);
-    sum += term;
-    store(e + v, term);
-  }
-  return reduce_add<T>(sum);
+static T largest(const T* x, int64_t n) {
+  Vec<T> most = load(x);
+  for (int64_t v = kLanes<T>; v < n; v += kLanes<T>) most = load(x + v) > most ? load(x + v) : most;
+  return reduce_max<T>(most);
 }
 
-// The gradient through p = e / sum(e), e = exp(x * factor): factor * p (grad - p . grad), stored in or
-// added to out. sum(e) is returned.
-template <bool Add, class T>
-static T through_softmax(const T* e, const T* grad, T factor, int64_t n, T* out) {
-  Vec<T> sums = {}, products = {};
-  for (int64_t v = 0; v < n; v += kLanes<T>) {
-    sums += load(e + v);
-    products += load(e + v) * load(grad + v);
+// What the gradient through p = e / sum(e) needs of a group of a row, e the exponentials of x * factor:
+// factor * p (grad - p . grad).
+template <class T>
+class ThroughSoftmax {
+ public:
+  void next(Vec<T> e, Vec<T> grad) {
+    sums_ += e;
+    products_ += e * grad;
   }
-  const T sum = reduce_add<T>(sums), along = reduce_add<T>(products) / sum, by = factor / sum;
-  for (int64_t v = 0; v < n; v += kLanes<T>) {
-    const Vec<T> through = by * load(e + v) * (load(grad + v) - along);
-    store(out + v, Add ? load(out + v) + through : through);
+  void finish(T factor) {
+    inverse_ = T(1) / reduce_add<T>(sums_);
+    along_ = reduce_add<T>(products_) * inverse_;
+    by_ = factor * inverse_;
   }
-  return sum;
-}
+  T inverse_sum() const { return inverse_; }
+  Vec<T> operator()(Vec<T> e, Vec<T> grad) const { return by_ * e * (grad - along_); }
+
+ private:
+  Vec<T> sums_ = {}, products_ = {};
+  T inverse_, along_, by_;
+};
 
 // The largest of the noisy logits, the first place that holds it, and the largest of the logits. NaNs are
 // passed over.
@@ -132,6 +134,7 @@ template <class T, class P>
 struct Quantizer {
   using Element = typename P::Element;
   static constexpr int64_t kRows = Scratch<T, P>::kRows;
+  static constexpr DType kType = kSame<T, double> ? DType::f64 : DType::f32;
 
   const GumbelArgs& a;
   Scratch<T, P> w;
@@ -178,30 +181,33 @@ struct Quantizer {
     return w.words + (first - 4 * block);
   }
 
-  // Padded columns are chosen by nothing.
-  void load_logits(int64_t r, int64_t g) const {
-    widen(a.logits_type, a.logits, (r * a.G + g) * a.V, a.V, w.vp, w.x, -static_cast<T>(__builtin_inf()));
+  // The logits of a group; padded columns are chosen by nothing.
+  const T* logits(int64_t r, int64_t g) const {
+    const int64_t at = (r * a.G + g) * a.V;
+    if (w.vp == a.V && a.logits_type == kType) return static_cast<const T*>(a.logits) + at;
+    widen(a.logits_type, a.logits, at, a.V, w.vp, w.x, -static_cast<T>(__builtin_inf()));
+    return w.x;
   }
 
-  Peaks<T> load_group(int64_t r, int64_t g, const uint32_t* words) const {
-    load_logits(r, g);
+  // Noisy logits into y.
+  Peaks<T> add_noise(int64_t r, int64_t g, const T* x, const uint32_t* words) const {
     if (words) {
       words += g * a.V;
       const LogTable& log = log_magnitude;
-      return noisy([&log, words](int64_t v) { return -log(log(uniform<T>(words + v))); });
+      return noisy(x, [&log, words](int64_t v) { return -log(log(uniform<T>(words + v))); });
     }
-    if (!a.noise) return noisy([](int64_t) { return Vec<T>{}; });
+    if (!a.noise) return noisy(x, [](int64_t) { return Vec<T>{}; });
     widen(static_cast<const T*>(a.noise) + (r * a.G + g) * a.V, a.V, w.vp, w.y);
-    return noisy([this](int64_t v) { return load(w.y + v); });
+    return noisy(x, [this](int64_t v) { return load(w.y + v); });
   }
 
   template <class Noise>
-  Peaks<T> noisy(Noise noise) const {
+  Peaks<T> noisy(const T* x, Noise noise) const {
     PeakFinder<T> finder;
     for (int64_t v = 0; v < w.vp; v += kLanes<T>) {
-      const Vec<T> x = load(w.x + v), y = x + noise(v);
+      const Vec<T> plain = load(x + v), y = plain + noise(v);
       store(w.y + v, y);
-      finder.next(x, y);
+      finder.next(plain, y);
     }
     return finder.peaks();
   }
@@ -209,18 +215,43 @@ struct Quantizer {
   void forward_row(int64_t r, int64_t i, T* sums) const {
     const uint32_t* words = draw(r);
     for (int64_t g = 0; g < a.G; ++g, sums += w.vp) {
-      const Peaks<T> peaks = load_group(r, g, words);
+      const T* x = logits(r, g);
+      const Peaks<T> peaks = add_noise(r, g, x, words);
       const int64_t at = r * a.G + g;
       a.codes[at] = static_cast<int32_t>(peaks.at);
       if (a.hard) copy_entry((g * a.V + peaks.at) * a.W, at * a.W);
-      if (a.choice || !a.hard) {
-        const T sum = exponentials(w.y, peaks.noisy, by(), w.vp, w.p);
-        if (a.choice) memcpy(static_cast<T*>(a.choice) + at * a.V, w.p, sizeof(T) * a.V);
-        if (!a.hard) scaled(w.p, T(1) / sum, mixture(i, g));
-      }
-      const T share = T(1) / exponentials(w.x, peaks.plain, T(1), w.vp, w.p);
-      for (int64_t v = 0; v < w.vp; v += kLanes<T>) store(sums + v, load(sums + v) + share * load(w.p + v));
+      T* const kept = a.choice ? static_cast<T*>(a.choice) + at * a.V : nullptr;
+      T* const choice = kept && w.vp == a.V ? kept : w.choice;
+      const bool chosen = kept || !a.hard;
+      const Sums all = chosen ? exponentials<true>(x, peaks, choice) : exponentials<false>(x, peaks, choice);
+      if (kept && kept != choice) memcpy(kept, choice, sizeof(T) * a.V);
+      if (!a.hard) scaled(choice, T(1) / all.choice, mixture(i, g));
+      const T share = T(1) / all.probs;
+      for (int64_t v = 0; v < w.vp; v += kLanes<T>)
+        store(sums + v, load(sums + v) + share * load(w.probs + v));
     }
+  }
+
+  struct Sums {
+    T choice, probs;
+  };
+
+  // The exponentials of a group of a row, whose noisy logits are in y, into `choice` and w.probs.
+  template <bool Choice>
+  Sums exponentials(const T* x, const Peaks<T>& peaks, T* choice) const {
+    const T by = this->by();
+    Vec<T> chosen = {}, sum = {};
+    for (int64_t v = 0; v < w.vp; v += kLanes<T>) {
+      if constexpr (Choice) {
+        const Vec<T> e = exp_nonpositive((load(w.y + v) - peaks.noisy) * by);
+        store(choice + v, e);
+        chosen += e;
+      }
+      const Vec<T> e = exp_nonpositive(load(x + v) - peaks.plain);
+      store(w.probs + v, e);
+      sum += e;
+    }
+    return {reduce_add<T>(chosen), reduce_add<T>(sum)};
   }
 
   void scaled(const T* x, T factor, T* out) const {
@@ -305,47 +336,78 @@ struct Quantizer {
       widen(a.codebook_type, a.grad_quantized, ((r0 + i) * a.G + g) * a.W, a.W, w.wp, w.mixed + i * w.wp);
   }
 
-  // Gradients of the chosen (or mixed) entries become those of the choice's probabilities.
-  void grad_choice(int64_t r0, int64_t n) const {
-    for (int64_t g = 0; g < a.G; ++g) {
-      load_grad(r0, n, g);
-      const auto left = P::rows_of(w.mixed, w.wp, n, a.W, w.left);
-      P::template multiply<false>(n, a.V, a.W, left, panels(g), mixture(0, g), ld(), w.vp);
+  // Rows of a group's gradients as the first operand of a product.
+  typename P::Left left_grad(int64_t r0, int64_t n, int64_t g) const {
+    if (w.wp == a.W && a.codebook_type == kType) {
+      const T* grad = static_cast<const T*>(a.grad_quantized) + (r0 * a.G + g) * a.W;
+      return P::rows_of(grad, a.G * a.W, n, a.W, w.left);
     }
+    load_grad(r0, n, g);
+    return P::rows_of(w.mixed, w.wp, n, a.W, w.left);
   }
 
-  // x, and in p the exponentials of the choice; the largest logit is returned.
-  T load_choice(int64_t r, int64_t g, const uint32_t* words) const {
-    if (!a.choice) {
-      const Peaks<T> peaks = load_group(r, g, words);
-      exponentials(w.y, peaks.noisy, by(), w.vp, w.p);
-      return peaks.plain;
+  // Gradients of the chosen (or mixed) entries become those of the choice's probabilities.
+  void grad_choice(int64_t r0, int64_t n) const {
+    for (int64_t g = 0; g < a.G; ++g)
+      P::template multiply<false>(n, a.V, a.W, left_grad(r0, n, g), panels(g), mixture(0, g), ld(), w.vp);
+  }
+
+  // The exponentials of the tempered choice.
+  const T* choice(int64_t r, int64_t g, const T* x, const uint32_t* words) const {
+    if (a.choice) {
+      const T* kept = static_cast<const T*>(a.choice) + (r * a.G + g) * a.V;
+      if (w.vp == a.V) return kept;
+      widen(kept, a.V, w.vp, w.choice);
+    } else {
+      exponentials<true>(x, add_noise(r, g, x, words), w.choice);
     }
-    widen(static_cast<const T*>(a.choice) + (r * a.G + g) * a.V, a.V, w.vp, w.p);
-    load_logits(r, g);
-    Vec<T> most = load(w.x);
-    for (int64_t v = 0; v < w.vp; v += kLanes<T>) most = load(w.x + v) > most ? load(w.x + v) : most;
-    return reduce_max<T>(most);
+    return w.choice;
   }
 
   void backward_row(int64_t r, int64_t i) const {
-    const uint32_t* words = a.choice ? nullptr : draw(r);
+    const uint32_t* words = a.choice || !a.grad_quantized ? nullptr : draw(r);
     for (int64_t g = 0; g < a.G; ++g) {
-      const T plain = load_choice(r, g, words);
-      T* const grad = w.y;
-      if (!a.grad_quantized) memset(grad, 0, sizeof(T) * w.vp);
-      if (a.grad_quantized) {
-        T* const choice = mixture(i, g);
-        const T sum = through_softmax<false>(w.p, choice, by(), w.vp, grad);
-        // The soft form's codebook gradient needs the mixture itself.
-        if (!a.hard) scaled(w.p, T(1) / sum, choice);
+      const T* x = logits(r, g);
+      const int64_t at = (r * a.G + g) * a.V;
+      const bool in_place = w.vp == a.V && a.logits_type == kType;
+      T* const grad = in_place ? static_cast<T*>(a.grad_logits) + at : w.y;
+      if (!a.grad_quantized) {
+        a.grad_mean_probs ? backward_group<false, true>(x, nullptr, g, i, grad)
+                          : static_cast<void>(memset(grad, 0, sizeof(T) * w.vp));
+      } else {
+        const T* e = choice(r, g, x, words);
+        a.grad_mean_probs ? backward_group<true, true>(x, e, g, i, grad)
+                          : backward_group<true, false>(x, e, g, i, grad);
       }
-      if (a.grad_mean_probs) {
-        exponentials(w.x, plain, T(1), w.vp, w.p);
-        through_softmax<true>(w.p, w.grad_probs + g * w.vp, T(1) / static_cast<T>(a.R), w.vp, grad);
-      }
-      narrow(a.logits_type, grad, a.V, a.grad_logits, (r * a.G + g) * a.V);
+      if (!in_place) narrow(a.logits_type, grad, a.V, a.grad_logits, at);
     }
+  }
+
+  // The gradient of the logits of a group of a row through the choice and the probabilities. Unless hard, the
+  // gradient of the mixture is replaced by the mixture, for the codebook's gradient.
+  template <bool Choice, bool Probs>
+  void backward_group(const T* x, const T* e, int64_t g, int64_t i, T* out) const {
+    T* const along = mixture(i, g);
+    const T* grad_probs = w.grad_probs + g * w.vp;
+    const T most = Probs ? largest(x, w.vp) : T(0);
+    ThroughSoftmax<T> chosen, probs;
+    for (int64_t v = 0; v < w.vp; v += kLanes<T>) {
+      if constexpr (Choice) chosen.next(load(e + v), load(along + v));
+      if constexpr (Probs) {
+        const Vec<T> p = exp_nonpositive(load(x + v) - most);
+        store(w.probs + v, p);
+        probs.next(p, load(grad_probs + v));
+      }
+    }
+    if constexpr (Choice) chosen.finish(by());
+    if constexpr (Probs) probs.finish(T(1) / static_cast<T>(a.R));
+    for (int64_t v = 0; v < w.vp; v += kLanes<T>) {
+      Vec<T> sum = {};
+      if constexpr (Choice) sum += chosen(load(e + v), load(along + v));
+      if constexpr (Probs) sum += probs(load(w.probs + v), load(grad_probs + v));
+      store(out + v, sum);
+    }
+    if (Choice && !a.hard) scaled(e, chosen.inverse_sum(), along);
   }
 
   void backward(int64_t chunk) const {

@@ -57,23 +57,32 @@ static inline void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
 }
 
-template <class T>
-static inline T reduce_add(Vec<T> v) {
-  // Pairwise, in a fixed order: the sum of one row is the same wherever and whenever it is computed.
-  T lanes[kLanes<T>];
-  memcpy(lanes, &v, sizeof v);
-  for (int width = kLanes<T> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+// Lane i ^ Width in lane i.
+template <int Width, class T>
+static inline Vec<T> exchange(Vec<T> v) {
+  decltype(v > v) from;
+  for (int i = 0; i < kLanes<T>; ++i) from[i] = i ^ Width;
+  return __builtin_shuffle(v, from);
 }
 
-template <class T>
+// Pairwise, in a fixed order: the sum of one row is the same wherever and whenever it is computed.
+template <class T, int Width = kLanes<T> / 2>
+static inline T reduce_add(Vec<T> v) {
+  if constexpr (Width == 0) {
+    return v[0];
+  } else {
+    return reduce_add<T, Width / 2>(v + exchange<Width, T>(v));
+  }
+}
+
+template <class T, int Width = kLanes<T> / 2>
 static inline T reduce_max(Vec<T> v) {
-  T lanes[kLanes<T>];
-  memcpy(lanes, &v, sizeof v);
-  T best = lanes[0];
-  for (int i = 1; i < kLanes<T>; ++i) best = lanes[i] > best ? lanes[i] : best;
-  return best;
+  if constexpr (Width == 0) {
+    return v[0];
+  } else {
+    const Vec<T> other = exchange<Width, T>(v);
+    return reduce_max<T, Width / 2>(other > v ? other : v);
+  }
 }
 
 template <class To, class From>
@@ -198,6 +207,25 @@ static inline VF exp(VF x) {
 }
 
 // exp of numbers that are not positive, to within 1.2 ulp; 0 below -87.3, NaN kept. For the terms of softmax.
+#if defined(__AVX512F__)
+// 2^(t / 16) e^r with |r| <= ln 2 / 32; the sixteenths are looked up in a register.
+static inline VF exp_nonpositive(VF x) {
+  const VF powers = {1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
+                     1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
+                     1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
+  const VF t = x * 23.0831206542234f + 12582912.0f;
+  const VF sixteenths = t - 12582912.0f;
+  VF r = x - sixteenths * 0.0433216989f;
+  r = r + sixteenths * 1.1904090e-10f;
+  const VF power = (VF)_mm512_permutexvar_ps((__m512i)bit_cast<VI>(t), (__m512)powers);
+  VF p = r * 1.66666667e-1f + 0.5f;
+  p = p * r + 1.0f;
+  const __m512 y = (__m512)(power * (p * r) + power);
+  // Not "x >= low": NaN is kept.
+  const __mmask16 near = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.33654f), _CMP_NLT_UQ);
+  return (VF)_mm512_maskz_scalef_ps(near, y, (__m512)(sixteenths * 0.0625f));
+}
+#else
 static inline VF exp_nonpositive(VF x) {
   const VF low = VF{} - 87.33654f;
   const VF c = blend(low > x, low, x);
@@ -214,6 +242,7 @@ static inline VF exp_nonpositive(VF x) {
   const VF y = p * bit_cast<VF>((bit_cast<VI>(t) << 23) + 0x3F800000);
   return blend(x < low, VF{}, y);
 }
+#endif
 
 // log of positive normal numbers to within 1 ulp: x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), where f
 // is exact, so that results near 0 are as accurate as others.

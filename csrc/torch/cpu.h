@@ -10,7 +10,9 @@
 namespace ecgfast {
 
 // Scratch of the calling thread: kept from call to call, since fresh pages cost as much as the arithmetic.
-// What passes kKept bytes is given back after use.
+// What passes kKept bytes is given back after use. Slot 1 is for what the thread that calls an op shares with
+// the others.
+template <int Slot = 0>
 class Scratch {
  public:
   static constexpr int64_t kKept = int64_t{8} << 20;
@@ -79,6 +81,7 @@ inline ScalarType statistics_type(const Tensor& t) {
 
 // The value of a tensor of one element.
 inline double scalar(const Tensor& t) {
+  if (t.scalar_type() == ScalarType::Float) return *t.const_data_ptr<float>();
   return *torch::stable::to(t, ScalarType::Double).const_data_ptr<double>();
 }
 

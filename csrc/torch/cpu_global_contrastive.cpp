@@ -71,7 +71,7 @@ struct Inputs {
 
 void run(const Kernels& k, const GlobalArgs& args, const GlobalSizes& sizes, GlobalPass pass, int64_t n) {
   torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-    k.global_contrastive(args, pass, begin, end, Scratch(sizes.scratch).get());
+    k.global_contrastive(args, pass, begin, end, Scratch<>(sizes.scratch).get());
   });
 }
 

@@ -48,12 +48,24 @@ struct Inputs {
   Tensor wide(std::vector<int64_t> shape) const {
     return torch::stable::new_empty(logits, shape, statistics_type(logits));
   }
-  Tensor bytes(int64_t n) const { return torch::stable::new_empty(logits, {n}, ScalarType::Byte); }
+};
+
+// What all threads write and read.
+struct Shared {
+  static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+  Scratch<1> memory;
+
+  Shared(const GumbelSizes& sizes, GumbelArgs& a)
+      : memory(aligned(sizes.panels) + sizes.partial * (a.logits_type == DType::f64 ? 8 : 4)) {
+    a.panels = memory.get();
+    a.partial = static_cast<char*>(memory.get()) + aligned(sizes.panels);
+  }
 };
 
 void run(const Kernels& k, const GumbelArgs& args, const GumbelSizes& sizes, GumbelPass pass, int64_t n) {
   torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-    k.gumbel_quantize(args, pass, begin, end, Scratch(sizes.scratch).get());
+    k.gumbel_quantize(args, pass, begin, end, Scratch<>(sizes.scratch).get());
   });
 }
 
@@ -71,17 +83,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gumbel_quantize_cpu(const Tensor& log
   Tensor quantized = torch::stable::new_empty(in.codebook, {a.R, a.G * a.W});
   Tensor codes = torch::stable::new_empty(in.logits, {a.R, a.G}, ScalarType::Int);
   Tensor mean_probs = in.wide({a.G, a.V}), choice = in.wide({keep ? a.R : 0, a.G * a.V});
-  Tensor partial = in.wide({sizes.partial}), panels = in.bytes(sizes.panels);
+  const Shared shared(sizes, a);
   a.quantized = quantized.mutable_data_ptr();
   a.codes = codes.mutable_data_ptr<int32_t>();
   a.mean_probs = mean_probs.mutable_data_ptr();
   if (keep) a.choice = choice.mutable_data_ptr();
-  a.panels = panels.mutable_data_ptr();
-  a.partial = partial.mutable_data_ptr();
   if (sizes.panels) run(k, a, sizes, GumbelPass::pack, a.G);
   run(k, a, sizes, GumbelPass::forward, sizes.chunks);
   // So little that handing it to a thread costs more.
-  k.gumbel_quantize(a, GumbelPass::mean_probs, 0, a.G, Scratch(sizes.scratch).get());
+  k.gumbel_quantize(a, GumbelPass::mean_probs, 0, a.G, Scratch<>(sizes.scratch).get());
   return {quantized, codes, mean_probs, choice};
 }
 
@@ -103,15 +113,13 @@ std::tuple<Tensor, Tensor> gumbel_quantize_backward_cpu(
   a.chunk_rows = sizes.chunk_rows;
   Tensor grad_logits = torch::stable::empty_like(in.logits);
   Tensor grad_codebook = torch::stable::empty_like(in.codebook);
-  Tensor partial = in.wide({sizes.partial}), panels = in.bytes(sizes.panels);
+  const Shared shared(sizes, a);
   a.grad_quantized = data_or_null<void>(grad);
   a.grad_mean_probs = data_or_null<void>(grad_probs);
   a.codes = const_cast<int32_t*>(chosen.const_data_ptr<int32_t>());
   if (kept.numel()) a.choice = const_cast<void*>(kept.const_data_ptr());
   a.grad_logits = grad_logits.mutable_data_ptr();
   a.grad_codebook = grad_codebook.mutable_data_ptr();
-  a.panels = panels.mutable_data_ptr();
-  a.partial = partial.mutable_data_ptr();
   run(k, a, sizes, GumbelPass::prepare_backward, sizes.prepare);
   run(k, a, sizes, GumbelPass::backward, sizes.chunks);
   run(k, a, sizes, GumbelPass::finish_backward, sizes.finish);

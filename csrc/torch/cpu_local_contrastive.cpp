@@ -57,7 +57,7 @@ void for_segments(const LocalArgs& args, bool backward) {
   const int64_t scratch = k.local_contrastive_scratch(args, backward);
   const auto kernel = backward ? k.local_contrastive_backward : k.local_contrastive;
   torch::stable::parallel_for(0, args.B, 1,
-                              [&](int64_t b, int64_t e) { kernel(args, b, e, Scratch(scratch).get()); });
+                              [&](int64_t b, int64_t e) { kernel(args, b, e, Scratch<>(scratch).get()); });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_contrastive_cpu(

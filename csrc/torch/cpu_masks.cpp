@@ -25,7 +25,7 @@ Tensor lead_mask_cpu(const Tensor& sample_ids, int64_t n_leads, double p, const 
   const Kernels& k = kernels();
   const int64_t scratch = k.lead_mask_scratch(args);
   torch::stable::parallel_for(0, ids.size(0), kLeadSegments, [&](int64_t begin, int64_t end) {
-    k.lead_mask(args, begin, end, Scratch(scratch).get());
+    k.lead_mask(args, begin, end, Scratch<>(scratch).get());
   });
   return keep;
 }

@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor> patch_embed_cpu(const Tensor& signal, const std::opti
   a.tokens = tokens.mutable_data_ptr();
   a.saved = for_backward ? saved.mutable_data_ptr() : nullptr;
   torch::stable::parallel_for(0, a.B, 1, [&](int64_t begin, int64_t end) {
-    k.patch_embed(a, begin, end, Scratch(sizes.forward_scratch).get());
+    k.patch_embed(a, begin, end, Scratch<>(sizes.forward_scratch).get());
   });
   return {tokens, saved};
 }
@@ -129,7 +129,7 @@ std::vector<Tensor> patch_embed_backward_cpu(const Tensor& grad_tokens, const Te
                              scratch.get());
   });
   torch::stable::parallel_for(0, a.C, 16, [&](int64_t first, int64_t last) {
-    k.patch_embed_finish(a, sums, n_chunks, first, last, Scratch(sizes.forward_scratch).get());
+    k.patch_embed_finish(a, sums, n_chunks, first, last, Scratch<>(sizes.forward_scratch).get());
   });
   return grads;
 }

@@ -130,7 +130,7 @@ struct ConvCall {
     const Transform<T> transform(n, args.plan);
     const int64_t scratch = k.positional_conv_scratch(args);
     torch::stable::parallel_for(0, k.positional_conv_units(args), 1, [&](int64_t b, int64_t e) {
-      (k.*kernel)(args, b, e, ::ecgfast::Scratch(scratch).get());
+      (k.*kernel)(args, b, e, ::ecgfast::Scratch<>(scratch).get());
     });
   }
 };

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,17 +102,6 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def full_precision(tensor: Tensor) -> torch.autocast:
     """A context without autocast for the tensor's device: what an op accumulates stays in fp32."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-def refuse_second_derivative(op: str) -> None:
-    """Make differentiating the gradient of ``op`` an error, where autograd would leave it out silently."""
-
-    def backward(ctx: Any, *grads: Any) -> None:
-        raise NotImplementedError(
-            f"{op}: has no second derivative; ecgfast.ops.use_reference() runs a form that has one"
-        )
-
-    torch.library.register_autograd(f"ecgfast::{op}_backward", backward)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

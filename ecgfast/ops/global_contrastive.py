@@ -7,13 +7,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ecgfast.ops._autograd import register_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
     check,
     check_tensor,
     full_precision,
     fused,
-    refuse_second_derivative,
     wide,
 )
 
@@ -128,7 +128,7 @@ def global_contrastive(
     _validate(a, b, group_a, group_b, temperature)
     if process_group is not None:
         a, b, group_a, group_b = _gather(a, b, group_a, group_b, process_group)
-    return torch.ops.ecgfast.global_contrastive(a, b, group_a, group_b, temperature, detach_norm)[0]
+    return _call(a, b, group_a, group_b, temperature, detach_norm)[0]
 
 
 @torch.library.register_fake("ecgfast::global_contrastive")
@@ -165,5 +165,4 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
     return (*grads, *(None,) * 4)
 
 
-torch.library.register_autograd("ecgfast::global_contrastive", _backward, setup_context=_setup)
-refuse_second_derivative(_OP)
+_call = register_gradient(_OP, _setup, _backward)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecgfast.ops._autograd import register_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
     check,
@@ -13,7 +14,6 @@ from ecgfast.ops._dispatch import (
     check_tensor,
     full_precision,
     fused,
-    refuse_second_derivative,
     wide,
 )
 from ecgfast.ops.random import Purpose, gumbel_from_words, words
@@ -158,7 +158,7 @@ def gumbel_quantize(
     if isinstance(temperature, Tensor):
         temperature = temperature.to(dtype)
     else:
-        temperature = torch.full((), temperature, dtype=dtype, device=logits.device)
+        temperature = torch.scalar_tensor(temperature, dtype=dtype, device=logits.device)
     if noise is not None:
         noise = noise.to(dtype)
     if rng is None:
@@ -167,9 +167,7 @@ def gumbel_quantize(
     # cost more than reading them.
     for_backward = torch.is_grad_enabled() and (logits.requires_grad or codebook.requires_grad)
     keep = for_backward and logits.device.type == "cpu"
-    outputs = torch.ops.ecgfast.gumbel_quantize(
-        logits, codebook, temperature, noise, rng, sample_ids, hard, keep
-    )
+    outputs = _call(logits, codebook, temperature, noise, rng, sample_ids, hard, keep)
     return outputs[:3]
 
 
@@ -225,5 +223,4 @@ def _backward(
     return (*grads, *(None,) * 6)
 
 
-torch.library.register_autograd("ecgfast::gumbel_quantize", _backward, setup_context=_setup)
-refuse_second_derivative(_OP)
+_call = register_gradient(_OP, _setup, _backward)

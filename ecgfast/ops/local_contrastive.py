@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecgfast.ops._autograd import register_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
     autocast,
@@ -14,7 +15,6 @@ from ecgfast.ops._dispatch import (
     check_tensor,
     describe,
     fused,
-    refuse_second_derivative,
     wide,
 )
 from ecgfast.ops.random import Purpose, bounded, words
@@ -200,7 +200,7 @@ def local_contrastive(
     if use_all or negative_index is not None:
         rng = sample_ids = None
     differentiable = torch.is_grad_enabled() and (predictions.requires_grad or targets.requires_grad)
-    loss, correct, _, _, _ = torch.ops.ecgfast.local_contrastive(
+    loss, correct, _, _, _ = _call(
         predictions,
         targets,
         codes.to(torch.int32) if codes is not None else None,
@@ -248,5 +248,4 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
     return (*grads, *(None,) * 8)
 
 
-torch.library.register_autograd("ecgfast::local_contrastive", _backward, setup_context=_setup)
-refuse_second_derivative(_OP)
+_call = register_gradient(_OP, _setup, _backward)

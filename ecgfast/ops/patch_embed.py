@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._dispatch import FLOATS, autocast, check, check_tensor, fused, refuse_second_derivative
+from ecgfast.ops._autograd import register_gradient
+from ecgfast.ops._dispatch import FLOATS, autocast, check, check_tensor, fused
 
 _OP = "patch_embed"
 MILLIVOLTS_PER_UNIT = 1e-3
@@ -215,5 +216,4 @@ def _backward(ctx: Any, grad_tokens: Tensor | None, _: Any) -> tuple:
     return grad_signal, None, grads[:n], grads[n], grads[n + 1], grads[n + 2 :], None, None
 
 
-torch.library.register_autograd("ecgfast::patch_embed", _backward, setup_context=_setup)
-refuse_second_derivative(_OP)
+register_gradient(_OP, _setup, _backward)

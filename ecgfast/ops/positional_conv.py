@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecgfast.ops._autograd import register_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
     autocast,
@@ -13,7 +14,6 @@ from ecgfast.ops._dispatch import (
     check_tensor,
     full_precision,
     fused,
-    refuse_second_derivative,
     wide,
 )
 
@@ -79,7 +79,7 @@ def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Ten
     if x.is_cuda and weight.shape[1] < _LEAST_CHANNELS_ON_CUDA:
         return positional_conv_reference(x, weight, bias, groups)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
-    return torch.ops.ecgfast.positional_conv(x, weight, bias, groups, save)[0]
+    return _call(x, weight, bias, groups, save)[0]
 
 
 @torch.library.register_fake("ecgfast::positional_conv")
@@ -125,5 +125,4 @@ def _backward(ctx: Any, grad_out: Tensor | None, _: Any) -> tuple[Tensor | None,
     return (*(g if n else None for g, n in zip(grads, needed, strict=True)), None, None)
 
 
-torch.library.register_autograd("ecgfast::positional_conv", _backward, setup_context=_setup)
-refuse_second_derivative(_OP)
+_call = register_gradient(_OP, _setup, _backward)

@@ -1,5 +1,7 @@
 """What no op may do: differentiate twice silently, read past its arguments, lose a NaN, hang."""
 
+import sys
+
 import pytest
 import torch
 
@@ -38,6 +40,22 @@ def test_a_second_derivative_is_refused(op):
         (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         gradient.square().sum().backward()
         assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize(
+    "op", ["local_contrastive", "global_contrastive", "gumbel_quantize", "positional_conv"]
+)
+def test_eager_calls_and_the_registered_op_have_the_same_gradients(op, monkeypatch):
+    torch.manual_seed(0)
+    x, y = outputs(op)
+    assert type(y.grad_fn).__name__ == f"{op}Backward"
+    (eager,) = torch.autograd.grad(y.square().sum(), x)
+    monkeypatch.setattr(sys.modules[f"ecgfast.ops.{op}"], "_call", getattr(direct, op))
+    torch.manual_seed(0)
+    x, y = outputs(op)
+    assert type(y.grad_fn).__name__.startswith("GeneratedBackwardFor_ecgfast")
+    (registered,) = torch.autograd.grad(y.square().sum(), x)
+    assert torch.equal(eager, registered)
 
 
 def test_direct_calls_are_checked():
