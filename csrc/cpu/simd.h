@@ -181,6 +181,18 @@ static inline void store_acc(Half* p, VF v) {
 
 static inline VF blend(VI take_a, VF a, VF b) { return take_a ? a : b; }
 
+// exp(x - n ln 2) for the integers n nearest to x / ln 2.
+static inline VF exp_fraction(VF x, VF n) {
+  VF r = x - n * 0.693145751953125f;
+  r = r - n * 1.42860677e-6f;
+  VF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return p * r * r + r + 1.0f;
+}
+
 // exp to within 1.2 ulp on [-87.3, 88.7]; 0 below, infinity above, NaN kept (measured in
 // tests/ops/test_simd.py).
 static inline VF exp(VF x) {
@@ -191,14 +203,7 @@ static inline VF exp(VF x) {
   const VF t = c * 1.44269504088896341f + 12582912.0f;
   const VI n = bit_cast<VI>(t) - 0x4B400000;
   const VF fn = t - 12582912.0f;
-  VF r = c - fn * 0.693145751953125f;
-  r = r - fn * 1.42860677e-6f;
-  VF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  const VF p = exp_fraction(c, fn);
   // 2^n in two factors, since n = 128 has no exponent of its own.
   const VI half = n >> 1;
   VF y = p * bit_cast<VF>((half + 127) << 23) * bit_cast<VF>((n - half + 127) << 23);
@@ -208,7 +213,7 @@ static inline VF exp(VF x) {
 
 // exp of numbers that are not positive, to within 1.2 ulp; 0 below -87.3, NaN kept. For the terms of softmax.
 #if defined(__AVX512F__)
-// 2^(t / 16) e^r with |r| <= ln 2 / 32; the sixteenths are looked up in a register.
+// As 2^(n / 16) e^r with |r| <= ln 2 / 32; the powers' sixteenths are looked up in a register.
 static inline VF exp_nonpositive(VF x) {
   const VF powers = {1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
                      1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
@@ -231,14 +236,7 @@ static inline VF exp_nonpositive(VF x) {
   const VF c = blend(low > x, low, x);
   const VF t = c * 1.44269504088896341f + 12582912.0f;
   const VF fn = t - 12582912.0f;
-  VF r = c - fn * 0.693145751953125f;
-  r = r - fn * 1.42860677e-6f;
-  VF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  const VF p = exp_fraction(c, fn);
   const VF y = p * bit_cast<VF>((bit_cast<VI>(t) << 23) + 0x3F800000);
   return blend(x < low, VF{}, y);
 }

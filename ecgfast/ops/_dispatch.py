@@ -81,9 +81,14 @@ def check_tensor(
         raise ValueError(f"{op}: {name} is on {t.device}, the other tensors on {like.device}")
 
 
+def check_state(op: str, rng: Tensor | None, like: Tensor) -> None:
+    """Check the random state."""
+    check_tensor(op, "rng", rng, (2,), (torch.int64,), like, "2: seed, step")
+
+
 def check_rng(op: str, rng: Tensor | None, sample_ids: Tensor | None, like: Tensor) -> None:
     """Check the random state and the sample ids that go with it."""
-    check_tensor(op, "rng", rng, (2,), (torch.int64,), like, "2: seed, step")
+    check_state(op, rng, like)
     check_tensor(op, "sample_ids", sample_ids, (None,), (torch.int64,), like, "B")
 
 

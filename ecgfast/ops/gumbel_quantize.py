@@ -11,6 +11,7 @@ from ecgfast.ops._dispatch import (
     FLOATS,
     check,
     check_rng,
+    check_state,
     check_tensor,
     full_precision,
     fused,
@@ -43,12 +44,16 @@ def _validate(
     if noise is not None:
         check_tensor(_OP, "noise", noise, tuple(logits.shape), FLOATS, codebook)
         check(not noise.requires_grad, _OP, "noise takes no gradient, got noise that requires it")
-    if rng is not None:
-        sample_ids = logits.new_zeros(1, dtype=torch.int64) if sample_ids is None else sample_ids
+    if rng is None:
+        return
+    rows, samples = logits.shape[0], 1
+    if sample_ids is None:
+        check_state(_OP, rng, codebook)
+    else:
         check_rng(_OP, rng, sample_ids, codebook)
-        rows, samples = logits.shape[0], sample_ids.shape[0]
-        fits = rows % samples == 0 if samples else rows == 0
-        check(fits, _OP, f"logits must have equally many rows per sample, got {rows} for {samples}")
+        samples = sample_ids.shape[0]
+    fits = rows % samples == 0 if samples else rows == 0
+    check(fits, _OP, f"logits must have equally many rows per sample, got {rows} for {samples}")
 
 
 def draw_gumbel(

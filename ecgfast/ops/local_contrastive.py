@@ -52,9 +52,9 @@ def _validate(
         check_tensor(_OP, "negative_index", negative_index, (b, m, None), ints, predictions)
         return
     check(n_negatives >= 1, _OP, f"n_negatives must be at least 1, got {n_negatives}")
-    given = rng is not None and sample_ids is not None
-    got = f"rng {describe(rng)} and sample_ids {describe(sample_ids)}"
-    check(given, _OP, f"sampled negatives need negative_index, or rng and sample_ids; got {got}")
+    if rng is None or sample_ids is None:
+        got = f"rng {describe(rng)} and sample_ids {describe(sample_ids)}"
+        raise ValueError(f"{_OP}: sampled negatives need negative_index, or rng and sample_ids; got {got}")
     check_rng(_OP, rng, sample_ids, predictions)
     check(len(sample_ids) == b, _OP, f"sample_ids must have {b} entries (B), got {len(sample_ids)}")
 
