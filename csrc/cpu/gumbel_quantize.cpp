@@ -181,6 +181,12 @@ struct Quantizer {
     return w.words + (first - 4 * block);
   }
 
+  // The row after the next, of what is read or written in place: the hardware's streams end at every page.
+  template <bool Write = false>
+  void fetch(const T* at) const {
+    __builtin_prefetch(at + 2 * a.G * a.V, Write, 3);
+  }
+
   // The logits of a group; padded columns are chosen by nothing.
   const T* logits(int64_t r, int64_t g) const {
     const int64_t at = (r * a.G + g) * a.V;
@@ -205,6 +211,7 @@ struct Quantizer {
   Peaks<T> noisy(const T* x, Noise noise) const {
     PeakFinder<T> finder;
     for (int64_t v = 0; v < w.vp; v += kLanes<T>) {
+      fetch(x + v);
       const Vec<T> plain = load(x + v), y = plain + noise(v);
       store(w.y + v, y);
       finder.next(plain, y);
@@ -244,6 +251,7 @@ struct Quantizer {
     for (int64_t v = 0; v < w.vp; v += kLanes<T>) {
       if constexpr (Choice) {
         const Vec<T> e = exp_nonpositive((load(w.y + v) - peaks.noisy) * by);
+        fetch<true>(choice + v);
         store(choice + v, e);
         chosen += e;
       }
@@ -392,8 +400,13 @@ struct Quantizer {
     const T most = Probs ? largest(x, w.vp) : T(0);
     ThroughSoftmax<T> chosen, probs;
     for (int64_t v = 0; v < w.vp; v += kLanes<T>) {
-      if constexpr (Choice) chosen.next(load(e + v), load(along + v));
+      fetch<true>(out + v);
+      if constexpr (Choice) {
+        fetch(e + v);
+        chosen.next(load(e + v), load(along + v));
+      }
       if constexpr (Probs) {
+        fetch(x + v);
         const Vec<T> p = exp_nonpositive(load(x + v) - most);
         store(w.probs + v, p);
         probs.next(p, load(grad_probs + v));

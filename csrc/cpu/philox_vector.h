@@ -25,6 +25,14 @@ static inline VU64 mul_wide(VU64 a, uint32_t b) {
 #endif
 }
 
+// The upper half of each lane in its lower half; the other half is anything. By a shuffle, since shifts
+// compete with the products for a port.
+static inline VU64 upper_half(VU64 a) {
+  VU from;
+  for (int l = 0; l < kF32Lanes; ++l) from[l] = static_cast<uint32_t>(l | 1);
+  return bit_cast<VU64>(__builtin_shuffle(bit_cast<VU>(a), from));
+}
+
 // One counter per lane, and what becomes of it.
 struct PhiloxLanes {
   VU64 c0, c1, c2, c3;
@@ -41,10 +49,10 @@ static inline __attribute__((always_inline)) void philox_rounds(uint32_t key0, u
   for (int round = 0; round < 10; ++round) {
     for (PhiloxLanes& q : c) {
       const VU64 p0 = mul_wide(q.c0, 0xD2511F53u), p1 = mul_wide(q.c2, 0xCD9E8D57u);
-      // What lies above 32 bits is left there: the products don't read it.
-      q.c0 = (p1 >> 32) ^ q.c1 ^ static_cast<uint64_t>(key0);
+      // What lies above 32 bits is anything: the products don't read it.
+      q.c0 = upper_half(p1) ^ q.c1 ^ static_cast<uint64_t>(key0);
       q.c1 = p1;
-      q.c2 = (p0 >> 32) ^ q.c3 ^ static_cast<uint64_t>(key1);
+      q.c2 = upper_half(p0) ^ q.c3 ^ static_cast<uint64_t>(key1);
       q.c3 = p0;
     }
     key0 += 0x9E3779B9u;
