@@ -6,6 +6,9 @@
 
 namespace ecgfast::cuda {
 
-enum class Dtype { float32, bfloat16, float16 };
+// tf32 is float32 in memory, of which products take what TF32 holds; only ops that say so take it.
+enum class Dtype { float32, bfloat16, float16, tf32 };
+
+inline int size_of(Dtype dtype) { return dtype == Dtype::float32 || dtype == Dtype::tf32 ? 4 : 2; }
 
 }  // namespace ecgfast::cuda

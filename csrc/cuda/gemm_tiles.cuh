@@ -117,8 +117,7 @@ struct WarpTile {
   int row = threadIdx.x / 32 % kDown * 64, column = threadIdx.x / 32 / kDown * kColumns;
 };
 
-// sums += left right over one chunk. For float32 every step is summed apart and then added: the tensor cores'
-// accumulation truncates, and would drift over a long depth.
+// sums += left right over one chunk.
 template <typename Left, typename Right, typename Warp, typename T>
 __device__ __forceinline__ void multiply(typename Warp::Sums& sums, const Warp& warp, const T* left,
                                          const T* right) {
@@ -151,12 +150,8 @@ __device__ __forceinline__ void multiply(typename Warp::Sums& sums, const Warp& 
         uint32_t a[4];
         Left::left(a, left, warp.row + 16 * i, step);
 #pragma unroll
-        for (int j = 0; j < kFragments; ++j) {
-          float part[4] = {};
-          mma_step(part, a, {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}, left);
-#pragma unroll
-          for (int n = 0; n < 4; ++n) sums[i][j][n] += part[n];
-        }
+        for (int j = 0; j < kFragments; ++j)
+          add_step(sums[i][j], a, {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}, left);
       }
     }
   }

@@ -28,7 +28,7 @@ int64_t padded(int64_t columns) {
 // f(the shape of tiles).
 template <typename T, typename Large, typename F>
 cudaError_t with_shape(bool large, F f) {
-  if constexpr (sizeof(T) == 2)
+  if constexpr (!kPrecise<T>)
     if (large) return f(Large());
   return f(typename GlobalShapes<T>::Small());
 }
@@ -39,7 +39,7 @@ bool bounded(const GlobalContrastive& in) { return 2 * in.inv_temperature <= kMo
 // f(the shape of the forward pass's tiles).
 template <typename F>
 cudaError_t with_similarities(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan, F f) {
-  return with_dtype(dtype, [&](auto* element) {
+  return with_product_dtype(dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     return with_shape<T, typename GlobalShapes<T>::Similarities>(plan.large_similarities && bounded(in), f);
   });
@@ -106,8 +106,8 @@ struct BackwardWorkspace {
 template <typename T>
 cudaError_t prepare(const GlobalContrastive& in, const PreparedRows& out, cudaStream_t stream) {
   const int64_t blocks = divide_up(in.rows[0] + in.rows[1], kRowThreads / 32);
-  return launch(prepare_rows<T>, dim3(static_cast<unsigned>(std::max<int64_t>(blocks, 1))), dim3(kRowThreads),
-                0, stream, in, out, rows_aligned<T>(in));
+  return launch(prepare_rows<Stored<T>>, dim3(static_cast<unsigned>(std::max<int64_t>(blocks, 1))),
+                dim3(kRowThreads), 0, stream, in, out, rows_aligned<T>(in));
 }
 
 // The rows as the products read them: the inputs or their copies.
@@ -255,11 +255,11 @@ class Backward {
     });
   }
 
-  TangentRows<T> complete(int side, int64_t begin, int64_t rows) const {
+  TangentRows<Stored<T>> complete(int side, int64_t begin, int64_t rows) const {
     return {w_.sums[side],
-            static_cast<const T*>(in_.x[side]) + begin * in_.width,
+            static_cast<const Stored<T>*>(in_.x[side]) + begin * in_.width,
             inv_norms(side, begin),
-            grad_[side] + begin * in_.width,
+            reinterpret_cast<Stored<T>*>(grad_[side]) + begin * in_.width,
             rows,
             pitch_,
             in_.width};
@@ -269,8 +269,9 @@ class Backward {
   cudaError_t finish(int64_t begin, int64_t rows) const {
     if (detach_norm_) return cudaSuccess;
     const int64_t rows_b = begin + rows == in_.rows[0] ? in_.rows[1] : 0;
-    return launch(tangents<T>, dim3(static_cast<unsigned>(divide_up(rows + rows_b, kRowThreads / 32))),
-                  dim3(kRowThreads), 0, stream_, complete(0, begin, rows), complete(1, 0, rows_b), scale());
+    return launch(tangents<Stored<T>>,
+                  dim3(static_cast<unsigned>(divide_up(rows + rows_b, kRowThreads / 32))), dim3(kRowThreads),
+                  0, stream_, complete(0, begin, rows), complete(1, 0, rows_b), scale());
   }
 
   const GlobalContrastive& in_;
@@ -291,14 +292,14 @@ int64_t even_block(int64_t rows, int64_t most) {
 }  // namespace
 
 GlobalPlan plan_global_contrastive(const GlobalContrastive& in, Dtype dtype) {
-  const bool wide = dtype == Dtype::float32;
+  const bool precise = dtype == Dtype::float32;
   const auto tiles = [](int64_t x, int64_t y, int m, int n) { return divide_up(x, m) * divide_up(y, n); };
   GlobalPlan plan{};
-  plan.large_similarities = !wide && tiles(in.rows[0], in.rows[1], 128, 128) >= kManyTiles;
+  plan.large_similarities = !precise && tiles(in.rows[0], in.rows[1], 128, 128) >= kManyTiles;
   plan.block[0] = even_block(in.rows[0], kBlockRows);
-  plan.block[1] = even_block(in.rows[1], kBlockBytes / kBlockRows / (wide ? 4 : 2));
+  plan.block[1] = even_block(in.rows[1], kBlockBytes / kBlockRows / size_of(dtype));
   plan.large_products =
-      !wide &&
+      !precise &&
       tiles(plan.block[0], in.width, 256, 128) + tiles(plan.block[1], in.width, 256, 128) >= kManyTiles;
   const int tile = plan.large_similarities ? 128 : 64;
   for (int side = 0; side < 2; ++side)
@@ -318,7 +319,7 @@ int64_t global_contrastive_workspace(const GlobalContrastive& in, Dtype dtype, c
 int64_t global_contrastive_backward_workspace(const GlobalContrastive& in, Dtype dtype,
                                               const GlobalPlan& plan, bool detach_norm) {
   int64_t bytes = 0;
-  with_dtype(dtype, [&](auto* element) {
+  with_product_dtype(dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     bytes = BackwardWorkspace<T>(in, plan, detach_norm, nullptr).bytes;
     return cudaSuccess;
@@ -336,7 +337,7 @@ cudaError_t global_contrastive(const GlobalContrastive& in, Dtype dtype, const G
 cudaError_t global_contrastive_backward(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan,
                                         const GlobalSaved& saved, bool detach_norm, void* const grad[2],
                                         void* workspace, cudaStream_t stream) {
-  return with_dtype(dtype, [&](auto* element) {
+  return with_product_dtype(dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     return Backward<T>(in, plan, saved, detach_norm, grad, workspace, stream).run();
   });

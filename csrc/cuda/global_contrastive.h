@@ -32,11 +32,12 @@ struct GlobalSaved {
 
 // How the work is cut. Results differ between plans in rounding only.
 struct GlobalPlan {
-  bool large_similarities, large_products;  // tiles; float32 has one size
+  bool large_similarities, large_products;  // tiles; float32 in full precision has one size
   int regions[2];                           // forward: of tiles of rows and of columns, a block each
   int64_t block[2];  // backward: rows of a and of b whose gradients of similarities are held at a time
 };
 
+// These functions take Dtype::tf32 as well.
 GlobalPlan plan_global_contrastive(const GlobalContrastive& in, Dtype dtype);
 
 // Bytes of device memory that the passes need beside inputs and results: forward, 0.5 KiB per row of either

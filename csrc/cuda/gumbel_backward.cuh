@@ -37,7 +37,7 @@ __host__ __device__ inline uint32_t codebook_blocks(const GumbelQuantize& in) {
 }
 
 // Two blocks need more shared memory than a multiprocessor of sm_80, 86, 89 or 120 has, so there one may take
-// all registers; everywhere with float32 entries, which are split.
+// all registers; everywhere with float32 entries, which are split or rounded.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ / 100 == 9 || __CUDA_ARCH__ / 100 == 10)
 template <typename T>
 constexpr int kBackwardBlocks = sizeof(T) == 2 ? 2 : 1;
@@ -247,22 +247,8 @@ class LogitsTask {
         uint32_t b[4];
         ptx::ldmatrix_x4(b, b_row + j * 16 * kStagePitch<T> + k * kStep);
 #pragma unroll
-        for (int f = 0; f < 2; ++f) add_products(s_[j][f], a, {b[2 * f], b[2 * f + 1]}, a_row);
+        for (int f = 0; f < 2; ++f) add_step(s_[j][f], a, {b[2 * f], b[2 * f + 1]}, a_row);
       }
-    }
-  }
-
-  // float32's products of a step are summed apart and added as a whole: the tensor cores' accumulation
-  // truncates, and would drift.
-  __device__ static void add_products(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                                      const T* type) {
-    if constexpr (sizeof(T) == 4) {
-      float part[4] = {};
-      mma_step(part, a, b, type);
-#pragma unroll
-      for (int n = 0; n < 4; ++n) sums[n] += part[n];
-    } else {
-      mma_step(sums, a, b, type);
     }
   }
 

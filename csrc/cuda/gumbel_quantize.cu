@@ -30,12 +30,13 @@ bool fits(const GumbelQuantize& in) {
   return in.entries % kPack == 0 && in.entries <= kMaxGumbelEntries && in.rows <= INT32_MAX;
 }
 
-// Calls f with null pointers of the two types: equal ones, or float32 entries for 16-bit logits.
+// Calls f with null pointers of the two types: equal ones, or entries of float32 or Tf32.
 template <typename F>
 cudaError_t with_dtypes(Dtype logits, Dtype codebook, F f) {
   return with_dtype(logits, [&](auto* element) {
     if (logits == codebook) return f(element, element);
     if (codebook == Dtype::float32) return f(element, static_cast<float*>(nullptr));
+    if (codebook == Dtype::tf32) return f(element, static_cast<Tf32*>(nullptr));
     return cudaErrorInvalidValue;
   });
 }

@@ -42,6 +42,7 @@ int64_t gumbel_partial_size(const GumbelQuantize& in);
 
 cudaError_t gumbel_quantize(const GumbelQuantize& in, int codebook_bytes, const GumbelResult& out,
                             cudaStream_t stream);  // codebook_bytes: of one element
+// `codebook_type` may be Dtype::tf32.
 cudaError_t gumbel_quantize_backward(const GumbelQuantize& in, Dtype codebook_type,
                                      const GumbelGradients& gradients, cudaStream_t stream);
 

@@ -7,6 +7,7 @@
 
 #include "dtype.h"
 #include "shared_arena.cuh"
+#include "tf32.cuh"
 
 namespace ecgfast::cuda {
 
@@ -34,8 +35,16 @@ cudaError_t with_dtype(Dtype dtype, F f) {
       return f(static_cast<__nv_bfloat16*>(nullptr));
     case Dtype::float16:
       return f(static_cast<__half*>(nullptr));
+    case Dtype::tf32:
+      break;
   }
   return cudaErrorInvalidValue;
+}
+
+// The same for kernels whose products may be in TF32.
+template <typename F>
+cudaError_t with_product_dtype(Dtype dtype, F f) {
+  return dtype == Dtype::tf32 ? f(static_cast<Tf32*>(nullptr)) : with_dtype(dtype, f);
 }
 
 // Launches kernel(arguments...); an empty grid is no launch. An error is returned and not left behind in the

@@ -17,7 +17,7 @@ cudaError_t local_contrastive(const LocalContrastive& in, Dtype dtype, const Loc
                               cudaStream_t stream) {
   const int64_t blocks = in.batch * n_tiles(in.tokens);
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  return with_dtype(dtype, [&](auto* element) {
+  return with_product_dtype(dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     return launch(local_contrastive_forward<T>, dim3(blocks), dim3(kThreads),
                   shared_bytes<ForwardMemory<T>>(), stream, in, out, rows_aligned<T>(in));
@@ -29,7 +29,7 @@ cudaError_t local_contrastive_backward(const LocalContrastive& in, Dtype dtype,
                                        void* grad_targets, cudaStream_t stream) {
   const int64_t blocks = 2 * in.batch * n_tiles(in.tokens);
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  return with_dtype(dtype, [&](auto* element) {
+  return with_product_dtype(dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     const bool aligned = rows_aligned<T>(in) && multiples_of_16(grad_predictions, grad_targets);
     return launch(local_contrastive_backward<T>, dim3(blocks), dim3(kThreads),

@@ -537,7 +537,7 @@ __device__ void backward_tile(const LocalContrastive& in, const LocalContrastive
 // Blocks: segment, tile, side (predictions, targets), the last running fastest.
 template <typename T>
 __global__ void __launch_bounds__(kThreads,
-                                  sizeof(T) == 2 ? 2 : 1)  // float32 splits operands: more registers
+                                  kPrecise<T> ? 1 : 2)  // float32 splits operands: more registers
     local_contrastive_backward(LocalContrastive in, LocalContrastiveSaved saved, T* grad_predictions,
                                T* grad_targets, bool aligned) {
   SharedArena arena;

@@ -33,6 +33,7 @@ struct LocalContrastiveSaved {
   const float* inv_norms;
 };
 
+// Both take Dtype::tf32 as well.
 cudaError_t local_contrastive(const LocalContrastive& in, Dtype dtype, const LocalContrastiveResult& out,
                               cudaStream_t stream);
 cudaError_t local_contrastive_backward(const LocalContrastive& in, Dtype dtype,

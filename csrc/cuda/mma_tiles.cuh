@@ -3,13 +3,14 @@
 // Rows of a matrix come through shared memory in chunks of 64 columns, padded so that eight rows of a 16-byte
 // column lie in different banks. Of a 64 x 64 tile, warp w owns rows 16 * (w % 4) .. + 15 and columns 32 * (w
 // / 4) .. + 31, as four 16 x 8 fragments. bfloat16 and float16 multiply exactly in m16n8k16; float32 is split
-// into two tf32 terms, of which the product of the two low ones is dropped (2^-22 relative).
+// into two tf32 terms, of which the product of the two low ones is dropped (2^-22 relative); Tf32 is rounded.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
 
 #include "ptx.cuh"
+#include "tf32.cuh"
 
 namespace ecgfast {
 
@@ -50,6 +51,7 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {
 }
 
 __device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(Tf32 x) { return x; }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 
@@ -57,6 +59,10 @@ template <typename T>
 __device__ __forceinline__ T from_float(float x);
 template <>
 __device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ Tf32 from_float<Tf32>(float x) {
   return x;
 }
 template <>
@@ -120,6 +126,16 @@ __device__ __forceinline__ void mma_split(float (&c)[4], const uint32_t (&a)[4],
   ptx::mma_m16n8k8_tf32(c, a_high, b_high);
 }
 
+// The words of a fragment of float32, rounded to tf32.
+template <int N>
+struct Rounded {
+  uint32_t words[N];
+  __device__ __forceinline__ explicit Rounded(const uint32_t (&w)[N]) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) words[n] = ptx::to_tf32(__uint_as_float(w[n]));
+  }
+};
+
 // One step of 32 bytes along the rows of both operands.
 __device__ __forceinline__ void mma_step(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                          const __nv_bfloat16*) {
@@ -132,6 +148,24 @@ __device__ __forceinline__ void mma_step(float (&c)[4], const uint32_t (&a)[4], 
 __device__ __forceinline__ void mma_step(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                          const float*) {
   mma_split(c, a, b);
+}
+__device__ __forceinline__ void mma_step(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                         const Tf32*) {
+  ptx::mma_m16n8k8_tf32(c, Rounded(a).words, Rounded(b).words);
+}
+
+// sums += a b; float32 as a sum apart, see kPrecise.
+template <typename T>
+__device__ __forceinline__ void add_step(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                         const T* type) {
+  if constexpr (kPrecise<T>) {
+    float part[4] = {};
+    mma_step(part, a, b, type);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) sums[n] += part[n];
+  } else {
+    mma_step(sums, a, b, type);
+  }
 }
 
 // sums += x y^T over the 64 columns of the chunks x and y. A chunk is summed apart and added as a whole: the
@@ -160,7 +194,7 @@ __device__ void add_gram(float (&sums)[kFragments][4], const T* x, const T* y, c
 }
 
 // sums += w y for the 64 x 64 float tile w (pitch kPitch<float>) and the chunk y, over the first `depth` rows
-// of y. In tf32, which holds a bfloat16 or float16 exactly; w is rounded to tf32 there, and split for
+// of y. In tf32, which holds a bfloat16 or float16 exactly; w is rounded to tf32, but split for
 // float32. Here column c of a warp's 32 is column c / 4 of fragment c % 4, so that a thread reads 4 and holds
 // 8 consecutive ones: sums[f][n] is column 8 * (lane % 4) + f + n % 2 * 4.
 template <typename T>
@@ -184,7 +218,7 @@ __device__ void add_product(float (&sums)[kFragments][4], const float* w, const 
       if constexpr (sizeof(T) == 2)
         ptx::mma_m16n8k8_tf32(sums[f], a, b);
       else
-        mma_split(sums[f], a, b);
+        mma_step(sums[f], a, b, y);
     }
   }
 }

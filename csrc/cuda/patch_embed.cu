@@ -9,8 +9,6 @@
 namespace ecgfast::cuda {
 namespace {
 
-int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
-
 // Takes arrays one after another, each a multiple of 16 bytes.
 struct Carve {
   char* base;
@@ -48,7 +46,7 @@ struct Splits {
     const auto split = [](int64_t target, int64_t tiles, int64_t most) {
       return static_cast<int>(std::max<int64_t>(1, std::min(target / std::max<int64_t>(1, tiles), most)));
     };
-    const bool wide = dtype == Dtype::float32;
+    const bool wide = size_of(dtype) == 4;
     const int64_t slices = divide_up(s.width, 128), down = divide_up(s.channels, 128);
     const int64_t columns = wide ? kFirstInputColumns<float> : kFirstInputColumns<__half>;
     const int64_t first_down = wide ? down : divide_up(s.channels, kFirstGradChannels<__half>);
@@ -103,9 +101,10 @@ int64_t loop_blocks(int64_t n) { return std::min<int64_t>(divide_up(n, kThreads)
 template <typename T>
 cudaError_t forward(const StemShape& s, const StemInputs& in, const StemState& state, void* tokens,
                     cudaStream_t stream) {
+  using U = Stored<T>;
   Launches run{stream};
-  run(stem_pack<T>, loop_blocks(int64_t{2} * s.channels * s.width), s.layers, kThreads, 0, s, in, state);
-  run(stem_statistics<T>, s.batch, 1, 32 * kStatisticsWarps<T>, shared_bytes<StatisticsMemory<T>>(), s, in,
+  run(stem_pack<U>, loop_blocks(int64_t{2} * s.channels * s.width), s.layers, kThreads, 0, s, in, state);
+  run(stem_statistics<U>, s.batch, 1, 32 * kStatisticsWarps<U>, shared_bytes<StatisticsMemory<U>>(), s, in,
       state);
   for (int layer = 1; layer < s.layers; ++layer) {
     const bool last = layer == s.layers - 1;
@@ -161,11 +160,11 @@ void descend(Launches& run, const StemShape& s, const StemState& state, const Sp
   }
 }
 
-template <typename T>
+template <typename U>
 void grad_biases(Launches& run, const StemShape& s, const Workspace& work) {
   for (int layer = 1; layer < s.layers; ++layer)
-    run(stem_bias_sums<T>, divide_up(s.width, 64), kBiasSplits, kThreads, kThreads * sizeof(float),
-        of_layer<T>(work.grads, s, layer), s.batch * stem_rows(s, layer), s.width,
+    run(stem_bias_sums<U>, divide_up(s.width, 64), kBiasSplits, kThreads, kThreads * sizeof(float),
+        of_layer<U>(work.grads, s, layer), s.batch * stem_rows(s, layer), s.width,
         work.biases + (layer - 1) * int64_t{kBiasSplits} * s.width);
 }
 
@@ -176,17 +175,18 @@ void grad_signal(Launches& run, const StemShape& s, const StemInputs& in, const 
   grad_layer<T>(
       run, {},
       {static_cast<T*>(work.scaled), s.batch * stem_rows(s, 0), s.width, weights, nullptr, work.patch_grads});
-  run(stem_grad_signal<T>, s.batch, 1, kThreads, shared_bytes<SignalGradientMemory>(), s, state, in.keep,
-      work.segments, parts, work.patch_grads, static_cast<T*>(out));
+  run(stem_grad_signal<Stored<T>>, s.batch, 1, kThreads, shared_bytes<SignalGradientMemory>(), s, state,
+      in.keep, work.segments, parts, work.patch_grads, static_cast<Stored<T>*>(out));
 }
 
 template <typename T>
 cudaError_t backward(const StemShape& s, const StemInputs& in, const StemState& state, const Splits& n,
                      const Workspace& work, const StemGradients& grads, cudaStream_t stream) {
+  using U = Stored<T>;
   Launches run{stream};
-  const T* tokens = static_cast<const T*>(grads.tokens);
-  run(stem_grad_last<T>, loop_blocks(s.batch * s.tokens * (s.width / kVector<T>)), 1, kThreads, 0, s, state,
-      tokens, of_layer<T>(work.grads, s, s.layers - 1), multiples_of_16(tokens, s.channels * sizeof(T)));
+  const U* tokens = static_cast<const U*>(grads.tokens);
+  run(stem_grad_last<U>, loop_blocks(s.batch * s.tokens * (s.width / kVector<U>)), 1, kThreads, 0, s, state,
+      tokens, of_layer<U>(work.grads, s, s.layers - 1), multiples_of_16(tokens, s.channels * sizeof(U)));
   descend<T>(run, s, state, n, work);
   const T* first = of_layer<T>(work.grads, s, 1);
   const int64_t slices = divide_up(s.width, 128);
@@ -196,12 +196,12 @@ cudaError_t backward(const StemShape& s, const StemInputs& in, const StemState& 
       static_cast<T*>(work.scaled));
   run(stem_grad_weight_first<T>, n.first * 2 * slices * divide_up(s.channels, kFirstGradChannels<T>), 1,
       kThreads, shared_bytes<FirstWeightMemory<T>>(), s, state, first, n.first, work.weights);
-  run(stem_norm_gradient<T>, s.batch, 1, kThreads, kPatch * kPatch * sizeof(float), s, state, work.segments,
+  run(stem_norm_gradient<U>, s.batch, 1, kThreads, kPatch * kPatch * sizeof(float), s, state, work.segments,
       n.parts);
-  if (in.biases[0]) grad_biases<T>(run, s, work);
+  if (in.biases[0]) grad_biases<Stored<T>>(run, s, work);
   if (grads.signal) grad_signal<T>(run, s, in, state, n.parts, work, grads.signal);
   const StemSums sums{work.segments, n.parts, work.weights, n.first, n.others, work.biases};
-  run(stem_finish<T>, loop_blocks(std::max(int64_t{s.channels} * s.channels, int64_t{4} * kPatch * s.width)),
+  run(stem_finish<U>, loop_blocks(std::max(int64_t{s.channels} * s.channels, int64_t{4} * kPatch * s.width)),
       s.layers, kThreads, 0, s, sums, grads);
   return run.error;
 }
@@ -236,7 +236,7 @@ cudaError_t patch_embed(const StemShape& shape, const StemInputs& in, Dtype dtyp
                         void* tokens, cudaStream_t stream) {
   StemState laid;
   lay_out(shape, size_of(dtype), slopes, state, laid);
-  return with_dtype(dtype, [&](auto* element) {
+  return with_product_dtype(dtype, [&](auto* element) {
     return forward<std::remove_pointer_t<decltype(element)>>(shape, in, laid, tokens, stream);
   });
 }
@@ -249,7 +249,7 @@ cudaError_t patch_embed_backward(const StemShape& shape, const StemInputs& in, D
   const Splits splits(shape, dtype, blocks);
   lay_out(shape, size_of(dtype), true, const_cast<void*>(state), laid);
   lay_out(shape, splits, size_of(dtype), grads.signal != nullptr, in.biases[0] != nullptr, workspace, work);
-  return with_dtype(dtype, [&](auto* element) {
+  return with_product_dtype(dtype, [&](auto* element) {
     return backward<std::remove_pointer_t<decltype(element)>>(shape, in, laid, splits, work, grads, stream);
   });
 }

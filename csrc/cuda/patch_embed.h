@@ -45,6 +45,7 @@ constexpr int kStemBlocks = 256;
 int64_t stem_workspace_bytes(const StemShape& shape, Dtype dtype, bool for_signal, bool has_bias,
                              int blocks = kStemBlocks);
 
+// Dtype::tf32 leaves the norm's statistics in fp32 precision.
 cudaError_t patch_embed(const StemShape& shape, const StemInputs& in, Dtype dtype, void* state, bool slopes,
                         void* tokens, cudaStream_t stream);
 cudaError_t patch_embed_backward(const StemShape& shape, const StemInputs& in, Dtype dtype, const void* state,

@@ -184,7 +184,7 @@ __device__ void grad_weight(const WeightGradient<T>& in, int block) {
 // Both products of a layer's gradients in one launch, since a layer alone does not fill the device evenly;
 // the long ones come first.
 template <typename T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, kPrecise<T> ? 1 : 2)
     stem_grad_layer(WeightGradient<T> weight, int weight_blocks, InputGradient<T> input) {
   const int block = blockIdx.x;
   if (block < weight_blocks)
@@ -329,22 +329,20 @@ struct FirstInputMemory {
 };
 
 // A fragment of 16 rows by 8 columns as the right operand of products down its rows.
-__device__ __forceinline__ void down_rows(uint32_t (&b)[1][2], const float (&d)[4], const __nv_bfloat16* t) {
-  b[0][0] = ptx::transpose_8x8(pack_two(d[0], d[1], t));
-  b[0][1] = ptx::transpose_8x8(pack_two(d[2], d[3], t));
-}
-__device__ __forceinline__ void down_rows(uint32_t (&b)[1][2], const float (&d)[4], const __half* t) {
-  b[0][0] = ptx::transpose_8x8(pack_two(d[0], d[1], t));
-  b[0][1] = ptx::transpose_8x8(pack_two(d[2], d[3], t));
-}
-__device__ __forceinline__ void down_rows(uint32_t (&b)[2][2], const float (&d)[4], const float*) {
+template <typename T>
+__device__ __forceinline__ void down_rows(uint32_t (&b)[16 / kStepDepth<T>][2], const float (&d)[4]) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
-    const int source = (lane % 4 + n % 2 * 4) * 4 + lane / 8;
-    const float even = __shfl_sync(~0u, d[n / 2 * 2], source),
-                odd = __shfl_sync(~0u, d[n / 2 * 2 + 1], source);
-    b[n / 2][n % 2] = __float_as_uint(lane / 4 % 2 ? odd : even);
+    if constexpr (sizeof(T) == 2) {
+      if (n < 2)
+        b[0][n] = ptx::transpose_8x8(pack_two(d[2 * n], d[2 * n + 1], static_cast<const T*>(nullptr)));
+    } else {
+      const int source = (lane % 4 + n % 2 * 4) * 4 + lane / 8;
+      const float even = __shfl_sync(~0u, d[n / 2 * 2], source),
+                  odd = __shfl_sync(~0u, d[n / 2 * 2 + 1], source);
+      b[n / 2][n % 2] = __float_as_uint(lane / 4 % 2 ? odd : even);
+    }
   }
 }
 
@@ -379,7 +377,7 @@ struct Walk {
 
 // A thread's sums, put away to leave the registers to what comes next: 16-bit types round them, float32 moves
 // them to shared memory, [fragments][kThreads] fours.
-template <typename T, typename Warp>
+template <typename T, typename Warp, bool kWide = sizeof(T) == 4>
 struct PutAway {
   Pack<T, 2> pairs[kRowFragments][Warp::kFragments][2];
 
@@ -396,8 +394,8 @@ struct PutAway {
   }
 };
 
-template <typename Warp>
-struct PutAway<float, Warp> {
+template <typename T, typename Warp>
+struct PutAway<T, Warp, true> {
   float* own;
 
   __device__ PutAway(const typename Warp::Sums& sums, float* staged) : own(staged + 4 * threadIdx.x) {
@@ -445,7 +443,7 @@ __device__ __forceinline__ void finish_row_tile(const PutAway<T, Warp>& grads, c
       layer0<T>(d, a, w, memory.affine + 2 * channel);
 #pragma unroll
       for (int n = 0; n < 4; ++n) d[n] = gelu_and_slope<T>(d[n]).slope * grad[n];
-      down_rows(right, d, static_cast<const T*>(nullptr));
+      down_rows<T>(right, d);
 #pragma unroll
       for (int down = 0; down < kDown; ++down)
 #pragma unroll

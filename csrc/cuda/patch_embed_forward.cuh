@@ -367,7 +367,7 @@ struct LayerMemory {
 
 // A layer from 2 up: 128 rows by 128 channels of gelu(hidden weights^T + bias).
 template <typename T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, kPrecise<T> ? 1 : 2)
     stem_layer(StemShape s, StemState state, int layer, LayerOutput out) {
   using Tile = typename LayerMemory<T>::Tile;
   using Warp = WarpTile<128, 128>;

@@ -26,8 +26,8 @@ class Launches {
     float* sums = need_parameters ? space_.take<float>(pack_blocks() * g_.padded_width()) : nullptr;
     const Tokens<Mma<In>> grad = cut_tokens(grad_out, static_cast<const In*>(b.conv), sums);
     if (need_parameters) {
-      run(sum_bias<In>, ceil_div(g_.padded_width(), 32), 1, kPackThreads, shared_bytes<PackMemory>(), g_,
-          sums, pack_blocks(), static_cast<In*>(b.grad_bias));
+      run(sum_bias<Stored<In>>, ceil_div(g_.padded_width(), 32), 1, kPackThreads, shared_bytes<PackMemory>(),
+          g_, sums, pack_blocks(), static_cast<Stored<In>*>(b.grad_bias));
       gradient_of_weight(grad, static_cast<In*>(b.grad_weight));
     }
     if (need_x) {
@@ -109,8 +109,8 @@ class Launches {
     const int64_t tiles = static_cast<int64_t>(g_.groups) * g_.sides() * g_.sides() * g_.taps;
     a.partial = space_.take<float>(a.splits * tiles * kWeightTile);
     run(weight_gradient<In>, blocks * a.splits, 1, kGradThreads, shared_bytes<GradMemory<In>>(), a);
-    run(sum_weights<In>, int64_t{g_.width()} * g_.sides(), 1, kWeightThreads, shared_bytes<WeightMemory>(),
-        g_, a.partial, a.splits, grad_weight);
+    run(sum_weights<Stored<In>>, int64_t{g_.width()} * g_.sides(), 1, kWeightThreads,
+        shared_bytes<WeightMemory>(), g_, a.partial, a.splits, reinterpret_cast<Stored<In>*>(grad_weight));
   }
 
   const PositionalConv& in_;
@@ -125,7 +125,7 @@ class Launches {
 template <typename Call>
 cudaError_t with_launches(const PositionalConv& in, Dtype dtype, void* workspace, cudaStream_t stream,
                           size_t* used, Call call) {
-  return with_dtype(dtype, [&](auto* element) {
+  return with_product_dtype(dtype, [&](auto* element) {
     Launches<std::remove_pointer_t<decltype(element)>> launches(in, workspace, stream);
     call(launches);
     if (used) *used = launches.used();

@@ -25,10 +25,9 @@ constexpr int kConvThreads = 128;
 constexpr int kUnits = 2;  // tiles of tokens of a block: two warps each
 constexpr int kSumPitch = kSide + 4;
 
-// 8-token blocks of a warp. float32 sums apart what a run adds, since the tensor cores' accumulation
-// truncates.
+// 8-token blocks of a warp. float32 sums apart what a run adds (see kPrecise).
 template <typename In>
-constexpr int kTokenBlocks = sizeof(In) == 4 ? 5 : 10;
+constexpr int kTokenBlocks = kPrecise<In> ? 5 : 10;
 template <typename In>
 constexpr int kUnitTokens = 2 * 8 * kTokenBlocks<In>;
 
@@ -238,7 +237,7 @@ __global__ void __launch_bounds__(kConvThreads, 2) convolve(Convolution<In> a, i
     const int steps = ceil_div(min(kSide, a.g.padded_channels() - pass.side * kSide), 16);
     const T* stage = weights + s % 2 * kRun * kWeightTile;
     const T* rows = tokens + swizzled(lane_row + r, lane / 8 % 2);
-    if constexpr (kPieces<In> == 1) {
+    if constexpr (!kPrecise<In>) {
       add_run(sums, stage, rows, steps, a.g.run_taps(pass.tap), mine);
     } else {
       float part[kBlocks][3][4] = {};
@@ -259,7 +258,7 @@ constexpr int kGradThreads = 32 * kGradWarps;
 constexpr int kGradTokens = 160;  // of a stage
 
 template <typename In>
-constexpr int kGradRun = sizeof(In) == 4 ? 2 : 4;  // taps of a warp, 8 apart
+constexpr int kGradRun = kPrecise<In> ? 2 : 4;  // taps of a warp, 8 apart
 template <typename In>
 constexpr int kGradTaps = 4 * 8 * kGradRun<In>;  // from the first tap of one block's set to the next one's
 
@@ -397,7 +396,7 @@ __global__ void __launch_bounds__(kGradThreads, 1) weight_gradient(WeightGradien
     const T* stage_grads = grads + s % 2 * kGradTokens * kSide;
     const T* stage_tokens = tokens + s % 2 * GradMemory<In>::kRows * kSide;
     if (first >= last) continue;
-    if constexpr (kPieces<In> == 1) {
+    if constexpr (!kPrecise<In>) {
       add_tokens(sums, stage_grads, stage_tokens, first, last);
     } else {
       float part[kTaps][2][3][4] = {};

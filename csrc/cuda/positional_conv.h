@@ -24,13 +24,14 @@ struct PositionalConvGradients {
 
 // Bytes of device memory that a call needs, at an address that is a multiple of 256. For 16-bit dtypes and
 // channels per group that are multiples of 48: forward the weight once; backward the weight, x, at most
-// max(1, 128 / blocks) times the weight in float32, and 1/32 of x. float32 takes 1.5 bytes for each byte of
-// these (and of x, forward); other numbers of channels are rounded up to 16 (x) and 48 (weights).
+// max(1, 128 / blocks) times the weight in float32, and 1/32 of x. float32 takes 1.5 bytes (in TF32 1) for
+// each byte of these (and of x, forward); other numbers of channels are rounded up to 16 (x) and 48
+// (weights).
 size_t positional_conv_workspace(const PositionalConv& in, Dtype dtype);
 size_t positional_conv_backward_workspace(const PositionalConv& in, Dtype dtype, bool need_x,
                                           bool need_parameters);
 
-// `conv` may be null.
+// These functions take Dtype::tf32 as well. `conv` may be null.
 cudaError_t positional_conv(const PositionalConv& in, Dtype dtype, const void* bias, void* out, void* conv,
                             void* workspace, cudaStream_t stream);
 cudaError_t positional_conv_backward(const PositionalConv& in, Dtype dtype,

@@ -4,7 +4,7 @@
 // barrier per chunk. A row-major operand is read along its rows; a "turned" one, whose rows lie along the
 // depth of the product, is turned by ldmatrix (16 bits) or by single loads (float32). Units of 16 bytes are
 // permuted within a row of shared memory so that what a warp reads together lies in different banks. bfloat16
-// and float16 multiply exactly, float32 as the sum of two tf32 (see mma_tiles.cuh).
+// and float16 multiply exactly, float32 as the sum of two tf32, Tf32 as one (see mma_tiles.cuh).
 #pragma once
 #include "mma_tiles.cuh"
 #include "shared_arena.cuh"
@@ -49,6 +49,7 @@ template <typename T, int kSize, bool kTurned>
 struct OperandChunk {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T)), kDepth = 4 * kVector;
   static constexpr int kPitch = kTurned ? kSize : kDepth, kUnits = kPitch / kVector;
+  static constexpr int kPeriod = kTurned && sizeof(T) == 4 ? 4 : 8;  // of rows with the same permutation
 
   // Of a unit of a stored row.
   static __device__ __forceinline__ int offset(int row, int unit) {
@@ -94,7 +95,7 @@ template <typename T, int kSize, bool kTurned, int kThreads>
 class OperandLoader {
   using Chunk = OperandChunk<T, kSize, kTurned>;
   static constexpr int kUnits = Chunk::kUnits, kStep = kThreads / kUnits, kCopies = kSize * 4 / kThreads;
-  static_assert(kStep % 8 == 0);  // the permutation of units is the same in all of a thread's rows
+  static_assert(kStep % Chunk::kPeriod == 0);  // a thread's rows all have the same permutation
 
  public:
   // The tile's rows (turned: columns) first .. first + kSize - 1; zeros beyond the matrix.
@@ -176,10 +177,9 @@ class TileProduct {
       __syncthreads();
       load(c + S::stages - 1, free);
       const T* chunk = memory_.stages + stage * Memory::kStage;
-      if constexpr (sizeof(T) == 2) {
+      if constexpr (!kPrecise<T>) {
         add(sums, chunk, at);
       } else {
-        // The tensor cores' sums truncate: a chunk is summed apart, as fp32 precision asks.
         typename S::Sums part;
         clear(part);
         add(part, chunk, at);

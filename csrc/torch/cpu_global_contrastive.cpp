@@ -91,7 +91,7 @@ void for_blocks(GlobalArgs& a, const GlobalSizes& s, int side, F f) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> global_contrastive_cpu(const Tensor& a, const Tensor& b,
                                                                   const Tensor& group_a,
                                                                   const Tensor& group_b, double temperature,
-                                                                  bool detach_norm) {
+                                                                  bool detach_norm, bool /*tf32*/) {
   const Kernels& k = kernels();
   Inputs in(a, b, group_a, group_b, temperature, detach_norm);
   GlobalArgs& g = in.args;
@@ -161,7 +161,8 @@ std::tuple<Tensor, Tensor> global_contrastive_backward_cpu(const Tensor& grad_lo
                                                            const Tensor& b, const Tensor& group_a,
                                                            const Tensor& group_b, const Tensor& lse_rows,
                                                            const Tensor& lse_columns, const Tensor& inv_norms,
-                                                           double temperature, bool detach_norm) {
+                                                           double temperature, bool detach_norm,
+                                                           bool /*tf32*/) {
   const Kernels& k = kernels();
   Inputs in(a, b, group_a, group_b, temperature, detach_norm);
   GlobalArgs& g = in.args;

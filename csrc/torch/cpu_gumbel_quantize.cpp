@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gumbel_quantize_cpu(const Tensor& log
                                                                const std::optional<Tensor>& noise,
                                                                const std::optional<Tensor>& rng,
                                                                const std::optional<Tensor>& sample_ids,
-                                                               bool hard, bool keep) {
+                                                               bool hard, bool keep, bool /*tf32*/) {
   const Kernels& k = kernels();
   Inputs in(logits, codebook, temperature, noise, rng, sample_ids, hard);
   GumbelArgs& a = in.args;
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor> gumbel_quantize_backward_cpu(
     const std::optional<Tensor>& grad_quantized, const std::optional<Tensor>& grad_mean_probs,
     const Tensor& logits, const Tensor& codebook, const Tensor& temperature, const Tensor& codes,
     const std::optional<Tensor>& noise, const std::optional<Tensor>& rng,
-    const std::optional<Tensor>& sample_ids, const Tensor& choice, bool hard) {
+    const std::optional<Tensor>& sample_ids, const Tensor& choice, bool hard, bool /*tf32*/) {
   const Kernels& k = kernels();
   Inputs in(logits, codebook, temperature, noise, rng, sample_ids, hard);
   GumbelArgs& a = in.args;

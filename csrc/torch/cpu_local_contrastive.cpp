@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_contrastive_cpu(
     const Tensor& predictions, const Tensor& targets, const std::optional<Tensor>& codes,
     const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
     const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all,
-    bool save_weights) {
+    bool save_weights, bool /*tf32*/) {
   LocalInputs in(predictions, targets, codes, negative_index, rng, sample_ids, n_negatives, temperature,
                  use_all);
   LocalArgs& a = in.args;
@@ -88,7 +88,8 @@ std::tuple<Tensor, Tensor> local_contrastive_backward_cpu(
     const Tensor& grad_loss, const Tensor& predictions, const Tensor& targets, const Tensor& lse,
     const Tensor& inv_norms, const Tensor& weights, const std::optional<Tensor>& codes,
     const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
-    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all) {
+    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all,
+    bool /*tf32*/) {
   LocalInputs in(predictions, targets, codes, negative_index, rng, sample_ids, n_negatives, temperature,
                  use_all);
   LocalArgs& a = in.args;

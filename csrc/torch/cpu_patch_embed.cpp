@@ -56,7 +56,7 @@ Tensor packed_weights(const Kernels& k, StemInputs& in, const StemSizes& sizes, 
 std::tuple<Tensor, Tensor> patch_embed_cpu(const Tensor& signal, const std::optional<Tensor>& keep,
                                            const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                            const Tensor& gn_bias, const std::vector<Tensor>& biases,
-                                           double eps, bool for_backward) {
+                                           double eps, bool for_backward, bool /*tf32*/) {
   StemInputs in(signal, keep, weights, gn_weight, gn_bias, biases, eps);
   StemArgs& a = in.args;
   const Kernels& k = kernels();
@@ -82,7 +82,8 @@ std::vector<Tensor> patch_embed_backward_cpu(const Tensor& grad_tokens, const Te
                                              const std::optional<Tensor>& keep,
                                              const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                              const Tensor& gn_bias, const std::vector<Tensor>& biases,
-                                             double eps, const Tensor& saved, bool for_signal) {
+                                             double eps, const Tensor& saved, bool for_signal,
+                                             bool /*tf32*/) {
   StemInputs in(signal, keep, weights, gn_weight, gn_bias, biases, eps);
   StemArgs& a = in.args;
   const Kernels& k = kernels();

@@ -136,7 +136,7 @@ struct ConvCall {
 };
 
 std::tuple<Tensor, Tensor> positional_conv_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                                               int64_t groups, bool save) {
+                                               int64_t groups, bool save, bool /*tf32*/) {
   ConvCall call(x, weight, groups);
   check_conv_bias(x, bias);
   const Tensor dense_bias = dense(bias);
@@ -153,7 +153,7 @@ std::tuple<Tensor, Tensor> positional_conv_cpu(const Tensor& x, const Tensor& we
 std::tuple<Tensor, Tensor, Tensor> positional_conv_backward_cpu(const Tensor& grad_out, const Tensor& x,
                                                                 const Tensor& weight, const Tensor& conv,
                                                                 int64_t groups, bool need_x,
-                                                                bool need_parameters) {
+                                                                bool need_parameters, bool /*tf32*/) {
   ConvCall call(x, weight, groups);
   const Tensor grad = dense(grad_out), saved = dense(conv);
   check_conv_saved(call.x, grad, saved);

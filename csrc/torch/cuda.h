@@ -33,6 +33,12 @@ inline cuda::Dtype cuda_dtype(const Tensor& t, const char* op) {
   }
 }
 
+// That of an op whose kernels have products: `tf32` is for float32 alone.
+inline cuda::Dtype cuda_dtype(const Tensor& t, const char* op, bool tf32) {
+  const cuda::Dtype dtype = cuda_dtype(t, op);
+  return tf32 && dtype == cuda::Dtype::float32 ? cuda::Dtype::tf32 : dtype;
+}
+
 inline void check_device(const char* op, const Tensor& first, const std::optional<Tensor>& t) {
   STD_TORCH_CHECK(!t.has_value() || (t->is_cuda() && t->get_device_index() == first.get_device_index()), op,
                   ": all tensors must be on one CUDA device");

@@ -14,8 +14,8 @@ struct GlobalInputs {
   cuda::GlobalPlan plan;
 
   GlobalInputs(const char* op, const Tensor& a, const Tensor& b, const Tensor& group_a, const Tensor& group_b,
-               double temperature)
-      : x{dense(a), dense(b)}, group{dense(group_a), dense(group_b)}, dtype(cuda_dtype(a, op)) {
+               double temperature, bool tf32)
+      : x{dense(a), dense(b)}, group{dense(group_a), dense(group_b)}, dtype(cuda_dtype(a, op, tf32)) {
     check_global(a, b, group_a, group_b, temperature);
     for (const Tensor* t : {&b, &group_a, &group_b}) check_device(op, a, *t);
     const int64_t width = a.size(1);
@@ -34,10 +34,10 @@ struct GlobalInputs {
 std::tuple<Tensor, Tensor, Tensor, Tensor> global_contrastive_cuda(const Tensor& a, const Tensor& b,
                                                                    const Tensor& group_a,
                                                                    const Tensor& group_b, double temperature,
-                                                                   bool) {
+                                                                   bool, bool tf32) {
   const char* op = "global_contrastive";
   const torch::stable::accelerator::DeviceGuard guard(a.get_device_index());
-  const GlobalInputs in(op, a, b, group_a, group_b, temperature);
+  const GlobalInputs in(op, a, b, group_a, group_b, temperature, tf32);
   const int64_t n[2] = {in.args.rows[0], in.args.rows[1]};
   Tensor loss = torch::stable::new_empty(a, {}, ScalarType::Float);
   Tensor lse[2] = {torch::stable::new_empty(a, {n[0]}, ScalarType::Float),
@@ -57,10 +57,10 @@ std::tuple<Tensor, Tensor> global_contrastive_backward_cuda(const Tensor& grad_l
                                                             const Tensor& b, const Tensor& group_a,
                                                             const Tensor& group_b, const Tensor& lse_rows,
                                                             const Tensor& lse_columns, const Tensor& saved,
-                                                            double temperature, bool detach_norm) {
+                                                            double temperature, bool detach_norm, bool tf32) {
   const char* op = "global_contrastive_backward";
   const torch::stable::accelerator::DeviceGuard guard(a.get_device_index());
-  const GlobalInputs in(op, a, b, group_a, group_b, temperature);
+  const GlobalInputs in(op, a, b, group_a, group_b, temperature, tf32);
   const int64_t n[2] = {in.args.rows[0], in.args.rows[1]};
   const Tensor given[4] = {dense(grad_loss), dense(lse_rows), dense(lse_columns), dense(saved)};
   const int64_t sizes[4] = {1, n[0], n[1], cuda::global_saved_size(n[0] + n[1])};

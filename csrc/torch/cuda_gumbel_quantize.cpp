@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gumbel_quantize_cuda(const Tensor& lo
                                                                 const std::optional<Tensor>& noise,
                                                                 const std::optional<Tensor>& rng,
                                                                 const std::optional<Tensor>& sample_ids,
-                                                                bool hard, bool keep) {
+                                                                bool hard, bool keep, bool /*tf32*/) {
   STD_TORCH_CHECK(!keep, kOp, ": keeps nothing for the backward pass on CUDA");
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const GumbelInputs in(logits, codebook, temperature, noise, rng, sample_ids, hard);
@@ -97,7 +97,7 @@ std::tuple<Tensor, Tensor> gumbel_quantize_backward_cuda(
     const std::optional<Tensor>& grad_quantized, const std::optional<Tensor>& grad_mean_probs,
     const Tensor& logits, const Tensor& codebook, const Tensor& temperature, const Tensor& codes,
     const std::optional<Tensor>& noise, const std::optional<Tensor>& rng,
-    const std::optional<Tensor>& sample_ids, const Tensor&, bool hard) {
+    const std::optional<Tensor>& sample_ids, const Tensor&, bool hard, bool tf32) {
   const char* op = "gumbel_quantize_backward";
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   check_gumbel_gradients(grad_quantized, grad_mean_probs, logits, codebook, codes);
@@ -114,9 +114,10 @@ std::tuple<Tensor, Tensor> gumbel_quantize_backward_cuda(
   const cuda::GumbelGradients gradients{data_or_null<void>(grad), data_or_null<float>(grad_probs),
                                         chosen.const_data_ptr<int32_t>(), grad_logits.mutable_data_ptr(),
                                         grad_codebook.mutable_data_ptr()};
-  check_launch(op, cuda::gumbel_quantize_backward(in.args, cuda_dtype(in.codebook, op), gradients,
-                                                  current_stream(logits)));
-  const bool same = grad_codebook.scalar_type() == codebook.scalar_type();
+  // What became float32 on its way is exact in TF32.
+  const bool same = in.codebook.scalar_type() == codebook.scalar_type();
+  check_launch(op, cuda::gumbel_quantize_backward(in.args, cuda_dtype(in.codebook, op, tf32 || !same),
+                                                  gradients, current_stream(logits)));
   return {grad_logits, same ? grad_codebook : torch::stable::to(grad_codebook, codebook.scalar_type())};
 }
 

@@ -15,14 +15,14 @@ struct LocalInputs {
   LocalInputs(const char* op, const Tensor& predictions_, const Tensor& targets_,
               const std::optional<Tensor>& codes_, const std::optional<Tensor>& index_,
               const std::optional<Tensor>& rng_, const std::optional<Tensor>& ids_, int64_t n_negatives,
-              double temperature, bool use_all)
+              double temperature, bool use_all, bool tf32)
       : predictions(dense(predictions_)),
         targets(dense(targets_)),
         codes(dense(codes_)),
         index(use_all ? std::nullopt : dense(index_)),
         rng(dense(rng_)),
         ids(dense(ids_)),
-        dtype(cuda_dtype(predictions, op)) {
+        dtype(cuda_dtype(predictions, op, tf32)) {
     check_local(predictions, targets, codes, index, rng, ids, n_negatives, temperature, use_all);
     check_device(op, predictions, targets);
     for (const std::optional<Tensor>* t : {&codes, &index, &rng, &ids}) check_device(op, predictions, *t);
@@ -54,11 +54,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_contrastive_cuda(
     const Tensor& predictions, const Tensor& targets, const std::optional<Tensor>& codes,
     const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
     const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all,
-    bool /*save_weights*/) {
+    bool /*save_weights*/, bool tf32) {
   const char* op = "local_contrastive";
   const torch::stable::accelerator::DeviceGuard guard(predictions.get_device_index());
   const LocalInputs in(op, predictions, targets, codes, negative_index, rng, sample_ids, n_negatives,
-                       temperature, use_all);
+                       temperature, use_all, tf32);
   const int64_t b = in.args.batch, m = in.args.tokens;
   Tensor loss = torch::stable::new_empty(predictions, {b, m}, ScalarType::Float);
   Tensor correct = torch::stable::new_empty(predictions, {b, m}, ScalarType::Bool);
@@ -76,11 +76,12 @@ std::tuple<Tensor, Tensor> local_contrastive_backward_cuda(
     const Tensor& grad_loss, const Tensor& predictions, const Tensor& targets, const Tensor& lse,
     const Tensor& inv_norms, const Tensor& /*weights*/, const std::optional<Tensor>& codes,
     const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
-    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all) {
+    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all,
+    bool tf32) {
   const char* op = "local_contrastive_backward";
   const torch::stable::accelerator::DeviceGuard guard(predictions.get_device_index());
   const LocalInputs in(op, predictions, targets, codes, negative_index, rng, sample_ids, n_negatives,
-                       temperature, use_all);
+                       temperature, use_all, tf32);
   const int64_t b = in.args.batch, m = in.args.tokens;
   for (const Tensor* t : {&grad_loss, &lse})
     STD_TORCH_CHECK(

@@ -17,12 +17,12 @@ struct StemInputs {
 
   StemInputs(const char* op, const Tensor& signal_, const std::optional<Tensor>& keep_,
              const std::vector<Tensor>& weights_, const Tensor& gn_weight_, const Tensor& gn_bias_,
-             const std::vector<Tensor>& biases_, double eps)
+             const std::vector<Tensor>& biases_, double eps, bool tf32)
       : signal(dense(signal_)), gn_weight(dense(gn_weight_)), gn_bias(dense(gn_bias_)), keep(dense(keep_)) {
     for (const Tensor& w : weights_) weights.push_back(dense(w));
     for (const Tensor& b : biases_) biases.push_back(dense(b));
     check_stem(signal, keep, weights, gn_weight, gn_bias, biases);
-    dtype = cuda_dtype(weights[0], op);
+    dtype = cuda_dtype(weights[0], op, tf32);
     check_device(op, signal, keep);
     for (const Tensor* t : {&gn_weight, &gn_bias}) check_device(op, signal, *t);
     for (const Tensor& t : weights) check_device(op, signal, t);
@@ -57,10 +57,10 @@ struct StemInputs {
 std::tuple<Tensor, Tensor> patch_embed_cuda(const Tensor& signal, const std::optional<Tensor>& keep,
                                             const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                             const Tensor& gn_bias, const std::vector<Tensor>& biases,
-                                            double eps, bool for_backward) {
+                                            double eps, bool for_backward, bool tf32) {
   const char* op = "patch_embed";
   const torch::stable::accelerator::DeviceGuard guard(signal.get_device_index());
-  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps);
+  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps, tf32);
   const cuda::StemShape& s = in.shape;
   const Tensor& like = in.weights[0];
   const int64_t elements = cuda::stem_state_elements(s, in.dtype, for_backward);
@@ -76,10 +76,10 @@ std::vector<Tensor> patch_embed_backward_cuda(const Tensor& grad_tokens, const T
                                               const std::optional<Tensor>& keep,
                                               const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                               const Tensor& gn_bias, const std::vector<Tensor>& biases,
-                                              double eps, const Tensor& saved, bool for_signal) {
+                                              double eps, const Tensor& saved, bool for_signal, bool tf32) {
   const char* op = "patch_embed_backward";
   const torch::stable::accelerator::DeviceGuard guard(signal.get_device_index());
-  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps);
+  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps, tf32);
   const cuda::StemShape& s = in.shape;
   const Tensor grad = dense(grad_tokens), state = dense(saved);
   const ScalarType dtype = in.weights[0].scalar_type();

@@ -12,8 +12,8 @@ struct ConvInputs {
   cuda::Dtype dtype;
   cuda::PositionalConv args{};
 
-  ConvInputs(const char* op, const Tensor& x_, const Tensor& weight_, int64_t groups)
-      : x(dense(x_)), weight(dense(weight_)), dtype(cuda_dtype(x, op)) {
+  ConvInputs(const char* op, const Tensor& x_, const Tensor& weight_, int64_t groups, bool tf32)
+      : x(dense(x_)), weight(dense(weight_)), dtype(cuda_dtype(x, op, tf32)) {
     check_conv(x, weight, groups);
     check_device(op, x, weight);
     const int64_t limit = int64_t{1} << 24;
@@ -37,10 +37,10 @@ Tensor workspace(const Tensor& like, size_t bytes) {
 }
 
 std::tuple<Tensor, Tensor> positional_conv_cuda(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                                                int64_t groups, bool save) {
+                                                int64_t groups, bool save, bool tf32) {
   const char* op = "positional_conv";
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const ConvInputs in(op, x, weight, groups);
+  const ConvInputs in(op, x, weight, groups, tf32);
   check_conv_bias(in.x, bias);
   check_device(op, in.x, bias);
   const Tensor dense_bias = dense(bias);
@@ -57,10 +57,10 @@ std::tuple<Tensor, Tensor> positional_conv_cuda(const Tensor& x, const Tensor& w
 std::tuple<Tensor, Tensor, Tensor> positional_conv_backward_cuda(const Tensor& grad_out, const Tensor& x,
                                                                  const Tensor& weight, const Tensor& conv,
                                                                  int64_t groups, bool need_x,
-                                                                 bool need_parameters) {
+                                                                 bool need_parameters, bool tf32) {
   const char* op = "positional_conv_backward";
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const ConvInputs in(op, x, weight, groups);
+  const ConvInputs in(op, x, weight, groups, tf32);
   const Tensor &like = in.x, grad = dense(grad_out), saved = dense(conv);
   check_conv_saved(like, grad, saved);
   for (const Tensor* t : {&grad, &saved}) check_device(op, like, *t);

@@ -22,6 +22,7 @@ void set_cpu_isa(std::string name) {
 }  // namespace
 }  // namespace ecgfast
 
+// `tf32`: CUDA kernels may take float32 in products as TF32; others don't look at it.
 STABLE_TORCH_LIBRARY(ecgfast, m) {
   m.def("lead_mask(Tensor sample_ids, int n_leads, float p, Tensor rng, bool keep_one) -> Tensor");
   m.def(
@@ -31,7 +32,7 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
   m.def(
       "local_contrastive(Tensor predictions, Tensor targets, Tensor? codes, Tensor? negative_index, Tensor? "
       "rng, "
-      "Tensor? sample_ids, int n_negatives, float temperature, bool use_all, bool save_weights) "
+      "Tensor? sample_ids, int n_negatives, float temperature, bool use_all, bool save_weights, bool tf32) "
       "-> (Tensor loss, Tensor correct, Tensor lse, Tensor inv_norms, Tensor weights)");
   m.def(
       "local_contrastive_backward(Tensor grad_loss, Tensor predictions, Tensor targets, Tensor lse, Tensor "
@@ -39,22 +40,23 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
       "Tensor weights, Tensor? codes, Tensor? negative_index, Tensor? rng, Tensor? sample_ids, int "
       "n_negatives, float "
       "temperature, "
-      "bool use_all) -> (Tensor grad_predictions, Tensor grad_targets)");
+      "bool use_all, bool tf32) -> (Tensor grad_predictions, Tensor grad_targets)");
   m.def(
       "patch_embed(Tensor signal, Tensor? keep, Tensor[] weights, Tensor gn_weight, Tensor gn_bias, Tensor[] "
       "biases, "
-      "float eps, bool for_backward) -> (Tensor tokens, Tensor saved)");
+      "float eps, bool for_backward, bool tf32) -> (Tensor tokens, Tensor saved)");
   m.def(
       "patch_embed_backward(Tensor grad_tokens, Tensor signal, Tensor? keep, Tensor[] weights, Tensor "
       "gn_weight, "
-      "Tensor gn_bias, Tensor[] biases, float eps, Tensor saved, bool for_signal) -> Tensor[]");
+      "Tensor gn_bias, Tensor[] biases, float eps, Tensor saved, bool for_signal, bool tf32) -> Tensor[]");
   m.def("patch_embed_columns(bool is_double) -> int");
   m.def(
-      "positional_conv(Tensor x, Tensor weight, Tensor bias, int groups, bool save) -> (Tensor out, Tensor "
+      "positional_conv(Tensor x, Tensor weight, Tensor bias, int groups, bool save, bool tf32) -> (Tensor "
+      "out, Tensor "
       "conv)");
   m.def(
       "positional_conv_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor conv, int groups, bool "
-      "need_x, bool need_parameters) -> "
+      "need_x, bool need_parameters, bool tf32) -> "
       "(Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "gather_segments(Tensor store, Tensor offset, Tensor start, Tensor n_samples, int length, Tensor? "
@@ -63,21 +65,22 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
   m.def(
       "gumbel_quantize(Tensor logits, Tensor codebook, Tensor temperature, Tensor? noise, Tensor? rng, "
       "Tensor? "
-      "sample_ids, bool hard, bool keep) -> (Tensor quantized, Tensor codes, Tensor mean_probs, Tensor "
+      "sample_ids, bool hard, bool keep, bool tf32) -> (Tensor quantized, Tensor codes, Tensor mean_probs, "
+      "Tensor "
       "choice)");
   m.def(
       "gumbel_quantize_backward(Tensor? grad_quantized, Tensor? grad_mean_probs, Tensor logits, Tensor "
       "codebook, "
       "Tensor temperature, Tensor codes, Tensor? noise, Tensor? rng, Tensor? sample_ids, Tensor choice, bool "
-      "hard) -> (Tensor grad_logits, Tensor grad_codebook)");
+      "hard, bool tf32) -> (Tensor grad_logits, Tensor grad_codebook)");
   m.def(
       "global_contrastive(Tensor a, Tensor b, Tensor group_a, Tensor group_b, float temperature, bool "
-      "detach_norm) "
+      "detach_norm, bool tf32) "
       "-> (Tensor loss, Tensor lse_rows, Tensor lse_columns, Tensor inv_norms)");
   m.def(
       "global_contrastive_backward(Tensor grad_loss, Tensor a, Tensor b, Tensor group_a, Tensor group_b, "
       "Tensor "
-      "lse_rows, Tensor lse_columns, Tensor inv_norms, float temperature, bool detach_norm) "
+      "lse_rows, Tensor lse_columns, Tensor inv_norms, float temperature, bool detach_norm, bool tf32) "
       "-> (Tensor grad_a, Tensor grad_b)");
   m.def("cpu_isa() -> str");
   m.def("usable_cpu_isas() -> str");

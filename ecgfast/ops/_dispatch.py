@@ -43,6 +43,23 @@ def fused(op: str, tensor: Tensor) -> bool:
     return _build.has_kernel(op, tensor.device.type)
 
 
+def _tf32_allowed() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# As torch.compiler.assume_constant_result does, without importing the compiler, which guards the setting.
+_tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def tf32(tensor: Tensor) -> bool:
+    """Whether kernels may multiply this tensor's values in TF32: fp32 on CUDA, where PyTorch's products may.
+
+    That is where :func:`torch.get_float32_matmul_precision` is "high" or "medium", or
+    ``torch.backends.cuda.matmul.fp32_precision`` "tf32"; unlike the former, the latter can always be read.
+    """
+    return tensor.is_cuda and tensor.dtype == torch.float32 and _tf32_allowed()
+
+
 def check(condition: bool, op: str, message: str) -> None:
     """Raise ``ValueError("op: message")`` unless the condition holds."""
     if not condition:

@@ -14,6 +14,7 @@ from ecgfast.ops._dispatch import (
     check_tensor,
     full_precision,
     fused,
+    tf32,
     wide,
 )
 
@@ -107,6 +108,10 @@ def global_contrastive(
     Returns:
         0-dim fp32 (fp64 for fp64 inputs); 0 where no pair is positive.
 
+    On CUDA fp32 is multiplied as :func:`torch.get_float32_matmul_precision` says when the forward pass runs:
+    to fp32 precision where it is "highest", in TF32 otherwise (cosines within 1e-3). The CPU kernels always
+    multiply to fp32 precision.
+
     Raises:
         ValueError, TypeError: naming the argument, what came and what is taken.
 
@@ -128,7 +133,7 @@ def global_contrastive(
     _validate(a, b, group_a, group_b, temperature)
     if process_group is not None:
         a, b, group_a, group_b = _gather(a, b, group_a, group_b, process_group)
-    return _call(a, b, group_a, group_b, temperature, detach_norm)[0]
+    return _call(a, b, group_a, group_b, temperature, detach_norm, tf32(a))[0]
 
 
 @torch.library.register_fake("ecgfast::global_contrastive")
@@ -149,7 +154,7 @@ def _(grad_loss: Tensor, a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, Tensor]
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, ctx.temperature, ctx.detach_norm = inputs
+    *tensors, ctx.temperature, ctx.detach_norm, ctx.tf32 = inputs
     _, *statistics = output
     ctx.save_for_backward(*tensors, *statistics)
     ctx.mark_non_differentiable(*statistics)
@@ -158,11 +163,11 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 6
+        return (None,) * 7
     grads = torch.ops.ecgfast.global_contrastive_backward(
-        grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.detach_norm
+        grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.detach_norm, ctx.tf32
     )
-    return (*grads, *(None,) * 4)
+    return (*grads, *(None,) * 5)
 
 
 _call = register_gradient(_OP, _setup, _backward)

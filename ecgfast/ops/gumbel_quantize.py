@@ -15,6 +15,7 @@ from ecgfast.ops._dispatch import (
     check_tensor,
     full_precision,
     fused,
+    tf32,
     wide,
 )
 from ecgfast.ops.random import Purpose, gumbel_from_words, words
@@ -141,7 +142,10 @@ def gumbel_quantize(
         ``mean_probs`` ``[G, V]`` fp32 (fp64 for fp64), the mean over rows of ``softmax(logits)`` without
         noise and temperature, differentiable (for the diversity loss).
 
-    On CUDA, the soft mixture, and a V that is no multiple of 4 or above 8192, run the plain PyTorch form.
+    On CUDA, the soft mixture, and a V that is no multiple of 4 or above 8192, run the plain PyTorch form. The
+    kernels there have one product, the gradient's with the codebook: fp32 entries are multiplied to fp32
+    precision where :func:`torch.get_float32_matmul_precision` is "highest" when the forward pass runs, in
+    TF32 otherwise. The CPU kernels always multiply to fp32 precision.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what is taken.
@@ -172,7 +176,7 @@ def gumbel_quantize(
     # cost more than reading them.
     for_backward = torch.is_grad_enabled() and (logits.requires_grad or codebook.requires_grad)
     keep = for_backward and logits.device.type == "cpu"
-    outputs = _call(logits, codebook, temperature, noise, rng, sample_ids, hard, keep)
+    outputs = _call(logits, codebook, temperature, noise, rng, sample_ids, hard, keep, tf32(codebook))
     return outputs[:3]
 
 
@@ -186,6 +190,7 @@ def _(
     sample_ids: Tensor | None,
     hard: bool,
     keep: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     g, v, width = codebook.shape
     rows, dtype = logits.shape[0], wide(logits.dtype)
@@ -210,7 +215,7 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    logits, codebook, temperature, noise, rng, sample_ids, ctx.hard, _ = inputs
+    logits, codebook, temperature, noise, rng, sample_ids, ctx.hard, _, ctx.tf32 = inputs
     _, codes, _, choice = output
     ctx.save_for_backward(logits, codebook, temperature, codes, noise, rng, sample_ids, choice)
     ctx.mark_non_differentiable(codes, choice)
@@ -221,11 +226,11 @@ def _backward(
     ctx: Any, grad_quantized: Tensor | None, _codes: None, grad_mean_probs: Tensor | None, _choice: None
 ) -> tuple[Tensor | None, ...]:
     if grad_quantized is None and grad_mean_probs is None:
-        return (None,) * 8
+        return (None,) * 9
     grads = torch.ops.ecgfast.gumbel_quantize_backward(
-        grad_quantized, grad_mean_probs, *ctx.saved_tensors, ctx.hard
+        grad_quantized, grad_mean_probs, *ctx.saved_tensors, ctx.hard, ctx.tf32
     )
-    return (*grads, *(None,) * 6)
+    return (*grads, *(None,) * 7)
 
 
 _call = register_gradient(_OP, _setup, _backward)

@@ -15,6 +15,7 @@ from ecgfast.ops._dispatch import (
     check_tensor,
     describe,
     fused,
+    tf32,
     wide,
 )
 from ecgfast.ops.random import Purpose, bounded, words
@@ -170,6 +171,10 @@ def local_contrastive(
     ``[B, M, M]`` (fp32; fp64 for fp64 inputs), which is no larger than the predictions in that dtype. Without
     it the backward pass repeats the products and the draws. Nothing is saved where no gradient is needed.
 
+    On CUDA fp32 is multiplied as :func:`torch.get_float32_matmul_precision` says when the forward pass runs:
+    to fp32 precision where it is "highest", in TF32 otherwise (cosines within 1e-3). The CPU kernels always
+    multiply to fp32 precision.
+
     Source: Baevski et al., wav2vec 2.0, equation 3; Oh et al., CHIL 2022, section 3.1.
     """
     predictions, targets = autocast(predictions, targets)
@@ -211,6 +216,7 @@ def local_contrastive(
         temperature,
         use_all,
         differentiable and predictions.shape[1] <= predictions.shape[2],
+        tf32(predictions),
     )
     return loss, correct
 
@@ -218,7 +224,8 @@ def local_contrastive(
 @torch.library.register_fake("ecgfast::local_contrastive")
 def _(predictions: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     b, m, _d = predictions.shape
-    saved = m if rest[-1] and predictions.device.type == "cpu" else 0
+    *_, save_weights, _tf32 = rest
+    saved = m if save_weights and predictions.device.type == "cpu" else 0
     loss = predictions.new_empty((b, m), dtype=wide(predictions.dtype))
     correct = predictions.new_empty((b, m), dtype=torch.bool)
     return loss, correct, torch.empty_like(loss), loss.new_empty((2, b, m)), loss.new_empty((b, saved, saved))
@@ -233,19 +240,19 @@ def _(grad_loss: Tensor, predictions: Tensor, targets: Tensor, *_: Any) -> tuple
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    predictions, targets, codes, negative_index, rng, sample_ids, *scalars, _ = inputs
+    predictions, targets, codes, negative_index, rng, sample_ids, *scalars, _, tf32 = inputs
     _, correct, *saved = output
     ctx.save_for_backward(predictions, targets, *saved, codes, negative_index, rng, sample_ids)
-    ctx.scalars = scalars
+    ctx.scalars = (*scalars, tf32)
     ctx.mark_non_differentiable(correct, *saved)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 10
+        return (None,) * 11
     grads = torch.ops.ecgfast.local_contrastive_backward(grad_loss, *ctx.saved_tensors, *ctx.scalars)
-    return (*grads, *(None,) * 8)
+    return (*grads, *(None,) * 9)
 
 
 _call = register_gradient(_OP, _setup, _backward)

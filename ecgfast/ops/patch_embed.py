@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ecgfast.ops._autograd import register_gradient
-from ecgfast.ops._dispatch import FLOATS, autocast, check, check_tensor, fused
+from ecgfast.ops._dispatch import FLOATS, autocast, check, check_tensor, fused, tf32
 
 _OP = "patch_embed"
 MILLIVOLTS_PER_UNIT = 1e-3
@@ -106,7 +106,9 @@ def patch_embed(
         ValueError, TypeError: naming the argument, what came and what is taken.
 
     On CUDA the kernels take 2 layers or more and up to 15 leads; other stems run the reference. They multiply
-    fp32 to fp32 precision, whatever :func:`torch.get_float32_matmul_precision` says.
+    fp32 as :func:`torch.get_float32_matmul_precision` says when the forward pass runs: to fp32 precision
+    where it is "highest", in TF32 otherwise; the norm's statistics are always of fp32 precision. The CPU
+    kernels always multiply to fp32 precision.
 
     Source: Oh et al., CHIL 2022, section 3.1 and 3.3; Baevski et al., wav2vec 2.0, section 2.
     """
@@ -122,7 +124,15 @@ def patch_embed(
     parameters = [gn_weight, gn_bias, *weights, *(biases or ())]
     for_backward = torch.is_grad_enabled() and any(t.requires_grad for t in (signal, *parameters))
     tokens, _ = torch.ops.ecgfast.patch_embed(
-        signal, keep, list(weights), gn_weight, gn_bias, list(biases or ()), eps, for_backward
+        signal,
+        keep,
+        list(weights),
+        gn_weight,
+        gn_bias,
+        list(biases or ()),
+        eps,
+        for_backward,
+        tf32(gn_weight),
     )
     return tokens
 
@@ -159,6 +169,7 @@ def _(
     biases: list[Tensor],
     eps: float,
     for_backward: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, _, samples = signal.shape
     channels, layers = weights[0].shape[0], len(weights)
@@ -183,6 +194,7 @@ def _(
     eps: float,
     saved: Tensor,
     for_signal: bool,
+    tf32: bool,
 ) -> list[Tensor]:
     inputs = [signal] if for_signal else []
     like = [*inputs, *weights, gn_weight, gn_bias, *biases]
@@ -190,12 +202,12 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    signal, keep, weights, gn_weight, gn_bias, biases, eps, for_backward = inputs
+    signal, keep, weights, gn_weight, gn_bias, biases, ctx.eps, for_backward, ctx.tf32 = inputs
     _, saved = output
     if not for_backward:
         return
     ctx.save_for_backward(signal, keep, gn_weight, gn_bias, saved, *weights, *biases)
-    ctx.n_weights, ctx.n_biases, ctx.eps = len(weights), len(biases), eps
+    ctx.n_weights, ctx.n_biases = len(weights), len(biases)
     ctx.mark_non_differentiable(saved)
     ctx.set_materialize_grads(False)
 
@@ -204,16 +216,16 @@ def _backward(ctx: Any, grad_tokens: Tensor | None, _: Any) -> tuple:
     if not ctx.saved_tensors:
         raise RuntimeError("patch_embed: the forward pass ran with for_backward=False")
     if grad_tokens is None:
-        return (None, None, [None] * ctx.n_weights, None, None, [None] * ctx.n_biases, None, None)
+        return (None, None, [None] * ctx.n_weights, None, None, [None] * ctx.n_biases, None, None, None)
     signal, keep, gn_weight, gn_bias, saved, *rest = ctx.saved_tensors
     weights, biases = rest[: ctx.n_weights], rest[ctx.n_weights :]
     for_signal = ctx.needs_input_grad[0]
     grads = torch.ops.ecgfast.patch_embed_backward(
-        grad_tokens, signal, keep, weights, gn_weight, gn_bias, biases, ctx.eps, saved, for_signal
+        grad_tokens, signal, keep, weights, gn_weight, gn_bias, biases, ctx.eps, saved, for_signal, ctx.tf32
     )
     grad_signal = grads.pop(0) if for_signal else None
     n = ctx.n_weights
-    return grad_signal, None, grads[:n], grads[n], grads[n + 1], grads[n + 2 :], None, None
+    return grad_signal, None, grads[:n], grads[n], grads[n + 1], grads[n + 2 :], None, None, None
 
 
 register_gradient(_OP, _setup, _backward)

@@ -14,6 +14,7 @@ from ecgfast.ops._dispatch import (
     check_tensor,
     full_precision,
     fused,
+    tf32,
     wide,
 )
 
@@ -53,9 +54,10 @@ def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Ten
     The CPU kernel works in the frequency domain: its error is relative to the largest values of a
     segment, not to each output, and a NaN spreads over its segment and group. Where a gradient is
     wanted it keeps the convolution's output, ``[B, N, E]``, beside the inputs. The CUDA kernels multiply
-    on tensor cores, fp32 in three bf16 pieces, as exact as fp32 arithmetic whatever
-    ``torch.get_float32_matmul_precision()`` allows; a group of fewer than 8 channels there runs the
-    reference.
+    on tensor cores: where :func:`torch.get_float32_matmul_precision` is "highest" when the forward pass
+    runs, fp32 in three bf16 pieces, as exact as fp32 arithmetic; otherwise in two, at half the cost, each
+    product within 2^-13, where TF32 would be within 2^-10. The CPU kernel always has fp32 precision. On
+    CUDA a group of fewer than 8 channels runs the reference.
 
     Args:
         x: ``[B, N, E]`` of fp32, bf16, fp16 or fp64.
@@ -79,11 +81,11 @@ def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Ten
     if x.is_cuda and weight.shape[1] < _LEAST_CHANNELS_ON_CUDA:
         return positional_conv_reference(x, weight, bias, groups)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
-    return _call(x, weight, bias, groups, save)[0]
+    return _call(x, weight, bias, groups, save, tf32(x))[0]
 
 
 @torch.library.register_fake("ecgfast::positional_conv")
-def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, save: bool) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, save: bool, tf32: bool) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     return out, torch.empty_like(out) if save else x.new_empty(0)
 
@@ -97,6 +99,7 @@ def _(
     groups: int,
     need_x: bool,
     need_parameters: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dense = torch.contiguous_format
     return (
@@ -107,7 +110,7 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, weight, _bias, ctx.groups, _save = inputs
+    x, weight, _bias, ctx.groups, _save, ctx.tf32 = inputs
     _, conv = output
     ctx.save_for_backward(x, weight, conv)
     ctx.mark_non_differentiable(conv)
@@ -116,13 +119,13 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward(ctx: Any, grad_out: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     if grad_out is None:
-        return (None,) * 5
+        return (None,) * 6
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     grads = torch.ops.ecgfast.positional_conv_backward(
-        grad_out, *ctx.saved_tensors, ctx.groups, need_x, need_weight or need_bias
+        grad_out, *ctx.saved_tensors, ctx.groups, need_x, need_weight or need_bias, ctx.tf32
     )
     needed = (need_x, need_weight, need_bias)
-    return (*(g if n else None for g, n in zip(grads, needed, strict=True)), None, None)
+    return (*(g if n else None for g, n in zip(grads, needed, strict=True)), None, None, None)
 
 
 _call = register_gradient(_OP, _setup, _backward)

@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / "build" / "cuda_on_cpu"
 SCHEDULES = ("fwd", "rev", "rand:7")
+TF32 = 3  # as Dtype: float32 tensors whose products are in TF32
 UNDER_ASAN = os.environ.get("ECGFAST_EMULATE_UNDER_ASAN") == "1"
 
 # fno-gnu-unique: several drivers are loaded into one process, each with its own emulator.

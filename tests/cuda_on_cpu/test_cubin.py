@@ -16,7 +16,14 @@ from tests.cuda_on_cpu.harness import ROOT, toolkit_roots, unavailable
 ARCHITECTURE = "90"
 LIBRARY = ROOT / "ecgfast" / "libecgfast_cuda.so"
 ELEMENTS = {"bfloat16": "13__nv_bfloat16", "float16": "6__half", "float32": "f"}
-MMA = {"bfloat16": "HMMA.16816.F32.BF16", "float16": "HMMA.16816.F32 ", "float32": "HMMA.1688.F32.TF32"}
+PRODUCT_ELEMENTS = {**ELEMENTS, "tf32": "NS_4Tf32E"}  # of kernels that have products
+WIDE = ("float32", "tf32")
+MMA = {
+    "bfloat16": "HMMA.16816.F32.BF16",
+    "float16": "HMMA.16816.F32 ",
+    "float32": "HMMA.1688.F32.TF32",
+    "tf32": "HMMA.1688.F32.TF32",
+}
 LDMATRIX = r"LDSM\.16\.MT?88\.4"
 LDMATRIX_TRANSPOSED = r"LDSM\.16\.MT88\.4"
 CP_ASYNC_16 = r"LDGSTS\.E\S*\.128"
@@ -57,7 +64,7 @@ def sass() -> dict[str, str]:
 
 def kernels(name: str, *dtypes: str) -> list[str]:
     """The code of the kernels of this name; of the template's instances that begin with ``dtypes``."""
-    mark = f"{len(name)}{name}" + ("I" if dtypes else "") + "".join(ELEMENTS[d] for d in dtypes)
+    mark = f"{len(name)}{name}" + ("I" if dtypes else "") + "".join(PRODUCT_ELEMENTS[d] for d in dtypes)
     matches = [code for symbol, code in sass().items() if mark in symbol]
     assert matches, (mark, sorted(sass()))
     return matches
@@ -69,7 +76,7 @@ def kernel(name: str, *dtypes: str) -> str:
     return code
 
 
-@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("dtype", PRODUCT_ELEMENTS)
 @pytest.mark.parametrize("name", ["local_contrastive_forward", "local_contrastive_backward"])
 def test_local_contrastive(name, dtype):
     code = kernel(name, dtype)
@@ -98,7 +105,7 @@ def test_gumbel_forward(dtype):
 @pytest.mark.parametrize("dtype", ELEMENTS)
 def test_gumbel_backward(dtype):
     codes = [c for symbol, c in sass().items() if f"15gumbel_backwardI{ELEMENTS[dtype]}" in symbol]
-    assert len(codes) == (1 if dtype == "float32" else 2)  # entries of the same type, or float32
+    assert len(codes) == (2 if dtype == "float32" else 3)  # entries of the same type, float32 or Tf32
     assert all(MMA[dtype] in code or MMA["float32"] in code for code in codes)
     assert any(MMA[dtype] in code for code in codes)
     for code in codes:
@@ -106,11 +113,11 @@ def test_gumbel_backward(dtype):
         assert re.search(CP_ASYNC_16, code)
 
 
-@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("dtype", PRODUCT_ELEMENTS)
 @pytest.mark.parametrize("name", ["convolve", "weight_gradient"])
 def test_positional_conv(name, dtype):
     code = kernel(name, dtype)
-    assert MMA["bfloat16" if dtype == "float32" else dtype] in code  # float32 is cut into bfloat16 pieces
+    assert MMA["bfloat16" if dtype in WIDE else dtype] in code  # float32 is cut into bfloat16 pieces
     assert re.search(LDMATRIX, code)
     assert re.search(CP_ASYNC_16, code)
     if name == "convolve":
@@ -118,7 +125,7 @@ def test_positional_conv(name, dtype):
         assert re.search(STORE_16, code)
 
 
-@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("dtype", PRODUCT_ELEMENTS)
 def test_positional_conv_packing(dtype):
     code = kernel("pack_tokens", dtype)
     assert re.search(LOAD_16, code)
@@ -127,11 +134,11 @@ def test_positional_conv_packing(dtype):
 
 def shaped_kernels(name: str, dtype: str) -> list[str]:
     """The code of the instances of a template whose first argument is a tile shape of ``dtype``."""
-    mark = f"{len(name)}{name}INS_5ShapeI{ELEMENTS[dtype]}"
+    mark = f"{len(name)}{name}INS_5ShapeI{PRODUCT_ELEMENTS[dtype]}"
     return [code for symbol, code in sass().items() if mark in symbol]
 
 
-@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("dtype", PRODUCT_ELEMENTS)
 @pytest.mark.parametrize("name", ["similarity_sums", "similarity_gradients", "gradient_products"])
 def test_global_contrastive(name, dtype):
     codes = shaped_kernels(name, dtype)
@@ -140,9 +147,9 @@ def test_global_contrastive(name, dtype):
         assert MMA[dtype] in code
         assert re.search(LDMATRIX, code)
         assert re.search(CP_ASYNC_16, code)
-        if name != "similarity_sums" and dtype != "float32":
+        if name != "similarity_sums" and dtype not in WIDE:
             assert re.search(STORE_16, code)
-        if name == "gradient_products" and dtype != "float32":
+        if name == "gradient_products" and dtype not in WIDE:
             assert re.search(LDMATRIX_TRANSPOSED, code)
 
 
@@ -167,13 +174,13 @@ PRODUCTS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("dtype", PRODUCT_ELEMENTS)
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_patch_embed_products(name, dtype):
     for code in kernels(name, dtype):
         assert MMA[dtype] in code
         assert re.search(CP_ASYNC_16, code)
-        if dtype != "float32":
+        if dtype not in WIDE:
             assert re.search(LDMATRIX_TRANSPOSED if "grad" in name else LDMATRIX, code)
             if name in ("stem_first", "stem_layer", "stem_grad_layer"):
                 assert re.search(STORE_16, code)
@@ -184,6 +191,12 @@ def test_patch_embed_statistics(dtype):
     code = kernel("stem_statistics", dtype)
     assert MMA[dtype] in code
     assert re.search(STORE_16, code)
+
+
+@pytest.mark.parametrize("name", [*PRODUCTS, "local_contrastive_forward", "local_contrastive_backward"])
+def test_tf32_takes_a_third_of_the_products(name):
+    for precise, rounded in zip(kernels(name, "float32"), kernels(name, "tf32"), strict=True):
+        assert 0 < 3 * rounded.count(MMA["tf32"]) == precise.count(MMA["float32"])
 
 
 def test_no_kernel_uses_local_memory():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ecgfast.ops import global_contrastive_reference
-from tests.cuda_on_cpu.harness import SCHEDULES, Driver
+from tests.cuda_on_cpu.harness import SCHEDULES, TF32, Driver
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 IDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -111,25 +111,27 @@ class Kernels:
     def __init__(self) -> None:
         self.driver = Driver("global_contrastive")
 
-    def plan(self, case: Case, **changes: object) -> Plan:
-        plan = Plan()
-        self.driver.call("plan", ctypes.byref(case.problem), DTYPES[case.a.dtype], ctypes.byref(plan))
+    def plan(self, case: Case, *, tf32: bool = False, **changes: object) -> Plan:
+        plan, kind = Plan(), TF32 if tf32 else DTYPES[case.a.dtype]
+        self.driver.call("plan", ctypes.byref(case.problem), kind, ctypes.byref(plan))
         for name, value in changes.items():
             setattr(plan, name, value)
         return plan
 
-    def workspaces(self, case: Case, plan: Plan) -> list[int]:
-        sizes = (ctypes.c_int64 * 3)()
+    def workspaces(self, case: Case, plan: Plan, *, tf32: bool = False) -> list[int]:
+        sizes, kind = (ctypes.c_int64 * 3)(), TF32 if tf32 else DTYPES[case.a.dtype]
         problem = ctypes.byref(case.problem)
-        self.driver.call("workspaces", problem, DTYPES[case.a.dtype], ctypes.byref(plan), sizes)
+        self.driver.call("workspaces", problem, kind, ctypes.byref(plan), sizes)
         return list(sizes)
 
-    def run(self, case: Case, detach_norm: bool, order: str = "fwd", **changes: object) -> Output:
+    def run(
+        self, case: Case, detach_norm: bool, order: str = "fwd", *, tf32: bool = False, **changes: object
+    ) -> Output:
         """Forward and backward; outputs and workspaces start as NaN, so what is not written shows."""
         n, m, dtype = len(case.a), len(case.b), case.a.dtype
-        plan = self.plan(case, **changes)
-        problem, kind = ctypes.byref(case.problem), DTYPES[dtype]
-        sizes = self.workspaces(case, plan)
+        plan = self.plan(case, tf32=tf32, **changes)
+        problem, kind = ctypes.byref(case.problem), TF32 if tf32 else DTYPES[dtype]
+        sizes = self.workspaces(case, plan, tf32=tf32)
         nan = [torch.full(s, torch.nan) for s in ((), (n,), (m,), (2 * (n + m) + 2,))]
         out = Output(
             nan[0], (nan[1], nan[2]), nan[3], tuple(torch.full_like(x, torch.nan) for x in (case.a, case.b))
@@ -287,6 +289,39 @@ def test_every_schedule_gives_the_same_bits(kernels, dtype, large):
     check(outputs[0], case, False)
     for other in outputs[1:]:
         assert_same(outputs[0], other)
+
+
+@pytest.mark.parametrize("detach_norm", [True, False], ids=["detached", "true_norm"])
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+@pytest.mark.parametrize("shape", [(33, 20, 17), (140, 70, 136)], ids=str)
+def test_tf32(kernels, shape, large, detach_norm):
+    case = make_case(*shape, torch.float32)
+    changes = {"regions": (1, 1), "block": (128, 64), **(LARGE if large else {})}
+    loss, *grads = case.expected(detach_norm)
+    precise = kernels.run(case, detach_norm, **changes)
+    outputs = [kernels.run(case, detach_norm, order, tf32=True, **changes) for order in SCHEDULES]
+    for other in outputs[1:]:
+        assert_same(outputs[0], other)
+    out = outputs[0]
+    torch.testing.assert_close(out.loss.double(), loss, rtol=1e-3, atol=1e-3)
+    n = len(precise.saved) // 2 - 1
+    assert torch.equal(out.saved[:n], precise.saved[:n])  # the norms
+    assert not torch.equal(out.lse[0], precise.lse[0])
+    for got, want, exact in zip(out.grads, grads, precise.grads, strict=True):
+        assert 2e-5 < relative(got, want) < 2e-3
+        assert not torch.equal(got, exact)
+
+
+def test_tf32_has_large_tiles_where_there_are_many(kernels):
+    rows, groups = torch.zeros(1, 768), torch.zeros(1, dtype=torch.int64)
+    case = Case(rows, rows, groups, groups)
+    case.problem.rows[:] = (4096, 4096)
+    precise, rounded = kernels.plan(case), kernels.plan(case, tf32=True)
+    assert not precise.large_similarities
+    assert not precise.large_products
+    assert rounded.large_similarities
+    assert rounded.large_products
+    assert kernels.workspaces(case, rounded, tf32=True)[1:] == kernels.workspaces(case, precise)[1:]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=IDS.get)

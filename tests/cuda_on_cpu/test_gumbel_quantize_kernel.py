@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ecgfast.ops import draw_gumbel, gumbel_quantize_reference, make_rng
-from tests.cuda_on_cpu.harness import SCHEDULES, Driver
+from tests.cuda_on_cpu.harness import SCHEDULES, TF32, Driver
 from tests.ops.helpers import TOLERANCE, assert_close
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as Dtype
@@ -94,7 +94,7 @@ class Kernels:
         sizes = (rows, max(rows // samples, 1), g, v, width)
         return Problem(*map(address, tensors), *sizes, DTYPES.index(case.logits.dtype))
 
-    def run(self, case: Case, order: str = "fwd") -> dict[str, Tensor]:
+    def run(self, case: Case, order: str = "fwd", *, tf32: bool = False) -> dict[str, Tensor]:
         """Forward and backward; outputs start as NaN, so what is not written shows."""
         self.driver.schedule(order)
         problem = self.problem(case)
@@ -114,7 +114,7 @@ class Kernels:
         grads = (case.grad_quantized, case.grad_mean_probs)
         written = (out[n] for n in ("codes", "grad_logits", "grad_codebook"))
         gradients = Gradients(*map(address, (*grads, *written)))
-        dtype = DTYPES.index(case.codebook.dtype)
+        dtype = TF32 if tf32 else DTYPES.index(case.codebook.dtype)
         self.driver.call("backward", ctypes.byref(problem), dtype, ctypes.byref(gradients))
         return out
 
@@ -175,6 +175,22 @@ def test_every_schedule_gives_the_same_bits(kernels, shape, dtype):
     check(outputs[0], case)
     for other in outputs[1:]:
         assert_same(outputs[0], other)
+
+
+@pytest.mark.parametrize("logits", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(35, 3, 36, 40), (7, 1, 328, 12), (18, 2, 320, 128)], ids=str)
+def test_tf32(kernels, shape, logits):
+    """Only the product of the gradient with the codebook is rounded."""
+    case = make_case(*shape, logits, codebook=torch.float32)
+    want, precise = reference(case), kernels.run(case)
+    outputs = [kernels.run(case, order, tf32=True) for order in SCHEDULES]
+    for other in outputs[1:]:
+        assert_same(outputs[0], other)
+    out = outputs[0]
+    assert_close(out["grad_logits"], want["grad_logits"], max(1e-3, TOLERANCE[logits]), "grad_logits")
+    assert not torch.equal(out.pop("grad_logits"), precise["grad_logits"])
+    for name, value in out.items():
+        assert torch.equal(value, precise[name]), name
 
 
 def test_drawn_noise_is_the_documented_stream(kernels):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from tests.cuda_on_cpu.harness import SCHEDULES, Driver
+from tests.cuda_on_cpu.harness import SCHEDULES, TF32, Driver
 from tests.cuda_on_cpu.local_contrastive_numpy import (
     Expected,
     draw_negatives,
@@ -114,7 +114,7 @@ class Kernels:
     def __init__(self) -> None:
         self.driver = Driver("local_contrastive")
 
-    def run(self, case: Case, order: str = "fwd") -> dict[str, np.ndarray]:
+    def run(self, case: Case, order: str = "fwd", *, tf32: bool = False) -> dict[str, np.ndarray]:
         """Forward and backward; outputs start as NaN, so what is not written shows."""
         b, m, d = case.predictions.shape
         out = {n: np.full((b, m), np.nan, np.float32) for n in ("loss", "lse")}
@@ -138,7 +138,7 @@ class Kernels:
             case.n_draws if case.index is None else case.index.shape[2],
             1 / case.tau,
         )
-        dtype = DTYPES[case.dtype]
+        dtype = TF32 if tf32 else DTYPES[case.dtype]
         self.driver.schedule(order)
         result = Result(*(address(out[n]) for n in ("loss", "correct", "lse", "inv_norms")))
         self.driver.call("forward", ctypes.byref(problem), dtype, ctypes.byref(result))
@@ -228,6 +228,24 @@ def test_every_schedule_gives_the_same_bits(kernels, shape, dtype):
     check(outputs[0], case)
     for other in outputs[1:]:
         assert_same(outputs[0], other)
+
+
+@pytest.mark.parametrize("codes", [True, False], ids=["codes", "vectors"])
+@pytest.mark.parametrize("shape", [(2, 40, 72), (1, 70, 136), (1, 20, 301)], ids=str)
+def test_tf32(kernels, shape, codes):
+    case = make_case(*shape, codes=codes)
+    precise = kernels.run(case)
+    outputs = [kernels.run(case, order, tf32=True) for order in SCHEDULES]
+    for other in outputs[1:]:
+        assert_same(outputs[0], other)
+    out = outputs[0]
+    np.testing.assert_array_equal(out["inv_norms"], precise["inv_norms"])
+    for b in range(shape[0]):
+        want = case.expected(b)
+        np.testing.assert_allclose(out["loss"][b], want.loss, rtol=1e-3, atol=1e-3 / case.tau)
+        for name in ("grad_predictions", "grad_targets"):
+            assert 2e-5 < relative(out[name][b], getattr(want, name)) < 3e-3, name
+            assert relative(precise[name][b], getattr(want, name)) < 1e-5, name
 
 
 def test_drawn_negatives_are_the_documented_stream(kernels):

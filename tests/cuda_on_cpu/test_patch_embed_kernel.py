@@ -9,13 +9,15 @@ from torch import Tensor
 
 from ecgfast.ops import patch_embed_reference
 from ecgfast.ops.patch_embed import _saved_on_cuda
-from tests.cuda_on_cpu.harness import SCHEDULES, Driver
+from tests.cuda_on_cpu.harness import SCHEDULES, TF32, Driver
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_LAYERS = 31
 BLOCKS = 256  # kStemBlocks
 # Relative to the norm of the tensor: the 16-bit types round activations after every layer, and their GELU.
 TOLERANCE = {torch.float32: (1e-6, 2e-6), torch.bfloat16: (8e-3, 1.5e-2), torch.float16: (1e-3, 2e-3)}
+
+TF32_TOLERANCE = 2e-3  # float16's: both round to 10 bits
 
 
 class Inputs(ctypes.Structure):
@@ -138,11 +140,12 @@ class Kernels:
         for_signal: bool = True,
         blocks: int = BLOCKS,
         tokens: Tensor | None = None,
+        tf32: bool = False,
     ) -> dict[str, Tensor]:
         """Forward and backward; outputs and memory to work in start as NaN, so what is not written shows."""
         self.driver.schedule(order)
         for_signal = for_signal and backward and not case.is_int16
-        shape, dtype = (ctypes.c_int64 * 5)(*case.sizes()), DTYPES[case.dtype]
+        shape, dtype = (ctypes.c_int64 * 5)(*case.sizes()), TF32 if tf32 else DTYPES[case.dtype]
         n_state, n_work = self.sizes(case, backward, for_signal, blocks)
         inputs = Inputs(
             address(case.signal),
@@ -244,6 +247,43 @@ def test_every_schedule_gives_the_same_bits(kernels, dtype):
     check(outputs[0], case)
     for other in outputs[1:]:
         assert_same(outputs[0], other)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kwargs"),
+    [
+        ((2, 3, 131, 20), {"layers": 3, "bias": True}),
+        ((3, 12, 162, 40), {}),
+        ((1, 2, 24, 264), {"layers": 2, "int16": True}),
+    ],
+    ids=str,
+)
+def test_tf32(kernels, shape, kwargs):
+    case = make_case(*shape, **kwargs)
+    want, precise = case.expected(), kernels.run(case)
+    outputs = [kernels.run(case, order, tf32=True) for order in SCHEDULES]
+    for other in outputs[1:]:
+        assert_same(outputs[0], other)
+    for name, got in outputs[0].items():
+        if name != "bias 0":
+            assert 2e-5 < relative(got, want[name]) < TF32_TOLERANCE, name
+            assert not torch.equal(got, precise[name]), name
+
+
+def test_tf32_where_one_block_walks(kernels):
+    case = make_case(2, 3, 620, 12, layers=2)
+    want = case.expected()
+    for name, got in kernels.run(case, blocks=1, tf32=True).items():
+        assert relative(got, want[name]) < TF32_TOLERANCE, name
+
+
+def test_tf32_keeps_large_offsets(kernels):
+    """The norm's statistics are of fp32 precision, and the signal is centred before it is rounded."""
+    case = make_case(1, 4, 160, 16, layers=2)
+    case.signal = case.signal * 0.2 + 30.0
+    want = case.expected()
+    for name, got in kernels.run(case, tf32=True).items():
+        assert relative(got, want[name]) < TF32_TOLERANCE, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

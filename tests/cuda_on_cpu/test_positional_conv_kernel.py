@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ecgfast.ops import positional_conv_reference
-from tests.cuda_on_cpu.harness import SCHEDULES, Driver
+from tests.cuda_on_cpu.harness import SCHEDULES, TF32, Driver
 from tests.ops.helpers import TOLERANCE, assert_close, generator
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -57,11 +57,11 @@ class Kernels:
         self.driver = Driver("positional_conv")
 
     def run(
-        self, x, weight, bias, grad, groups, order="fwd", need_x=True, need_parameters=True
+        self, x, weight, bias, grad, groups, order="fwd", need_x=True, need_parameters=True, tf32=False
     ) -> dict[str, Tensor]:
         """Forward and backward; outputs and workspaces start as NaN, so what is not written shows."""
         self.driver.schedule(order)
-        dtype = DTYPES[x.dtype]
+        dtype = TF32 if tf32 else DTYPES[x.dtype]
         problem = Problem(x.data_ptr(), weight.data_ptr(), *x.shape, groups, weight.shape[2])
         sizes = (ctypes.c_uint64 * 2)()
         self.driver.call("workspaces", ctypes.byref(problem), dtype, need_x, need_parameters, sizes)
@@ -145,6 +145,23 @@ def test_every_schedule_gives_the_same_bits(kernels, shape, dtype):
         assert_same(outputs[0], other)
 
 
+def relative(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("shape", [(3, 31, 32, 2, 40), (1, 40, 50, 1, 33), (2, 90, 34, 2, 5)], ids=str)
+def test_tf32(kernels, shape):
+    """Two bfloat16 pieces of each factor: between fp32's and TF32's precision."""
+    inputs, groups = make_inputs(*shape, torch.float32), shape[3]
+    want, precise = expected(*inputs, groups), kernels.run(*inputs, groups)
+    outputs = [kernels.run(*inputs, groups, order, tf32=True) for order in SCHEDULES]
+    for other in outputs[1:]:
+        assert_same(outputs[0], other)
+    for name in NAMES[:3]:
+        assert 2e-6 < relative(outputs[0][name], want[name]) < 1e-4, name
+        assert not torch.equal(outputs[0][name], precise[name]), name
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_unaligned_memory_gives_the_same_as_aligned(kernels, dtype):
     inputs = make_inputs(2, 20, 32, 2, 6, dtype)
@@ -172,9 +189,13 @@ def test_a_segment_does_not_depend_on_the_others(kernels):
         assert torch.equal(together[name][0], other[name][0]), name
 
 
-def test_fp32_extremes(kernels):
+@pytest.mark.parametrize("tf32", [False, True])
+def test_fp32_extremes(kernels, tf32):
     """Values near the largest numbers are cut into pieces without overflow."""
     x, weight, bias, grad = make_inputs(1, 9, 16, 1, 3, torch.float32)
     inputs = [x * 2.0**100, weight * 2.0**-100, bias, grad * 2.0**-20]
     inputs[0][0, 4, 3] = 3.4e38
-    check(kernels.run(*inputs, 1), inputs, 1)
+    want = expected(*inputs, 1)
+    out = kernels.run(*inputs, 1, tf32=tf32)
+    for name in NAMES:
+        assert_close(out[name], want[name], 1e-4 if tf32 else TOLERANCE[torch.float32], name)

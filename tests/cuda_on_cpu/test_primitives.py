@@ -78,8 +78,9 @@ def test_mma(primitives, kind, order):
     a, b = rng.integers(-8, 9, (16, depth)) / 4, rng.integers(-8, 9, (depth, 8)) / 4  # exact in all types
     c = rng.integers(-8, 9, (16, 8)).astype(np.float32)
     if kind == "tf32":
+        # The hardware doesn't look at the lower 13 bits.
         a_words = fragments(a.astype(np.float32).view(np.uint32), a_16x8, 4) | np.uint32(0x1FFF)
-        b_words = fragments(b.astype(np.float32).view(np.uint32), b_8x8, 2)
+        b_words = fragments(b.astype(np.float32).view(np.uint32), b_8x8, 2) | np.uint32(0x1FFF)
     else:  # element i is in register i / 2, even elements in the lower half
         a_words = fragments(_bits16(a, kind), a_16x16, 8).view(np.uint32)
         b_words = fragments(_bits16(b, kind), b_16x8, 4).view(np.uint32)

@@ -185,7 +185,7 @@ def test_gradcheck():
 def test_opcheck(dtype):
     a, b, group_a, group_b = make_inputs(9, 12, 16, dtype, seed=1)
     op = torch.ops.ecgfast.global_contrastive.default
-    torch.library.opcheck(op, (a.requires_grad_(), b.requires_grad_(), group_a, group_b, 0.1, True))
+    torch.library.opcheck(op, (a.requires_grad_(), b.requires_grad_(), group_a, group_b, 0.1, True, True))
 
 
 def one_of_two_ranks(rank, store, a, b, group_a, group_b, queue):

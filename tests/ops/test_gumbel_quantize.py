@@ -267,8 +267,8 @@ def test_opcheck(dtype, hard):
     op = torch.ops.ecgfast.gumbel_quantize.default
     t, rng, ids = torch.tensor(1.5), make_rng(1), torch.arange(2)
     for keep in (True, False):
-        torch.library.opcheck(op, (logits, codebook, t, None, rng, ids, hard, keep))
-        torch.library.opcheck(op, (logits, codebook, t, torch.randn(8, 18), None, None, hard, keep))
+        torch.library.opcheck(op, (logits, codebook, t, None, rng, ids, hard, keep, keep))
+        torch.library.opcheck(op, (logits, codebook, t, torch.randn(8, 18), None, None, hard, keep, False))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -279,10 +279,10 @@ def test_the_backward_pass_draws_again_what_was_not_kept(dtype, hard):
     t, noise, rng, ids = torch.tensor(1.5, dtype=torch.float64), None, make_rng(3), torch.arange(4)
     grads = []
     for keep in (True, False):
-        quantized, codes, probs, choice = op(logits, codebook, t, noise, rng, ids, hard, keep)
+        quantized, codes, probs, choice = op(logits, codebook, t, noise, rng, ids, hard, keep, False)
         assert choice.shape == (40 if keep else 0, 70)
         of_outputs = torch.ones_like(quantized) * quantized, probs * probs
-        inputs = logits, codebook, t, codes, noise, rng, ids, choice, hard
+        inputs = logits, codebook, t, codes, noise, rng, ids, choice, hard, False
         grads.append(backward(*of_outputs, *inputs))
     assert all(torch.equal(x, y) for x, y in zip(*grads, strict=True))
 

@@ -126,9 +126,9 @@ def gradients(predictions, targets, kwargs, save):
     """Of the loss's weighted sum, from the op's two halves, and the softmax that was saved between them."""
     op, backward = torch.ops.ecgfast.local_contrastive, torch.ops.ecgfast.local_contrastive_backward
     inputs = (kwargs["codes"], None, kwargs["rng"], kwargs["sample_ids"], kwargs["n_negatives"], 0.1, False)
-    loss, _, lse, inv_norms, weights = op(predictions, targets, *inputs, save)
+    loss, _, lse, inv_norms, weights = op(predictions, targets, *inputs, save, False)
     grad = torch.linspace(-1, 1, loss.numel()).view_as(loss).to(loss.dtype)
-    return *backward(grad, predictions, targets, lse, inv_norms, weights, *inputs), weights
+    return *backward(grad, predictions, targets, lse, inv_norms, weights, *inputs, False), weights
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -228,8 +228,8 @@ def test_opcheck(dtype):
     targets.requires_grad_()
     op = torch.ops.ecgfast.local_contrastive.default
     rng, ids = make_rng(1), torch.arange(2)
-    torch.library.opcheck(op, (predictions, targets, codes, None, rng, ids, 10, 0.1, False, True))
-    torch.library.opcheck(op, (predictions, targets, None, None, None, None, 10, 0.1, True, False))
+    torch.library.opcheck(op, (predictions, targets, codes, None, rng, ids, 10, 0.1, False, True, True))
+    torch.library.opcheck(op, (predictions, targets, None, None, None, None, 10, 0.1, True, False, False))
 
 
 @pytest.mark.parametrize(

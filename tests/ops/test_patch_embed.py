@@ -211,7 +211,9 @@ def test_strides_and_expanded_inputs():
 
 def test_saves_nothing_without_a_backward_pass():
     signal, keep, weights, gn_weight, gn_bias, _ = make_inputs(2, 12, 160, 32, torch.float32, seed=6)
-    _, saved = torch.ops.ecgfast.patch_embed(signal, keep, weights, gn_weight, gn_bias, [], 1e-5, False)
+    _, saved = torch.ops.ecgfast.patch_embed(
+        signal, keep, weights, gn_weight, gn_bias, [], 1e-5, False, False
+    )
     assert saved.numel() == 0
 
 
@@ -233,9 +235,9 @@ def test_opcheck(dtype):
     for t in (signal, *weights, gn_weight, gn_bias, *biases):
         t.requires_grad_()
     op = torch.ops.ecgfast.patch_embed.default
-    torch.library.opcheck(op, (signal, keep, weights, gn_weight, gn_bias, biases, 1e-5, True))
+    torch.library.opcheck(op, (signal, keep, weights, gn_weight, gn_bias, biases, 1e-5, True, True))
     plain = [w.detach() for w in weights]
-    args = (signal.detach(), None, plain, gn_weight.detach(), gn_bias.detach(), [], 1e-5, False)
+    args = (signal.detach(), None, plain, gn_weight.detach(), gn_bias.detach(), [], 1e-5, False, False)
     torch.library.opcheck(op, args)
 
 

@@ -150,11 +150,11 @@ def test_only_the_gradients_asked_for(wanted):
 
 def test_nothing_is_kept_without_gradients():
     x, weight, bias, _ = make_inputs(1, 9, 8, 2, 4, torch.float32, seed=9)
-    out, conv = torch.ops.ecgfast.positional_conv(x, weight, bias, 2, False)
+    out, conv = torch.ops.ecgfast.positional_conv(x, weight, bias, 2, False, False)
     assert conv.numel() == 0
     with pytest.raises(RuntimeError, match=r"positional_conv_backward: .* run with save"):
-        torch.ops.ecgfast.positional_conv_backward(out, x, weight, conv, 2, True, True)
-    kept = torch.ops.ecgfast.positional_conv(x, weight, bias, 2, True)
+        torch.ops.ecgfast.positional_conv_backward(out, x, weight, conv, 2, True, True, False)
+    kept = torch.ops.ecgfast.positional_conv(x, weight, bias, 2, True, False)
     assert torch.equal(kept[0], out)
 
 
@@ -168,9 +168,9 @@ def test_gradcheck():
 def test_opcheck(dtype):
     x, weight, bias, _ = make_inputs(2, 9, 16, 2, 4, dtype, seed=11)
     op = torch.ops.ecgfast.positional_conv.default
-    torch.library.opcheck(op, (x, weight, bias, 2, False))
+    torch.library.opcheck(op, (x, weight, bias, 2, False, True))
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
-    torch.library.opcheck(op, (*leaves, 2, True))
+    torch.library.opcheck(op, (*leaves, 2, True, False))
 
 
 def test_autocast():

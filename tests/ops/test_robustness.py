@@ -66,27 +66,29 @@ def test_direct_calls_are_checked():
     tokens = torch.randn(1, 1, 4)
     bad_saved = torch.zeros(2 * 1 * 64, dtype=torch.int8)
     calls = [
-        lambda: direct.positional_conv_backward(x, x, torch.randn(4, 4, 3), x, 0, True, True),
-        lambda: direct.positional_conv_backward(big, big, torch.randn(1, 1, 128), big, 1, True, True),
+        lambda: direct.positional_conv_backward(x, x, torch.randn(4, 4, 3), x, 0, True, True, False),
+        lambda: direct.positional_conv_backward(big, big, torch.randn(1, 1, 128), big, 1, True, True, False),
         lambda: direct.gumbel_quantize(
-            torch.randn(4, 6), torch.randn(2, 3, 4), torch.ones(()), None, empty, None, True
+            torch.randn(4, 6), torch.randn(2, 3, 4), torch.ones(()), None, empty, None, True, False, False
         ),
-        lambda: direct.local_contrastive(x, x, None, index, empty, None, 2, 0.1, False),
-        lambda: direct.local_contrastive(x, x, None, None, make_rng(0), torch.arange(1), 2**62, 0.1, False),
+        lambda: direct.local_contrastive(x, x, None, index, empty, None, 2, 0.1, False, False, False),
+        lambda: direct.local_contrastive(
+            x, x, None, None, make_rng(0), torch.arange(1), 2**62, 0.1, False, False, False
+        ),
         lambda: direct.patch_embed_backward(
-            tokens, x, None, weights, torch.ones(4), torch.zeros(4), [], 1e-5, bad_saved, False
+            tokens, x, None, weights, torch.ones(4), torch.zeros(4), [], 1e-5, bad_saved, False, False
         ),
         lambda: direct.lead_mask(torch.arange(2), 12, 0.5, empty, False),
         lambda: direct.span_mask(torch.arange(2), 12, 0.5, 3, empty, None, 4),
     ]
     for call in calls:
-        with pytest.raises(RuntimeError, match=r"\w+: "):
+        with pytest.raises(RuntimeError, match=r"csrc/torch/.*, \w+: "):
             call()
 
 
 def test_the_forward_pass_without_backward_says_so():
     weights = [torch.randn(4, 3, 2, requires_grad=True)]
-    args = (torch.randn(1, 3, 4), None, weights, torch.ones(4), torch.zeros(4), [], 1e-5, False)
+    args = (torch.randn(1, 3, 4), None, weights, torch.ones(4), torch.zeros(4), [], 1e-5, False, False)
     with pytest.raises(RuntimeError, match="the forward pass ran with for_backward=False"):
         direct.patch_embed(*args)[0].sum().backward()
 
