@@ -397,6 +397,7 @@ struct CodebookTask {
   }
 
   // Lists the rows first .. first + kScanRows - 1 that chose one of the entries, in order; returns how many.
+  // All have read the last list at the first barrier, before the second of which nothing is listed.
   __device__ int list_rows(uint32_t first) const {
     const int warp = threadIdx.x / 32;
     const uint32_t before = (1u << threadIdx.x % 32) - 1;
@@ -463,7 +464,6 @@ struct CodebookTask {
 #pragma unroll
           for (int c = 0; c < 4; ++c) sums[e][c] += entry[n] == e ? grad[n][c] : 0.0f;
     }
-    __syncthreads();
   }
 
   __device__ void load(float (&grad)[4], uint32_t row, int count) const {

@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(kLeadMaskThreads) lead_mask_draw(LeadMask in, 
     }
   }
   if (!in.keep_one || __any_sync(~0u, any)) return;
-  __syncwarp();  // orders the writes of all lanes before this one
-  if (threadIdx.x % 32 == 0) keep[bounded(element(stream, leads), leads)] = true;
+  const int kept = bounded(element(stream, leads), leads);
+  if (threadIdx.x % 32 == kept / 4 % 32) keep[kept] = true;  // by the lane that cleared it: in that order
 }
 
 }  // namespace ecgfast::cuda

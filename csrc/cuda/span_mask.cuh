@@ -60,7 +60,7 @@ struct SpanSample {
     return n < 2 ? 2 : n;
   }
 
-  // Ranks the starts and finds each token's first; ends with a barrier.
+  // Ranks the starts and finds each token's first, which other threads may read after a barrier.
   __device__ void order_starts(int spans) const {
     const int64_t room = valid - in.length;
     const int starts = room > spans ? static_cast<int>(room) : spans + 1;
@@ -84,10 +84,10 @@ struct SpanSample {
         first = min(first, memory.rank[start]);
       memory.first[t] = first;
     }
-    __syncthreads();
   }
 
-  // Tokens covered by the first `spans` starts; a barrier.
+  // Tokens covered by the first `spans` starts, of which a thread reads those that it wrote; ends with a
+  // barrier.
   __device__ int covered(int spans) const {
     int count = 0;
     for (int t = 0; t < in.tokens; t += kSpanThreads) {
