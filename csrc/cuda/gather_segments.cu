@@ -10,7 +10,7 @@ unsigned blocks(int64_t n) { return static_cast<unsigned>(n < 65535 ? n : 65535)
 
 template <typename T>
 cudaError_t gather(const GatherSegments& in, void* signal, cudaStream_t stream) {
-  const dim3 grid(blocks(in.batch), blocks(in.leads), blocks((in.length + kGatherChunk - 1) / kGatherChunk));
+  const dim3 grid(blocks(in.batch), blocks(in.leads), blocks(divide_up(in.length, kGatherChunk)));
   return launch(gather_segments_copy<T>, grid, dim3(kGatherThreads), 0, stream, in, static_cast<T*>(signal));
 }
 

@@ -12,8 +12,6 @@
 namespace ecgfast {
 
 template <typename T>
-constexpr int kVector = 16 / static_cast<int>(sizeof(T));  // elements of 16 bytes
-template <typename T>
 constexpr int kDepth = 4 * kVector<T>;  // of a chunk
 template <typename T>
 constexpr int kStepDepth = 2 * kVector<T>;  // of an mma

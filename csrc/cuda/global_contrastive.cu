@@ -13,8 +13,6 @@ constexpr int64_t kManyTiles = 96;          // enough large tiles to occupy a la
 constexpr int64_t kBlockRows = 8192;        // of a, and of b for 16-bit inputs
 constexpr int64_t kBlockBytes = 128 << 20;  // of h, hence
 
-int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
 template <typename T>
 bool rows_aligned(const GlobalContrastive& in) {
   return multiples_of_16(in.width * sizeof(T), in.x[0], in.x[1]);
@@ -22,7 +20,7 @@ bool rows_aligned(const GlobalContrastive& in) {
 
 template <typename T>
 int64_t padded(int64_t columns) {
-  return divide_up(columns, 16 / sizeof(T)) * (16 / sizeof(T));
+  return divide_up(columns, kVector<T>) * kVector<T>;
 }
 
 // f(the shape of tiles).

@@ -28,10 +28,6 @@
 
 namespace ecgfast::cuda {
 
-constexpr float kMinNorm = 1e-8f;
-constexpr float kInfinity = __builtin_huge_valf();
-constexpr float kNothing = -1e30f;  // below any similarity, and finite: differences of it stay numbers
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 constexpr float kMostBounded = 64.0f;  // of 2 / temperature: exp(-64) is far from underflow
 constexpr int kRowThreads = 256;       // of the kernels that are not products
 
@@ -45,7 +41,6 @@ struct GlobalShapes {
 // One row of an input, read by a warp in packs, zeros beyond its end. `aligned`: at multiples of 16 bytes.
 template <typename T>
 struct RowReader {
-  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const T* row;
   int width;
   bool aligned;
@@ -53,24 +48,18 @@ struct RowReader {
   // f(column, pack) for the lane's packs.
   template <typename F>
   __device__ void each(F f) const {
-    for (int c = threadIdx.x % 32 * kVector; c < width; c += 32 * kVector) {
-      Pack<T, kVector> pack;
+    for (int c = threadIdx.x % 32 * kVector<T>; c < width; c += 32 * kVector<T>) {
+      Pack<T, kVector<T>> pack;
       if (aligned) {
-        pack = load_pack<kVector>(row + c);
+        pack = load_pack<kVector<T>>(row + c);
       } else {
 #pragma unroll
-        for (int n = 0; n < kVector; ++n) pack.v[n] = c + n < width ? row[c + n] : from_float<T>(0.0f);
+        for (int n = 0; n < kVector<T>; ++n) pack.v[n] = c + n < width ? row[c + n] : from_float<T>(0.0f);
       }
       f(c, pack);
     }
   }
 };
-
-__device__ inline float warp_sum(float x) {
-#pragma unroll
-  for (int lanes = 16; lanes; lanes /= 2) x += __shfl_xor_sync(~0u, x, lanes);
-  return x;
-}
 
 // What the first launch of a pass makes of the rows of both sides; null: not wanted.
 struct PreparedRows {
@@ -88,7 +77,6 @@ struct PreparedRows {
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads)
     prepare_rows(GlobalContrastive in, PreparedRows out, bool aligned) {
-  constexpr int kVector = RowReader<T>::kVector;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
   if (out.ticket && blockIdx.x == 0 && threadIdx.x == 0) *out.ticket = 0;
   if (row >= in.rows[0] + in.rows[1]) return;
@@ -101,20 +89,20 @@ __global__ void __launch_bounds__(kRowThreads)
     inverse = out.known_inv_norms[row];
   } else {
     float squares = 0.0f;
-    reader.each([&](int, const Pack<T, kVector>& pack) {
+    reader.each([&](int, const Pack<T, kVector<T>>& pack) {
 #pragma unroll
-      for (int n = 0; n < kVector; ++n) squares = fmaf(to_float(pack.v[n]), to_float(pack.v[n]), squares);
+      for (int n = 0; n < kVector<T>; ++n) squares = fmaf(to_float(pack.v[n]), to_float(pack.v[n]), squares);
     });
     inverse = 1.0f / fmaxf(sqrtf(warp_sum(squares)), kMinNorm);
   }
   T* copy = static_cast<T*>(side ? out.copies[1] : out.copies[0]);
   T* unit = static_cast<T*>(side ? out.units[1] : out.units[0]);
   if (copy || unit)
-    reader.each([&](int c, Pack<T, kVector> pack) {
+    reader.each([&](int c, Pack<T, kVector<T>> pack) {
       if (copy) store_pack(copy + i * out.pitch + c, pack);
       if (!unit) return;
 #pragma unroll
-      for (int n = 0; n < kVector; ++n) pack.v[n] = from_float<T>(to_float(pack.v[n]) * inverse);
+      for (int n = 0; n < kVector<T>; ++n) pack.v[n] = from_float<T>(to_float(pack.v[n]) * inverse);
       store_pack(unit + i * out.pitch + c, pack);
     });
   if (threadIdx.x % 32) return;
@@ -221,7 +209,7 @@ struct ForwardSums {
 struct TileRange {
   int first, last;
   __device__ TileRange(int64_t rows, int tile, int region, int regions) {
-    const int64_t tiles = (rows + tile - 1) / tile;
+    const int64_t tiles = divide_up(rows, tile);
     first = static_cast<int>(tiles * region / regions);
     last = static_cast<int>(tiles * (region + 1) / regions);
   }

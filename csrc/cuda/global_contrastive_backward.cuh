@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
   SharedArena arena;
   const ProductMemory<S> memory(arena);
   const TilePlace<S> at;
-  const int tiles_m = static_cast<int>((in.x[0].rows + S::m - 1) / S::m);
+  const int tiles_m = static_cast<int>(divide_up(in.x[0].rows, S::m));
   const int64_t m0 = static_cast<int64_t>(blockIdx.x % tiles_m) * S::m,
                 n0 = static_cast<int64_t>(blockIdx.x / tiles_m) * S::n;
   typename S::Sums sums;
@@ -84,7 +84,7 @@ __device__ __forceinline__ void product_tile(const ProductMemory<S>& memory,
   using T = typename S::Element;
   const TilePlace<S> at;
   const int64_t rows = kTurned ? h.columns : h.rows;
-  const int width = static_cast<int>(side.units.columns), tiles_n = (width + S::n - 1) / S::n;
+  const int width = static_cast<int>(side.units.columns), tiles_n = divide_up<int>(width, S::n);
   const int64_t m0 = static_cast<int64_t>(tile / tiles_n) * S::m;
   const int n0 = tile % tiles_n * S::n + at.side(), limit = width - n0;
   typename S::Sums sums;

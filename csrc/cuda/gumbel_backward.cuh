@@ -28,12 +28,12 @@ static_assert(kPacks * kBackwardStride == kQuarterColumns, "a thread's packs spa
 constexpr int kEntriesPerBlock = 4, kEntryColumns = 128;
 
 __host__ __device__ inline uint32_t codebook_parts(const GumbelQuantize& in) {
-  return (in.width + kEntryColumns - 1) / kEntryColumns;
+  return divide_up<int>(in.width, kEntryColumns);
 }
 
 // Blocks of a group for the codebook's gradient; they come before those for its rows.
 __host__ __device__ inline uint32_t codebook_blocks(const GumbelQuantize& in) {
-  return (in.entries + kEntriesPerBlock - 1) / kEntriesPerBlock * codebook_parts(in);
+  return divide_up<int>(in.entries, kEntriesPerBlock) * codebook_parts(in);
 }
 
 // Two blocks need more shared memory than a multiprocessor of sm_80, 86, 89 or 120 has, so there one may take
@@ -102,7 +102,7 @@ class LogitsTask {
 
   // Each tile once for the sums and once more to be written; a single one does with one step.
   __device__ void run() {
-    const int tiles = (in_.entries + kTileColumns - 1) / kTileColumns, steps = tiles > 1 ? 2 * tiles : 1;
+    const int tiles = divide_up<int>(in_.entries, kTileColumns), steps = tiles > 1 ? 2 * tiles : 1;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       const bool summing = step < tiles;
@@ -156,11 +156,11 @@ class LogitsTask {
   // kRows rows, zeros beyond `count` and beyond the width.
   template <int kRows, typename Place>
   __device__ void copy(T* to, const T* from, int count, int64_t pitch, int depth, Place place) const {
-    constexpr int kVector = 16 / sizeof(T), kPerRow = kDepth<T> / kVector;
+    constexpr int kPerRow = kDepth<T> / kVector<T>;
     if (rows_aligned_) {
 #pragma unroll 1
       for (int v = threadIdx.x; v < kRows * kPerRow; v += kThreads) {
-        const int r = v / kPerRow, c = v % kPerRow * kVector;
+        const int r = v / kPerRow, c = v % kPerRow * kVector<T>;
         const bool valid = r < count && depth + c < in_.width;
         ptx::cp_async_16(to + place(r) * kStagePitch<T> + c, valid ? from + r * pitch + depth + c : from,
                          valid);
@@ -219,7 +219,7 @@ class LogitsTask {
     for (int j = 0; j < kPacks; ++j)
 #pragma unroll
       for (int n = 0; n < 8; ++n) s_[j][n / 4][n % 4] = 0.0f;
-    const int chunks = (in_.width + kDepth<T> - 1) / kDepth<T>;
+    const int chunks = divide_up<int>(in_.width, kDepth<T>);
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
       ptx::cp_async_wait<kBackwardStages - 1>();

@@ -19,12 +19,10 @@ int forward_half_warps(const GumbelQuantize& in) {
 // Rows of a forward block: two per half-warp, more where that would make more than kMostChunks blocks.
 int64_t forward_rows(const GumbelQuantize& in) {
   const int64_t least = 2 * forward_half_warps(in), all = least * kMostChunks;
-  return least * (in.rows > all ? (in.rows + all - 1) / all : 1);
+  return least * (in.rows > all ? divide_up(in.rows, all) : 1);
 }
 
-int64_t forward_chunks(const GumbelQuantize& in) {
-  return (in.rows + forward_rows(in) - 1) / forward_rows(in);
-}
+int64_t forward_chunks(const GumbelQuantize& in) { return divide_up(in.rows, forward_rows(in)); }
 
 bool fits(const GumbelQuantize& in) {
   return in.entries % kPack == 0 && in.entries <= kMaxGumbelEntries && in.rows <= INT32_MAX;
@@ -60,15 +58,15 @@ cudaError_t gumbel_quantize(const GumbelQuantize& in, int codebook_bytes, const 
                   multiples_of_16(entry_bytes, in.codebook, out.quantized));
   });
   if (error != cudaSuccess) return error;
-  return launch(gumbel_mean, dim3((columns + kMeanColumns - 1) / kMeanColumns),
-                dim3(kMeanColumns * kMeanSlices), kMeanColumns * kMeanSlices * sizeof(float), stream,
-                out.partial, out.mean_probs, static_cast<int>(chunks), columns, in.rows);
+  return launch(gumbel_mean, dim3(divide_up<int>(columns, kMeanColumns)), dim3(kMeanColumns * kMeanSlices),
+                kMeanColumns * kMeanSlices * sizeof(float), stream, out.partial, out.mean_probs,
+                static_cast<int>(chunks), columns, in.rows);
 }
 
 cudaError_t gumbel_quantize_backward(const GumbelQuantize& in, Dtype codebook_type,
                                      const GumbelGradients& gradients, cudaStream_t stream) {
   if (!fits(in)) return cudaErrorInvalidValue;
-  const dim3 blocks(codebook_blocks(in) + (in.rows + kTileRows - 1) / kTileRows, in.groups);
+  const dim3 blocks(codebook_blocks(in) + divide_up<uint32_t>(in.rows, kTileRows), in.groups);
   return with_dtypes(in.logits_type, codebook_type, [&](auto* logit, auto* entry) {
     using L = std::remove_pointer_t<decltype(logit)>;
     using T = std::remove_pointer_t<decltype(entry)>;

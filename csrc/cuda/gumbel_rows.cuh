@@ -8,15 +8,13 @@
 
 namespace ecgfast::cuda {
 
-constexpr float kNoLogit = -__builtin_huge_valf();
+constexpr float kNoLogit = -kInfinity;
 constexpr float kLeastTop = -1e20f;  // below any logit that matters, and finite: differences stay numbers
 constexpr int kPacks = 5;            // of a thread in a tile
 constexpr int kPack = 4;             // columns
 
 // A thread's share of a row: columns column + pack * stride .. + 3 of each pack.
 using RowPacks = float[kPacks][kPack];
-
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
 // x becomes exp(x - top) for factor kLog2E; the rounding of top * factor is common to all of a row.
 __device__ __forceinline__ void exponentiate(RowPacks& x, float top, float factor) {

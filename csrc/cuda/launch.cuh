@@ -5,6 +5,7 @@
 
 #include <type_traits>
 
+#include "arithmetic.cuh"
 #include "dtype.h"
 #include "shared_arena.cuh"
 #include "tf32.cuh"

@@ -18,9 +18,7 @@
 
 namespace ecgfast::cuda {
 
-constexpr float kMinNorm = 1e-8f;
-constexpr float kInfinity = __builtin_huge_valf(), kNan = __builtin_nanf("");
-constexpr float kNothing = -1e30f;   // below any similarity, and finite: differences of it stay numbers
+constexpr float kNan = __builtin_nanf("");
 constexpr uint32_t kExcluded = ~0u;  // in place of a count: drawn, but with the positive's target
 constexpr int kGroupChunks =
     2;  // chunks of output columns that a backward block holds in registers at a time
@@ -34,7 +32,7 @@ struct Span {
   int first, count;
 };
 
-__host__ __device__ inline int n_tiles(int tokens) { return (tokens + kTile - 1) / kTile; }
+__host__ __device__ inline int n_tiles(int tokens) { return divide_up<int>(tokens, kTile); }
 
 __device__ inline Span tile_span(int tile, int tokens) {
   return {tile * kTile, min(kTile, tokens - tile * kTile)};
@@ -72,7 +70,7 @@ template <typename T>
 class ChunkRing {
  public:
   __device__ ChunkRing(const TileMemory<T>& memory, const Rows<T>& x, const Rows<T>& y)
-      : memory_(memory), x_(x), y_(y), n_chunks_((x.width + kTile - 1) / kTile) {}
+      : memory_(memory), x_(x), y_(y), n_chunks_(divide_up<int>(x.width, kTile)) {}
 
   __device__ void start() const {
 #pragma unroll 1
@@ -225,14 +223,13 @@ struct ForwardMemory : TileMemory<T> {
 // Adds to `sum` the squares of a thread's share of the chunks: two threads per row, of x first, then of y.
 template <typename T>
 __device__ void add_squares(float& sum, const T* x, const T* y) {
-  constexpr int kVector = 16 / sizeof(T);
   const int row = threadIdx.x / 2 % kTile;
   const T* share = (threadIdx.x < 2 * kTile ? x : y) + row * kPitch<T> + threadIdx.x % 2 * (kTile / 2);
 #pragma unroll
-  for (int c = 0; c < kTile / 2; c += kVector) {
-    const Pack<T, kVector> pack = load_pack<kVector>(share + c);
+  for (int c = 0; c < kTile / 2; c += kVector<T>) {
+    const Pack<T, kVector<T>> pack = load_pack<kVector<T>>(share + c);
 #pragma unroll
-    for (int n = 0; n < kVector; ++n) sum = fmaf(to_float(pack.v[n]), to_float(pack.v[n]), sum);
+    for (int n = 0; n < kVector<T>; ++n) sum = fmaf(to_float(pack.v[n]), to_float(pack.v[n]), sum);
   }
 }
 
@@ -441,7 +438,7 @@ struct BackwardTask {
   // Adds the weights times chunks first .. first + kGroupChunks - 1 of y. The ring still holds them if all of
   // y fits in it.
   __device__ void add_group(float (&grads)[kGroupChunks][kFragments][4], const Rows<T>& y, int first) const {
-    const int n_chunks = (in.width + kTile - 1) / kTile;
+    const int n_chunks = divide_up<int>(in.width, kTile);
     const bool resident = n_chunks <= kStages<T>;
     static_assert(kGroupChunks <= 2 * kStages<T>, "the ring's buffers hold a group");
     if (!resident) {
@@ -492,12 +489,11 @@ struct BackwardTask {
         return from_float<T>((sums[n % 4][half * 2 + n / 4] - back * to_float(from)) * scale);
       };
       if (x.aligned && count == 8) {
-        constexpr int kVector = 16 / sizeof(T);
 #pragma unroll
-        for (int v = 0; v < 8; v += kVector) {
-          Pack<T, kVector> pack = load_pack<kVector>(x.data + offset + v);
+        for (int v = 0; v < 8; v += kVector<T>) {
+          Pack<T, kVector<T>> pack = load_pack<kVector<T>>(x.data + offset + v);
 #pragma unroll
-          for (int n = 0; n < kVector; ++n) pack.v[n] = value(pack.v[n], v + n);
+          for (int n = 0; n < kVector<T>; ++n) pack.v[n] = value(pack.v[n], v + n);
           store_pack(grad + offset + v, pack);
         }
       } else {
@@ -512,7 +508,7 @@ struct BackwardTask {
 template <typename T, bool kOwnIsAnchor>
 __device__ void backward_tile(const LocalContrastive& in, const LocalContrastiveSaved& saved,
                               const BackwardMemory<T>& memory, int segment, int tile, T* grad, bool aligned) {
-  const int tiles = n_tiles(in.tokens), n_chunks = (in.width + kTile - 1) / kTile;
+  const int tiles = n_tiles(in.tokens), n_chunks = divide_up<int>(in.width, kTile);
   const int64_t token0 = static_cast<int64_t>(segment) * in.tokens;
   const Span own = tile_span(tile, in.tokens);
   const Rows<T> x = tile_rows<T>(kOwnIsAnchor ? in.predictions : in.targets, in, segment, own, aligned);

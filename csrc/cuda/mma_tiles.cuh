@@ -9,6 +9,7 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
+#include "arithmetic.cuh"
 #include "ptx.cuh"
 #include "tf32.cuh"
 
@@ -19,9 +20,12 @@ constexpr int kThreads = 256;
 constexpr int kMaxWidth = 1 << 24;
 constexpr int kFragments = 4;  // of a warp, side by side
 
+template <typename T>
+constexpr int kVector = 16 / static_cast<int>(sizeof(T));  // elements of 16 bytes
+
 // Elements from one row of a chunk to the next.
 template <typename T>
-constexpr int kPitch = kTile + 16 / static_cast<int>(sizeof(T));
+constexpr int kPitch = kTile + kVector<T>;
 template <typename T>
 constexpr int kChunkSize = kTile * kPitch<T>;
 
@@ -87,10 +91,10 @@ struct Rows {
 // cp.async where rows are not aligned. To be followed by cp_async_commit, cp_async_wait and a barrier.
 template <typename T>
 __device__ void load_chunk(T* chunk, const Rows<T>& rows, int column) {
-  constexpr int kVector = 16 / sizeof(T), kPerRow = kTile / kVector;
+  constexpr int kPerRow = kTile / kVector<T>;
   if (rows.aligned) {
     for (int v = threadIdx.x; v < kTile * kPerRow; v += kThreads) {
-      const int row = v / kPerRow, c = v % kPerRow * kVector;
+      const int row = v / kPerRow, c = v % kPerRow * kVector<T>;
       const bool valid = row < rows.count && column + c < rows.width;
       const int from = valid ? row * rows.width + column + c : 0;
       ptx::cp_async_16(chunk + row * kPitch<T> + c, rows.data + from, valid);

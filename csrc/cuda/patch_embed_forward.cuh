@@ -69,12 +69,6 @@ struct Segment {
   }
 };
 
-__device__ inline float warp_sum(float x) {
-#pragma unroll
-  for (int n = 16; n > 0; n /= 2) x += __shfl_xor_sync(~0u, x, n);
-  return x;
-}
-
 // Means of the kept leads' even and odd samples, zeros for the others; a warp per lead.
 template <typename T>
 __device__ void signal_means(const Segment<T>& segment, float* means) {

@@ -50,8 +50,6 @@ __host__ __device__ const T* packed_layer(const StemState& state, const StemShap
   return static_cast<const T*>(state.packed) + before;
 }
 
-__host__ __device__ inline int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
 // kRows patches, or kRows channels of layer 0's weights, kPatch values each.
 template <typename T, int kRows>
 struct PatchTile {

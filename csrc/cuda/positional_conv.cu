@@ -26,8 +26,8 @@ class Launches {
     float* sums = need_parameters ? space_.take<float>(pack_blocks() * g_.padded_width()) : nullptr;
     const Tokens<Mma<In>> grad = cut_tokens(grad_out, static_cast<const In*>(b.conv), sums);
     if (need_parameters) {
-      run(sum_bias<Stored<In>>, ceil_div(g_.padded_width(), 32), 1, kPackThreads, shared_bytes<PackMemory>(),
-          g_, sums, pack_blocks(), static_cast<Stored<In>*>(b.grad_bias));
+      run(sum_bias<Stored<In>>, divide_up<int>(g_.padded_width(), 32), 1, kPackThreads,
+          shared_bytes<PackMemory>(), g_, sums, pack_blocks(), static_cast<Stored<In>*>(b.grad_bias));
       gradient_of_weight(grad, static_cast<In*>(b.grad_weight));
     }
     if (need_x) {
@@ -49,7 +49,7 @@ class Launches {
 
   const In* x() const { return static_cast<const In*>(in_.x); }
 
-  int64_t pack_blocks() const { return (g_.rows() + kPackRows - 1) / kPackRows; }
+  int64_t pack_blocks() const { return divide_up(g_.rows(), kPackRows); }
 
   // Launches unless something went wrong before.
   template <typename... Arguments>
@@ -78,7 +78,7 @@ class Launches {
   Tokens<Mma<In>> cut_tokens(const In* x, const In* conv, float* sums) {
     auto* out = space_.take<Mma<In>>(kPieces<In> * g_.rows() * g_.padded_width());
     const TokenSource<In> source{x, conv, aligned(x, conv)};
-    run(pack_tokens<In>, pack_blocks(), ceil_div(g_.padded_width(), kPackColumns), kPackThreads,
+    run(pack_tokens<In>, pack_blocks(), divide_up<int>(g_.padded_width(), kPackColumns), kPackThreads,
         shared_bytes<PackMemory>(), g_, source, out, sums);
     return {out, g_.rows() * g_.padded_width(), g_.padded_width(), g_.padded_channels()};
   }
@@ -93,15 +93,20 @@ class Launches {
   void convolve_with(const Geometry& g, const Tokens<Mma<In>>& x, const Mma<In>* weights, const Epilogue& e) {
     const Convolution<In> a{g,          x,      weights, e.bias,
                             e.residual, e.conv, e.out,   aligned(e.residual, e.conv, e.out)};
-    const int tiles = ceil_div(g.tokens, kUnitTokens<In>);
-    const int64_t pairs = (g.batch * tiles + kUnits - 1) / kUnits;
+    const int tiles = divide_up<int>(g.tokens, kUnitTokens<In>);
+    const int64_t pairs = divide_up(g.batch * tiles, kUnits);
     run(convolve<In>, pairs * g.groups * g.sides(), 1, kConvThreads, shared_bytes<ConvMemory<In>>(), a, tiles,
         pairs);
   }
 
   void gradient_of_weight(const Tokens<Mma<In>>& grad, In* grad_weight) {
-    WeightGradient<In> a{
-        g_, tokens(), grad, nullptr, ceil_div(g_.taps, kGradTaps<In>), ceil_div(g_.tokens, kGradTokens), 1};
+    WeightGradient<In> a{g_,
+                         tokens(),
+                         grad,
+                         nullptr,
+                         divide_up<int>(g_.taps, kGradTaps<In>),
+                         divide_up<int>(g_.tokens, kGradTokens),
+                         1};
     const int64_t blocks = static_cast<int64_t>(g_.groups) * g_.sides() * g_.sides() * a.sets * 8;
     // About as many blocks as a large GPU has multiprocessors, the same on all, for the same sums on all.
     const int64_t stages = g_.batch * a.tiles, wanted = blocks < 128 ? 128 / blocks : 1;

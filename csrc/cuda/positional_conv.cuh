@@ -69,9 +69,9 @@ struct ConvTask {
     int tap, side, pair;
   };
 
-  __device__ int passes() const { return kPairs<In> * a.g.sides() * ceil_div(a.g.taps, kGroup); }
+  __device__ int passes() const { return kPairs<In> * a.g.sides() * divide_up<int>(a.g.taps, kGroup); }
   __device__ Pass pass(int n) const {
-    const int groups_of_taps = ceil_div(a.g.taps, kGroup);
+    const int groups_of_taps = divide_up<int>(a.g.taps, kGroup);
     return {n % groups_of_taps * kGroup, n / groups_of_taps % a.g.sides(), n / groups_of_taps / a.g.sides()};
   }
   __device__ bool exists(int u) const { return unit + u < a.g.batch * tiles; }
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kConvThreads, 2) convolve(Convolution<In> a, i
     const Range there = task.tokens_there(warp / 2, pass);
     const int skipped = first_row + r;
     const Range mine{there.begin - skipped, there.end - skipped};
-    const int steps = ceil_div(min(kSide, a.g.padded_channels() - pass.side * kSide), 16);
+    const int steps = divide_up<int>(min(kSide, a.g.padded_channels() - pass.side * kSide), 16);
     const T* stage = weights + s % 2 * kRun * kWeightTile;
     const T* rows = tokens + swizzled(lane_row + r, lane / 8 % 2);
     if constexpr (!kPrecise<In>) {
@@ -392,7 +392,7 @@ __global__ void __launch_bounds__(kGradThreads, 1) weight_gradient(WeightGradien
     const Range there = task.tokens_there(unit);
     const int count = min(kGradTokens, a.g.tokens - task.first_token(unit));
     const int first = max(0, there.begin - row - 8 * (kTaps - 1)) / 16;
-    const int last = needed ? ceil_div(min(count, there.end - row), 16) : 0;
+    const int last = needed ? divide_up<int>(min(count, there.end - row), 16) : 0;
     const T* stage_grads = grads + s % 2 * kGradTokens * kSide;
     const T* stage_tokens = tokens + s % 2 * GradMemory<In>::kRows * kSide;
     if (first >= last) continue;

@@ -18,8 +18,6 @@ constexpr int kRun = 4;           // taps of a run, which are 8 apart
 constexpr int kGroup = 8 * kRun;  // taps of 8 runs that begin side by side
 constexpr int kWeightTile = kSide * kSide;
 
-__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 template <typename In>
 struct MmaElement {
   using Type = In;
@@ -73,13 +71,13 @@ struct Geometry {
   }
 
   __host__ __device__ int width() const { return groups * channels; }
-  __host__ __device__ int padded_channels() const { return ceil_div(channels, 16) * 16; }
+  __host__ __device__ int padded_channels() const { return divide_up<int>(channels, 16) * 16; }
   __host__ __device__ int padded_width() const { return groups * padded_channels(); }
-  __host__ __device__ int sides() const { return ceil_div(channels, kSide); }
-  __host__ __device__ int padded_taps() const { return ceil_div(taps, 8) * 8; }
+  __host__ __device__ int sides() const { return divide_up<int>(channels, kSide); }
+  __host__ __device__ int padded_taps() const { return divide_up<int>(taps, 8) * 8; }
   // Taps of each run of the group of taps that begins with `tap`.
   __host__ __device__ int run_taps(int tap) const {
-    return taps - tap < kGroup ? ceil_div(taps - tap, 8) : kRun;
+    return taps - tap < kGroup ? divide_up<int>(taps - tap, 8) : kRun;
   }
   __host__ __device__ int64_t rows() const { return batch * tokens; }
   __host__ __device__ int64_t weight_tiles() const {
@@ -140,13 +138,12 @@ __device__ inline float gelu_slope(float v) {
 // N consecutive elements of a row, of which the first `count` exist; 16 bytes at a time if `aligned`.
 template <int N, typename T>
 __device__ void load_row(float (&v)[N], const T* row, int count, bool aligned) {
-  constexpr int kVector = 16 / sizeof(T);
   if (aligned) {
 #pragma unroll
-    for (int n = 0; n < N; n += kVector) {
-      const Pack<T, kVector> pack = load_pack<kVector>(row + n);
+    for (int n = 0; n < N; n += kVector<T>) {
+      const Pack<T, kVector<T>> pack = load_pack<kVector<T>>(row + n);
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) v[n + i] = to_float(pack.v[i]);
+      for (int i = 0; i < kVector<T>; ++i) v[n + i] = to_float(pack.v[i]);
     }
   } else {
 #pragma unroll
@@ -156,13 +153,12 @@ __device__ void load_row(float (&v)[N], const T* row, int count, bool aligned) {
 
 template <int N, typename T>
 __device__ void store_row(T* row, const float (&v)[N], int count, bool aligned) {
-  constexpr int kVector = 16 / sizeof(T);
   if (aligned) {
 #pragma unroll
-    for (int n = 0; n < N; n += kVector) {
-      Pack<T, kVector> pack;
+    for (int n = 0; n < N; n += kVector<T>) {
+      Pack<T, kVector<T>> pack;
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) pack.v[i] = from_float<T>(v[n + i]);
+      for (int i = 0; i < kVector<T>; ++i) pack.v[i] = from_float<T>(v[n + i]);
       store_pack(row + n, pack);
     }
   } else {

@@ -157,7 +157,7 @@ class TileProduct {
       : memory_(memory),
         a_(a),
         b_(b),
-        n_chunks_(static_cast<int>(((kLeftTurned ? a.rows : a.columns) + S::depth - 1) / S::depth)) {}
+        n_chunks_(static_cast<int>(divide_up(kLeftTurned ? a.rows : a.columns, S::depth))) {}
 
   // Begins to load the tile at (m, n).
   __device__ void start(int64_t m, int64_t n) {
