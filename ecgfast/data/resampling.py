@@ -2,7 +2,8 @@
 
 The filter is `scipy.signal.resample_poly`'s: a Kaiser window (beta 5) of 10 zero crossings on either side,
 cut off at the lower of the two Nyquist frequencies. Here the samples are laid out by phase first, so that
-every tap is a multiply-add over contiguous samples.
+every tap is a multiply-add over contiguous samples. A decimation leaves out the taps that are zero, and adds
+samples that share a tap before they are multiplied.
 """
 
 from fractions import Fraction
@@ -67,9 +68,27 @@ def resample(signal: np.ndarray, rate: float, target: float = 500.0) -> np.ndarr
         raise EcgfastError(f"signal: got shape {signal.shape}, want at least one sample")
     rows = np.ascontiguousarray(signal).reshape(-1, n)
     out = np.empty((len(rows), resampled_length(n, up, down)), dtype=signal.dtype)
-    taps, before = _phases(up, down)
-    _resample_rows(rows, up, down, taps.astype(signal.dtype), before, out)
+    if up == 1:
+        _decimate_rows(rows, _half(down).astype(signal.dtype), out)
+    else:
+        taps, before = _phases(up, down)
+        _resample_rows(rows, up, down, taps.astype(signal.dtype), before, out)
     return out.reshape(*signal.shape[:-1], out.shape[-1])
+
+
+def _low_pass(up: int, down: int) -> np.ndarray:
+    """The low-pass on the finer grid, the gain of `up` in it; its middle is in the middle."""
+    widest = max(up, down)
+    half = _ZERO_CROSSINGS * widest
+    at = np.arange(-half, half + 1)
+    low_pass = np.sinc(at / widest) / widest * np.kaiser(2 * half + 1, _KAISER_BETA)
+    return low_pass * (up / low_pass.sum())
+
+
+@lru_cache(maxsize=16)
+def _half(down: int) -> np.ndarray:
+    """The low-pass of a decimation from its middle on, but for the last tap, which is a zero of the sinc."""
+    return _low_pass(1, down)[_ZERO_CROSSINGS * down : -1]
 
 
 @lru_cache(maxsize=16)
@@ -83,11 +102,8 @@ def _phases(up: int, down: int) -> tuple[np.ndarray, int]:
         float64 [up, taps per phase], and `before`.
     """
     assert gcd(up, down) == 1
-    widest = max(up, down)
-    half = _ZERO_CROSSINGS * widest
-    at = np.arange(-half, half + 1)
-    low_pass = np.sinc(at / widest) / widest * np.kaiser(2 * half + 1, _KAISER_BETA)
-    low_pass *= up / low_pass.sum()
+    half = _ZERO_CROSSINGS * max(up, down)
+    low_pass = _low_pass(up, down)
     # Tap m stands at offset m - half from the output on the finer grid; phase p has those with
     # (p + half - m) divisible by up, and reads the input at (p + half - m) / up from the output's.
     before = (up - 1 + half) // up
@@ -107,19 +123,77 @@ def _resample_rows(
     n, per_phase = rows.shape[1], taps.shape[1]
     n_out = out.shape[1]
     after = per_phase - before
-    # sample i lies at (i + after) % down, (i + after) // down
-    width = (n + per_phase + down) // down + 2
-    split = np.empty((down, width), dtype=rows.dtype)
+    split = np.empty((down, (n + per_phase + down) // down + 2), dtype=rows.dtype)
     acc = np.empty(_CHUNK, dtype=rows.dtype)
     for r in range(rows.shape[0]):
-        first = rows[r, 0]
-        slope = (rows[r, n - 1] - first) / max(n - 1, 1)
-        for d in range(down):
-            for column in range(width):
-                i = column * down + d - after
-                split[d, column] = rows[r, i] if 0 <= i < n else first + slope * i
+        _split(rows[r], after, split)
         for phase in range(min(up, n_out)):
             _one_phase(split, up, down, taps[phase * down % up], before + after, phase, acc, out[r])
+
+
+@numba.njit(nogil=True, cache=True)
+def _decimate_rows(rows: np.ndarray, taps: np.ndarray, out: np.ndarray) -> None:
+    """Keep one sample of `down` behind a symmetric low-pass, of which taps [10 * down] are one half."""
+    down = len(taps) // _ZERO_CROSSINGS
+    width = out.shape[1] + 2 * _ZERO_CROSSINGS
+    split = np.empty((down, width), dtype=rows.dtype)
+    for r in range(rows.shape[0]):
+        _split(rows[r], len(taps), split)
+        for start in range(0, out.shape[1], _CHUNK):
+            _decimate(split, start, taps, out[r, start : start + _CHUNK])
+
+
+@numba.njit(nogil=True, cache=True)
+def _split(row: np.ndarray, after: int, split: np.ndarray) -> None:
+    """Lay out a row by phase: sample i at (i + after) % down, (i + after) // down."""
+    n, (down, width) = len(row), split.shape
+    first = row[0]
+    slope = (row[n - 1] - first) / max(n - 1, 1)
+    begin = min(width, -(-after // down))  # columns begin .. end have samples alone
+    end = max(begin, min(width, (n + after) // down))
+    for d in range(down):
+        for column in range(begin):
+            i = column * down + d - after
+            split[d, column] = row[i] if 0 <= i < n else first + slope * i
+        for column in range(end, width):
+            i = column * down + d - after
+            split[d, column] = row[i] if 0 <= i < n else first + slope * i
+    inner = row[min(n, begin * down - after) :]
+    if down == 2:  # the compiler knows how to take two apart, several at once
+        even, odd = split[0, begin:end], split[1, begin:end]
+        for column in range(end - begin):
+            even[column] = inner[2 * column]
+            odd[column] = inner[2 * column + 1]
+        return
+    for d in range(down):
+        out = split[d, begin:end]
+        for column in range(len(out)):
+            out[column] = inner[column * down + d]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _decimate(split: np.ndarray, start: int, taps: np.ndarray, out: np.ndarray) -> None:
+    """Outputs from `start` on: output 0 stands at column 10 of the first phase.
+
+    The taps at multiples of `down` but the first are zero. Of those that lie `down` apart, five at a time.
+    """
+    down, count = len(split), len(out)
+    middle = split[0, start + _ZERO_CROSSINGS :][:count]
+    for i in range(count):
+        out[i] = taps[0] * middle[i]
+    for d in range(1, down):
+        later, earlier = split[d], split[down - d]
+        for k in range(0, _ZERO_CROSSINGS, 5):
+            a, b, c = taps[k * down + d], taps[(k + 1) * down + d], taps[(k + 2) * down + d]
+            e, f = taps[(k + 3) * down + d], taps[(k + 4) * down + d]
+            at, to = start + _ZERO_CROSSINGS + k, start + _ZERO_CROSSINGS - 1 - k
+            p, q, r = later[at:][:count], later[at + 1 :][:count], later[at + 2 :][:count]
+            s, t = later[at + 3 :][:count], later[at + 4 :][:count]
+            u, v, w = earlier[to:][:count], earlier[to - 1 :][:count], earlier[to - 2 :][:count]
+            x, y = earlier[to - 3 :][:count], earlier[to - 4 :][:count]
+            for i in range(count):
+                near = a * (p[i] + u[i]) + b * (q[i] + v[i]) + c * (r[i] + w[i])
+                out[i] += near + e * (s[i] + x[i]) + f * (t[i] + y[i])
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})
