@@ -130,8 +130,9 @@ def parse_header(name: str, original: str) -> Header:
     if n_lines != len(lines) - 1:
         raise Rejected(f"unreadable: {name} announces {n_lines} lines, has {len(lines) - 1}")
     first = lines[0].replace(form["extension"] or "", "", 1)
-    fixed = [first.removesuffix(form["date"] or "")]
-    fixed += [re.sub("[µμ]", "u", line) for line in lines[1:]]
+    fixed = [first.removesuffix(form["date"] or ""), *lines[1:]]
+    if not original.isascii():
+        fixed[1:] = [re.sub("[µμ]", "u", line) for line in fixed[1:]]
     return Header(
         name=name,
         n_segments=int(form["n_segments"] or 0),
@@ -144,7 +145,7 @@ def parse_header(name: str, original: str) -> Header:
     )
 
 
-def segment_headers(path: Path) -> list[str]:
+def segment_headers(path: str) -> list[str]:
     """Names of the headers of a multi-segment record's segments; none for other records, or no header."""
     try:
         start = _read_text(path, MAX_HEADER_BYTES, 4096)
@@ -152,7 +153,7 @@ def segment_headers(path: Path) -> list[str]:
         first = next((line for line in lines if line and not line.startswith("#")), "")
         if first and not _SEGMENTED.match(first):
             return []
-        header = read_header(path)
+        header = read_header(Path(path))
     except Rejected:
         return []
     return [f"{line.split()[0]}.hea" for line in header.lines] if header.n_segments else []
@@ -230,15 +231,16 @@ def signal_bytes(form: str, n: int) -> int:
     return int(n * _MOST_COMPRESSED)
 
 
-def _read_text(path: Path, limit: int, count: int = -1) -> str:
+def _read_text(path: str | Path, limit: int, count: int = -1) -> str:
+    name = os.path.basename(path)
     try:
-        size = _file_size(path, path.name)  # not of a pipe, for whose writer we would wait
+        size = _file_size(path, name)  # not of a pipe, for whose writer we would wait
         if size > limit:
-            raise Rejected(f"unreadable: {path.name} is no WFDB header: it has {size} bytes")
+            raise Rejected(f"unreadable: {name} is no WFDB header: it has {size} bytes")
         with open(path, "rb", buffering=0) as file:
             return file.read(count).decode("utf-8", "replace")
     except OSError as error:
-        raise Rejected(f"unreadable: {path.name}: {error.strerror}") from None
+        raise Rejected(f"unreadable: {name}: {error.strerror}") from None
 
 
 def _file_size(path: str | Path, name: str) -> int:

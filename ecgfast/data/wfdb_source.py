@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,10 @@ def find_records(source: Path) -> Iterator[str]:
         names = sorted(name for name in files if name.endswith(".hea"))
         segments: set[str] = set()
         for name in names:
-            segments.update(segment_headers(Path(folder, name)))
-        for name in names:
-            if name not in segments:
-                yield Path(folder, name).relative_to(source).as_posix()
+            segments.update(segment_headers(os.path.join(folder, name)))
+        below = Path(folder).relative_to(source).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        yield from (prefix + name for name in names if name not in segments)
 
 
 def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
@@ -136,6 +137,7 @@ def _factor(lead: int, unit: str) -> float:
     return MICROVOLTS[unit.lower()]
 
 
+@lru_cache(maxsize=1024)
 def _rails(form: str, baseline: int, gain: float, factor: float) -> tuple[float, float]:
     """The ends of a signal's range in microvolts; infinite where the format has none.
 
@@ -184,7 +186,7 @@ def _channels(names: list[str]) -> dict[int, int]:
     """Index of a standard lead -> number of its signal."""
     channels: dict[int, int] = {}
     for i, name in enumerate(names):
-        lead = find_lead(re.sub(r"^(?:ecg|lead)[ _]", "", name or "", flags=re.IGNORECASE))
+        lead = _lead(name or "")
         if lead in channels:
             raise Rejected(f"ambiguous: two signals are lead {STANDARD_LEADS[lead]}")
         if lead is not None:
@@ -192,6 +194,11 @@ def _channels(names: list[str]) -> dict[int, int]:
     if not channels:
         raise Rejected(f"no standard lead: the signals are {', '.join(map(str, names)) or 'none'}")
     return channels
+
+
+@lru_cache(maxsize=1024)
+def _lead(name: str) -> int | None:
+    return find_lead(re.sub(r"^(?:ecg|lead)[ _]", "", name, flags=re.IGNORECASE))
 
 
 def _comment(field: re.Pattern[str], header: Header) -> str | None:

@@ -14,6 +14,7 @@ import shutil
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ SHARD_ELEMENTS = 2**29
 COMMIT_EVERY = 256  # records between two syncs: what an interruption can cost
 _ROW_GROUP = 65536  # rows of the index held in memory at once
 _NPY_HEADER = 128
+_COLUMNS = frozenset(INDEX_SCHEMA.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,9 @@ class StoreWriter:
         self._folder = self._partial / "store"
         self._journal_path = self._partial / "journal.jsonl"
         self._pending: list[str] = []
+        self._syncer = ThreadPoolExecutor(1)  # its thread starts with the first commit
+        self._syncing: Future[None] | None = None
+        self._torn = False  # a commit failed: the journal must not go on behind the gap
         self._shard = 0
         self._end = 0  # elements in the open shard
         self._file: BinaryIO | None = None
@@ -138,6 +143,7 @@ class StoreWriter:
 
     def _let_go(self) -> None:
         """Close what is open; what was to be told of it has been."""
+        self._syncer.shutdown()
         if self._file is not None:
             with suppress(OSError):  # a full disk refuses what is still in the buffer once more
                 self._file.close()
@@ -168,14 +174,35 @@ class StoreWriter:
 
     def commit(self) -> None:
         """Put all records so far safely on disk."""
+        self._begin_commit()
+        self._end_commit()
+
+    def _begin_commit(self) -> None:
+        """Have all records so far put on disk while others are added; the commit before has ended."""
+        self._end_commit()
         with _naming(self._folder / shard_name(self._shard)):
             self._file.flush()
-            os.fsync(self._file.fileno())
+        file = self._folder / shard_name(self._shard)
+        self._syncing = self._syncer.submit(self._sync, file, self._file.fileno(), self._pending)
+        self._pending = []
+
+    def _end_commit(self) -> None:
+        if self._syncing is not None:
+            syncing, self._syncing = self._syncing, None
+            syncing.result()
+
+    def _sync(self, file: Path, descriptor: int, entries: list[str]) -> None:
+        """Put the open shard on disk, and only then what the journal says of it."""
+        if self._torn:
+            return
+        self._torn = True
+        with _naming(file):
+            os.fsync(descriptor)
         with _naming(self._journal_path), self._journal_path.open("a", encoding="utf-8") as journal:
-            journal.writelines(self._pending)
+            journal.writelines(entries)
             journal.flush()
             os.fsync(journal.fileno())
-        self._pending = []
+        self._torn = False
 
     def finish(self) -> None:
         """Write the index and rename the store into place."""
@@ -197,6 +224,8 @@ class StoreWriter:
 
     def discard(self) -> None:
         """Remove everything written."""
+        with suppress(EcgfastError):  # what could not be kept is not to be kept
+            self._end_commit()
         self._file.close()
         self._file = None
         with _naming(self._partial):
@@ -205,7 +234,7 @@ class StoreWriter:
     def _note(self, entry: dict[str, Any]) -> None:
         self._pending.append(json.dumps(entry) + "\n")
         if len(self._pending) >= COMMIT_EVERY:
-            self.commit()
+            self._begin_commit()
 
     def _resume(self) -> None:
         if not (self._resumes and self._journal_is_good()):
@@ -271,6 +300,7 @@ class StoreWriter:
         self._shard, self._end = shard, end
 
     def _close_shard(self) -> None:
+        self._end_commit()
         with _naming(self._folder / shard_name(self._shard)):
             self._file.seek(0)
             self._file.write(_npy_header(self._end))
@@ -393,7 +423,7 @@ def _is_entry(entry: Any) -> bool:
     places = ("shard", "offset", "n_samples")
     return (
         isinstance(row, dict)
-        and row.keys() == set(INDEX_SCHEMA.names)
+        and row.keys() == _COLUMNS
         and all(type(row[name]) is int and row[name] >= 0 for name in places)
     )
 
