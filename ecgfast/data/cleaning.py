@@ -113,7 +113,7 @@ def cut_off(
         low: Lowest value that the converter can tell, where known.
         high: Highest.
     """
-    value, samples = _cut_off(signal, HELD_SECONDS * rate, max(2.0, RAIL_SECONDS * rate), low, high)
+    value, samples = cut_off_lead(signal, _extremes(signal), shortest_runs(rate), low, high)
     return (value, samples) if samples else None
 
 
@@ -131,9 +131,13 @@ def cut_offs(signals: np.ndarray, rate: float, rails: np.ndarray) -> tuple[np.nd
     """
     values, samples = np.zeros(len(signals)), np.zeros(len(signals), dtype=np.int64)
     if signals.shape[1]:
-        held_run, rail_run = HELD_SECONDS * rate, max(2.0, RAIL_SECONDS * rate)
-        _cut_off_rows(signals, held_run, rail_run, rails, values, samples)
+        _cut_off_rows(signals, shortest_runs(rate), rails, values, samples)
     return values, samples
+
+
+def shortest_runs(rate: float) -> tuple[float, float]:
+    """Samples of the shortest runs that count at an extreme value, and at the end of the range."""
+    return HELD_SECONDS * rate, max(2.0, RAIL_SECONDS * rate)
 
 
 def _check_float(signal: np.ndarray) -> None:
@@ -182,12 +186,16 @@ def _standardize_rows(rows: np.ndarray, limit: float) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def _cut_off(
-    signal: np.ndarray, held_run: float, rail_run: float, low: float, high: float
+def cut_off_lead(
+    signal: np.ndarray, extremes: tuple[float, float], runs: tuple[float, float], low: float, high: float
 ) -> tuple[float, int]:
-    """The value at which a lead is cut off, and the samples there: 0 if it is not."""
+    """The value at which a lead is cut off, and the samples there: 0 if it is not.
+
+    See `cut_off`; the signal may be whole numbers, `runs` are the `shortest_runs`.
+    """
     n = len(signal)
-    bottom, top = _extremes(signal)
+    bottom, top = extremes
+    held_run, rail_run = runs
     if bottom == top:
         return bottom, 0
     for value, at_rail in ((bottom, bottom <= low), (top, top >= high)):
@@ -204,15 +212,15 @@ def _cut_off(
 @numba.njit(nogil=True, cache=True)
 def _cut_off_rows(
     rows: np.ndarray,
-    held_run: float,
-    rail_run: float,
+    runs: tuple[float, float],
     rails: np.ndarray,
     values: np.ndarray,
     samples: np.ndarray,
 ) -> None:
     for r in range(len(rows)):
         if _all_finite(rows[r]):
-            values[r], samples[r] = _cut_off(rows[r], held_run, rail_run, rails[r, 0], rails[r, 1])
+            extremes = _extremes(rows[r])
+            values[r], samples[r] = cut_off_lead(rows[r], extremes, runs, rails[r, 0], rails[r, 1])
         else:
             samples[r] = -1
 

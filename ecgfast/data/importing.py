@@ -22,6 +22,8 @@ from ecgfast.data.writer import Recording, StoreWriter, finished_store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 
+_LISTED = 10_000  # most records that are kept in memory, not listed again
+
 
 @dataclass(frozen=True)
 class PrepareReport:
@@ -85,7 +87,7 @@ def prepare(
     if workers < 1:
         raise EcgfastError(f"workers: got {workers}, want 1 or more")
     opened = open_source(folder, form)
-    settings, n_records = _settings(opened, how)
+    settings, listed, n_records = _settings(opened, how)
     report = _finished(store, settings)
     if report is not None and not partial_folder(store).exists():
         return report
@@ -95,7 +97,7 @@ def prepare(
         if report is not None:
             writer.discard()
             return report
-        items = itertools.islice(opened.items(), writer.n_done, None)
+        items = itertools.islice(listed or opened.items(), writer.n_done, None)
         bar = tqdm(total=n_records, initial=writer.n_done, unit="rec", disable=not progress)
         with bar:
             read = partial(_outcome, opened, how)
@@ -190,21 +192,24 @@ def _describe(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in ordered)
 
 
-def _settings(source: Source, how: Preprocessing) -> tuple[dict[str, Any], int]:
-    """What the store is made from and how, and the number of records."""
+def _settings(source: Source, how: Preprocessing) -> tuple[dict[str, Any], list[Item], int]:
+    """What the store is made from and how; the records, none if they are many; and their number."""
     n_records = 0
-    listed = hashlib.sha256()
-    for n_records, item in enumerate(source.items(), start=1):  # noqa: B007
-        listed.update(os.fsencode(item.name) + json.dumps(item[1:]).encode() + b"\n")
+    digest = hashlib.sha256()
+    listed: list[Item] = []
+    for n_records, item in enumerate(source.items(), start=1):
+        digest.update(os.fsencode(item.name) + json.dumps(item[1:]).encode() + b"\n")
+        if n_records <= _LISTED:
+            listed.append(item)
     if n_records == 0:
         raise EcgfastError(f"source: no records in {source.folder}")
     provenance = {
         "importer": source.form,
         "source": str(source.folder.resolve()),
         "n_records": n_records,
-        "records_sha256": listed.hexdigest(),
+        "records_sha256": digest.hexdigest(),
     }
-    return store_description(how, provenance), n_records
+    return store_description(how, provenance), listed if n_records <= _LISTED else [], n_records
 
 
 def store_description(how: Preprocessing, provenance: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,11 @@ class Preprocessing:
         if not 0 <= self.longest_gap < np.inf:
             raise EcgfastError(f"longest_gap: got {self.longest_gap} s, want 0 or more")
 
+    @property
+    def filters_anything(self) -> bool:
+        """Whether it changes what `filtered` is given."""
+        return self.bandpass is not None or self.notch is not None or self.baseline
+
     def describe(self) -> dict[str, Any]:
         """For `store.json`."""
         steps: list[Any] = []
@@ -155,7 +160,7 @@ def standard_block(
     for group in groups:
         signals = how.filtered(group.signals[:, :n])
         varies, greatest = np.zeros(len(signals), dtype=bool), np.zeros(len(signals))
-        _round_rows(signals, np.array(group.indices), block, varies, greatest)
+        round_rows(signals, np.array(group.indices), block, varies, greatest)
         for index, extreme in zip(group.indices, greatest, strict=True):
             if extreme >= MAX_MICROVOLTS:
                 raise Rejected(
@@ -213,7 +218,7 @@ def _checked(leads: Leads, how: Preprocessing) -> Leads:
 
 
 @numba.njit(nogil=True, cache=True)
-def _round_rows(
+def round_rows(
     signals: np.ndarray, indices: np.ndarray, block: np.ndarray, varies: np.ndarray, greatest: np.ndarray
 ) -> None:
     """Round signals into rows of an int16 block; note which vary there, and the peaks of those too great.

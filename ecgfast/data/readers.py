@@ -26,9 +26,10 @@ from ecgfast.errors import EcgfastError
 Outcome = Recording | tuple[str, str]
 """What becomes of a record: a recording, or its name and why it is rejected."""
 
-_CHUNK = 16  # records handed to a process at once
+_CHUNK = 8  # records handed to a process at once
 _AHEAD = 4  # chunks per process that are being read or wait for it: it goes on while this one syncs
 _IN_FLIGHT = 4  # chunks per process that are read and wait for their turn
+_SWITCH = 2e-4  # seconds after which a thread that hands out chunks gets its turn, while this one reads
 _SLOT = 2**20  # bytes of a block that is shared, of which only those used take memory; 87 s
 _START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # spawned, it imports for a second first
 
@@ -70,6 +71,9 @@ def read_in_order(
     pool = ProcessPoolExecutor(workers - 1, context, _start_worker, (lock, memory))
     chunks = _chunks(records)
     pending: deque[tuple[Future[list[Any]], int]] = deque()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH)
+    finished = False
     try:
         while True:
             unread = sum(not future.done() for future, _ in pending)
@@ -86,13 +90,15 @@ def read_in_order(
                     yield _unshared(outcome, memory, slot * _CHUNK + i)
                 slots.append(slot)
             else:
+                finished = True
                 return
     except BrokenProcessPool:
         raise EcgfastError(
             "workers: one died, perhaps for lack of memory; run again to go on, with fewer workers"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        sys.setswitchinterval(interval)
+        pool.shutdown(wait=not finished, cancel_futures=True)  # idle processes end by themselves
 
 
 def _chunks(records: Iterable[Any]) -> Iterator[list[Any]]:

@@ -68,11 +68,8 @@ def resample(signal: np.ndarray, rate: float, target: float = 500.0) -> np.ndarr
         raise EcgfastError(f"signal: got shape {signal.shape}, want at least one sample")
     rows = np.ascontiguousarray(signal).reshape(-1, n)
     out = np.empty((len(rows), resampled_length(n, up, down)), dtype=signal.dtype)
-    if up == 1:
-        _decimate_rows(rows, _half(down).astype(signal.dtype), out)
-    else:
-        taps, before = _phases(up, down)
-        _resample_rows(rows, up, down, taps.astype(signal.dtype), before, out)
+    taps, before = phases(up, down)
+    resample_rows(rows, (up, down), (taps.astype(signal.dtype), before), out)
     return out.reshape(*signal.shape[:-1], out.shape[-1])
 
 
@@ -86,22 +83,19 @@ def _low_pass(up: int, down: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def _half(down: int) -> np.ndarray:
-    """The low-pass of a decimation from its middle on, but for the last tap, which is a zero of the sinc."""
-    return _low_pass(1, down)[_ZERO_CROSSINGS * down : -1]
-
-
-@lru_cache(maxsize=16)
-def _phases(up: int, down: int) -> tuple[np.ndarray, int]:
+def phases(up: int, down: int) -> tuple[np.ndarray, int]:
     """The low-pass, by phase.
 
-    Output j is the sum over k of taps[j * down % up, k] * input[j * down // up + before - k]; samples outside
-    the input are asked for too.
+    Of a decimation (up = 1) it is half of it: from its middle to before the last tap, a zero of the sinc.
+    Else output j is the sum over k of taps[j * down % up, k] * input[j * down // up + before - k]; samples
+    outside the input are asked for too.
 
     Returns:
         float64 [up, taps per phase], and `before`.
     """
     assert gcd(up, down) == 1
+    if up == 1:
+        return _low_pass(up, down)[np.newaxis, _ZERO_CROSSINGS * down : -1].copy(), 0
     half = _ZERO_CROSSINGS * max(up, down)
     low_pass = _low_pass(up, down)
     # Tap m stands at offset m - half from the output on the finer grid; phase p has those with
@@ -114,6 +108,18 @@ def _phases(up: int, down: int) -> tuple[np.ndarray, int]:
         inside = (m >= 0) & (m <= 2 * half)
         taps[phase, inside] = low_pass[m[inside]]
     return taps, before
+
+
+@numba.njit(nogil=True, cache=True)
+def resample_rows(
+    rows: np.ndarray, factor: tuple[int, int], low_pass: tuple[np.ndarray, int], out: np.ndarray
+) -> None:
+    """Resample rows [..., n] by `rational_factor` into `out`, with the low-pass that `phases` gives."""
+    (up, down), (taps, before) = factor, low_pass
+    if up == 1:
+        _decimate_rows(rows, taps[0], out)
+    else:
+        _resample_rows(rows, up, down, taps, before, out)
 
 
 @numba.njit(nogil=True, cache=True)

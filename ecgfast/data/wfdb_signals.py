@@ -78,7 +78,7 @@ def read_signals(
         places = [(row, file.members.index(c)) for row, c in enumerate(channels) if c in file.members]
         if not places:
             continue
-        samples = _samples(folder, header, file)
+        samples = samples_of(folder, header, file)
         signals = [header.signals[channels[row]] for row, _ in places]
         scales = [(s.baseline, s.gain, factors[row]) for s, (row, _) in zip(signals, places, strict=True)]
         invalid = -(2 ** (BITS[file.format] - 1)) if file.format in BITS else _NEVER
@@ -90,6 +90,13 @@ def read_signals(
     return out
 
 
+def only_file(header: Header, channels: list[int]) -> _File | None:
+    """The file that all these signals are in, none of them late; None if there is no such file."""
+    files = [file for file in _files(header.signals) if not set(channels).isdisjoint(file.members)]
+    late = any(header.signals[i].skew for i in channels)
+    return files[0] if len(files) == 1 and not late else None
+
+
 def _files(signals: list[Signal]) -> list[_File]:
     files: dict[str, _File] = {}
     for number, signal in enumerate(signals):
@@ -98,7 +105,7 @@ def _files(signals: list[Signal]) -> list[_File]:
     return list(files.values())
 
 
-def _samples(folder: Path, header: Header, file: _File) -> np.ndarray:
+def samples_of(folder: Path, header: Header, file: _File) -> np.ndarray:
     """The samples of a file, int16 or int32, the signals of a frame side by side."""
     n = header.n_samples * len(file.members)
     size = signal_bytes(file.format, n)

@@ -18,6 +18,7 @@ import numpy as np
 from ecgfast.data import wfdb_signals
 from ecgfast.data.preprocess import Lead, Leads, Preprocessing, Rejected, standard_block
 from ecgfast.data.store import first_line
+from ecgfast.data.wfdb_direct import direct_block
 from ecgfast.data.wfdb_header import Header, check_files, read_header, read_segments, segment_headers
 from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError
@@ -74,9 +75,11 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
         raise Rejected("unreadable: the file name is not UTF-8") from None
     path = source / name
     header = read_header(path)
-    read = _decoded if wfdb_signals.can_decode(header) else _through_wfdb
-    leads, rate = read(path, header)
-    block, present = standard_block(leads, how)
+    if wfdb_signals.can_decode(header):
+        (block, present), rate = _decoded(path.parent, header, how), header.rate
+    else:
+        leads, rate = _through_wfdb(path, header)
+        block, present = standard_block(leads, how)
     record_id = name.removesuffix(".hea")
     return Recording(
         record_id=record_id,
@@ -91,15 +94,18 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
     )
 
 
-def _decoded(path: Path, header: Header) -> tuple[list[Leads], float]:
-    """The standard leads in microvolts, and their rate."""
+def _decoded(folder: Path, header: Header, how: Preprocessing) -> tuple[np.ndarray, list[int]]:
+    """The block and the leads present, without wfdb."""
     channels = _channels([signal.name for signal in header.signals])
-    check_files(path.parent, header)
+    check_files(folder, header)
     signals = [header.signals[i] for i in channels.values()]
     factors = [_factor(lead, signal.unit) for lead, signal in zip(channels, signals, strict=True)]
-    block = wfdb_signals.read_signals(path.parent, header, list(channels.values()), factors)
+    direct = direct_block(folder, header, channels, factors, how)
+    if direct is not None:
+        return direct
+    microvolts = wfdb_signals.read_signals(folder, header, list(channels.values()), factors)
     rails = [_rails(s.format, s.baseline, s.gain, f) for s, f in zip(signals, factors, strict=True)]
-    return [Leads(list(channels), block, header.rate, np.array(rails))], header.rate
+    return standard_block([Leads(list(channels), microvolts, header.rate, np.array(rails))], how)
 
 
 def _through_wfdb(path: Path, header: Header) -> tuple[dict[int, Lead], float]:

@@ -553,6 +553,6 @@ def test_mistakes_in_the_program_are_not_taken_for_bad_records(tmp_path, monkeyp
     def broken(*args):
         raise KeyError("a slip")
 
-    monkeypatch.setattr("ecgfast.data.wfdb_source.standard_block", broken)
+    monkeypatch.setattr("ecgfast.data.wfdb_source.direct_block", broken)
     with pytest.raises(KeyError, match="a slip"):
         prepare(tmp_path / "in", tmp_path / "store", progress=False)

@@ -1,0 +1,124 @@
+"""From the samples of a WFDB record straight to the block of a store, one lead after the other.
+
+What `wfdb_signals` and `preprocess` do by way of floating-point arrays of all leads, with the same numbers,
+for the records that most sources have: one file, samples of 16 bits or less, nothing to fill, filter or
+reject. A lead stays in the cache over all steps.
+"""
+
+import itertools
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from ecgfast.data import wfdb_signals
+from ecgfast.data.cleaning import cut_off_lead, derive_limb_leads, shortest_runs
+from ecgfast.data.preprocess import MAX_RATE, MIN_RATE, MIN_SECONDS, Preprocessing, round_rows
+from ecgfast.data.resampling import phases, rational_factor, resample_rows, resampled_length
+from ecgfast.data.store import SAMPLE_RATE
+from ecgfast.data.wfdb_header import Header
+from ecgfast.leads import N_LEADS
+
+_FRAMES = 1024  # taken apart at a time: they stay in the cache over all leads
+
+
+def direct_block(
+    folder: Path, header: Header, channels: dict[int, int], factors: list[float], how: Preprocessing
+) -> tuple[np.ndarray, list[int]] | None:
+    """What `standard_block` makes of the record; None if it is not one of those described above.
+
+    Args:
+        folder: Where the signal file is; `check_files` has passed.
+        header: One that `wfdb_signals.can_decode` takes.
+        channels: Index of a standard lead -> number of its signal.
+        factors: Microvolts in the unit of each of these signals.
+        how: Filters and repairs.
+
+    Raises:
+        Rejected: the file cannot be read.
+    """
+    rate, n = header.rate, header.n_samples
+    if how.filters_anything or not MIN_RATE <= rate <= MAX_RATE or n < MIN_SECONDS * rate:
+        return None
+    up, down = rational_factor(rate, SAMPLE_RATE)
+    length = resampled_length(n, up, down)
+    file = wfdb_signals.only_file(header, list(channels.values()))
+    if file is None or length < MIN_SECONDS * SAMPLE_RATE:
+        return None
+    samples = wfdb_signals.samples_of(folder, header, file)
+    if samples.dtype != np.int16:
+        return None
+    signals = [header.signals[i] for i in channels.values()]
+    scales = [(s.baseline, s.gain, factor) for s, factor in zip(signals, factors, strict=True)]
+    columns = [file.members.index(i) for i in channels.values()]
+    block = np.zeros((N_LEADS, length), dtype=np.int16)
+    varies = np.zeros(len(columns), dtype=bool)
+    sound = _fill_block(
+        samples.reshape(n, len(file.members)),
+        np.array(columns),
+        np.array(scales),
+        2 ** (wfdb_signals.BITS[file.format] - 1),
+        shortest_runs(rate),
+        (up, down),
+        phases(up, down),
+        np.array(list(channels)),
+        block,
+        varies,
+    )
+    present = sorted(itertools.compress(channels, varies))
+    if not sound or not present:
+        return None
+    return derive_limb_leads(block, present) if how.derive_leads else (block, present)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _fill_block(
+    samples: np.ndarray,
+    columns: np.ndarray,
+    scales: np.ndarray,
+    end: int,
+    runs: tuple[float, float],
+    factor: tuple[int, int],
+    low_pass: tuple[np.ndarray, int],
+    indices: np.ndarray,
+    block: np.ndarray,
+    varies: np.ndarray,
+) -> bool:
+    """Fill the rows `indices` of the block; False if there is anything against a lead."""
+    leads = _apart(samples, columns)
+    microvolts = np.empty((1, len(samples)))
+    resampled = np.empty((1, block.shape[1]))
+    greatest = np.zeros(1)
+    for r in range(len(leads)):
+        lead = leads[r]
+        lowest, highest = lead[0], lead[0]
+        for sample in lead:
+            lowest, highest = min(lowest, sample), max(highest, sample)
+        if lowest == -end:  # stands for an invalid sample
+            return False
+        if cut_off_lead(lead, (lowest, highest), runs, 1.5 - end, end - 1.5)[1]:
+            return False
+        baseline, gain, unit = scales[r]
+        for i in range(len(lead)):
+            microvolts[0, i] = (lead[i] - baseline) / gain * unit
+        if factor[0] == factor[1]:
+            round_rows(microvolts, indices[r : r + 1], block, varies[r : r + 1], greatest)
+        else:
+            resample_rows(microvolts, factor, low_pass, resampled)
+            round_rows(resampled, indices[r : r + 1], block, varies[r : r + 1], greatest)
+        if greatest[0] != 0:  # too great, or not a number
+            return False
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _apart(samples: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The leads in these columns of frames, each in a row."""
+    leads = np.empty((len(columns), len(samples)), samples.dtype)
+    for start in range(0, len(samples), _FRAMES):
+        frames = samples[start : start + _FRAMES]
+        for r in range(len(columns)):
+            lead, column = leads[r, start : start + _FRAMES], columns[r]
+            for t in range(len(frames)):
+                lead[t] = frames[t, column]
+    return leads
