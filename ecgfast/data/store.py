@@ -195,15 +195,16 @@ class Store:
     def _read_index(self) -> pa.Table:
         file = self.path / "index.parquet"
         try:
-            index = pq.read_table(file)
+            index = pq.read_table(file, page_checksum_verification=True)
             index.validate(full=True)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
         if not index.schema.equals(INDEX_SCHEMA):
             raise EcgfastError(f"store: {file} has other columns than a store's index")
         want = self.description["n_recordings"]
         if index.num_rows != want:
-            raise EcgfastError(f"store: {file} has {index.num_rows} recordings, want {want}")
+            got = f"{file} has {index.num_rows} recordings"
+            raise EcgfastError(f"store: {got}, want {want} as in {self.path / 'store.json'}")
         for name in INDEX_SCHEMA.names:
             values = index[name]
             nulls = 0 if name in _NULLABLE else values.null_count
@@ -239,8 +240,13 @@ class Store:
         room = np.where(inside, sizes[np.where(known, self._shard, -1)] - self._offset, 0)
         inside &= self._n_samples <= room // N_LEADS
         if not inside.all():
-            record = self.index["record_id"][int(np.argmin(inside))].as_py()
-            raise EcgfastError(f"store: {self.path}: record {record} lies outside its shard")
+            first = int(np.argmin(inside))
+            record, shard = self.index["record_id"][first].as_py(), self._shard[first]
+            if not known[first]:
+                counted = f"{self.path / 'store.json'} counts {len(sizes) - 1}"
+                raise EcgfastError(f"store: record {record} lies outside its shard {shard}: {counted}")
+            file = self.path / shard_name(shard)
+            raise EcgfastError(f"store: record {record} lies outside its shard {file}")
 
 
 def map_array(file: Path) -> np.ndarray:

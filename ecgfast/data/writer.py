@@ -33,7 +33,8 @@ from ecgfast.leads import N_LEADS
 SHARD_ELEMENTS = 2**29
 """Most elements of a shard (1 GiB), unless one recording alone is longer."""
 
-COMMIT_EVERY = 256  # records between two syncs: what an interruption can cost
+COMMIT_EVERY = 64  # records between two syncs, as long as the disk follows
+_MOST_PENDING = 4  # times as many are added while a sync goes on; then they wait for it
 _ROW_GROUP = 65536  # rows of the index held in memory at once
 _NPY_HEADER = 128
 _COLUMNS = frozenset(INDEX_SCHEMA.names)
@@ -208,18 +209,21 @@ class StoreWriter:
         """Write the index and rename the store into place."""
         self.commit()
         self._close_shard()
-        with _naming(self._partial):
-            self._write_index()
-            counts = {
-                "n_recordings": self.n_imported,
-                "n_rejected": self.n_rejected,
-                "rejected": dict(sorted(self.rejected.items())),
-                "n_shards": self._shard + 1,
-            }
+        self._write_index()
+        counts = {
+            "n_recordings": self.n_imported,
+            "n_rejected": self.n_rejected,
+            "rejected": dict(sorted(self.rejected.items())),
+            "n_shards": self._shard + 1,
+        }
+        with _naming(self._folder / "store.json"):
             write_json(self._folder / "store.json", self.settings | counts)
+        with _naming(self._folder):
             sync_folder(self._folder)
+        with _naming(self.path):
             self._folder.rename(self.path)
             sync_folder(self.path.parent)
+        with _naming(self._partial):
             self._remove_partial()
 
     def discard(self) -> None:
@@ -233,7 +237,8 @@ class StoreWriter:
 
     def _note(self, entry: dict[str, Any]) -> None:
         self._pending.append(json.dumps(entry) + "\n")
-        if len(self._pending) >= COMMIT_EVERY:
+        idle = self._syncing is None or self._syncing.done()
+        if len(self._pending) >= COMMIT_EVERY * (1 if idle else _MOST_PENDING):
             self._begin_commit()
 
     def _resume(self) -> None:
@@ -242,7 +247,9 @@ class StoreWriter:
             self.rejected.clear()
             self._empty_partial()
             self._folder.mkdir()
-            write_json(self._partial / "settings.json", self.settings)
+            settings = self._partial / "settings.json"
+            with _naming(settings):
+                write_json(settings, self.settings)
         self._open_shard(self._shard, self._end)
         self._journal_path.touch()
         sync_folder(self._partial)
@@ -310,24 +317,25 @@ class StoreWriter:
         self._file = None
 
     def _write_index(self) -> None:
-        with (
-            pq.ParquetWriter(self._folder / "index.parquet", INDEX_SCHEMA) as index,
-            (self._folder / "rejected.csv").open("w", encoding="utf-8", newline="") as rejects,
-        ):
-            rejected = csv.writer(rejects, lineterminator="\n")
-            rejected.writerow(["source", "reason"])
-            rows: list[dict[str, Any]] = []
-            for _, entry in _journal_entries(self._journal_path):
-                if "row" in entry:
-                    rows.append(entry["row"])
-                else:
-                    rejected.writerow([entry["source"], entry["reason"]])
-                if len(rows) == _ROW_GROUP:
-                    index.write_table(_table(rows))
-                    rows = []
-            index.write_table(_table(rows))
-        for name in ("index.parquet", "rejected.csv"):
-            sync_file(self._folder / name)
+        index = self._folder / "index.parquet"
+        with _naming(index):
+            with (
+                index.open("wb") as file,  # closed even where the writer fails to
+                pq.ParquetWriter(file, INDEX_SCHEMA, write_page_checksum=True) as table,
+            ):
+                rows = (entry["row"] for _, entry in _journal_entries(self._journal_path) if "row" in entry)
+                while group := list(itertools.islice(rows, _ROW_GROUP)):
+                    table.write_table(_table(group))
+            sync_file(index)
+        rejects = self._folder / "rejected.csv"
+        with _naming(rejects):
+            with rejects.open("w", encoding="utf-8", newline="") as file:
+                rejected = csv.writer(file, lineterminator="\n")
+                rejected.writerow(["source", "reason"])
+                for _, entry in _journal_entries(self._journal_path) if self.n_rejected else ():
+                    if "row" not in entry:
+                        rejected.writerow([entry["source"], entry["reason"]])
+            sync_file(rejects)
 
 
 def finished_store(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """What happens to a store when the machine, the disk or somebody else interferes."""
 
+import json
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from made import sines, write_record
 
 from ecgfast.cli import main
-from ecgfast.data import Store, prepare
+from ecgfast.data import Store, prepare, summarize
 from ecgfast.errors import EcgfastError
 
 # A process that has everything imported forks an import per line: where to, how many workers,
@@ -158,7 +159,7 @@ def test_full_disk(records, disk, monkeypatch):
     size = sum(p.stat().st_size for p in (records.parent / "whole").iterdir())
     found = os.statvfs(disk)
     named = []
-    for left in (*range(0, size, 40_000), size - 4096):
+    for left in (*range(0, size, 40_000), *range(size - 4096, size + 12_000, 4096)):
         (disk / "ballast").write_bytes(bytes(found.f_bfree * found.f_bsize - left))
         with pytest.raises(EcgfastError, match="No space left on device") as error:
             prepare(records, disk / "store", progress=False)
@@ -169,7 +170,7 @@ def test_full_disk(records, disk, monkeypatch):
         assert files(disk / "store") == files(records.parent / "whole")
         assert sorted(p.name for p in disk.iterdir()) == ["store"]
         shutil.rmtree(disk / "store")
-    assert {"signals-00000.npy", "store.partial"} <= set(named)
+    assert {"settings.json", "signals-00000.npy", "journal.jsonl", "index.parquet"} == set(named)
 
 
 def test_file_that_may_not_grow(records, tmp_path):
@@ -186,8 +187,15 @@ def test_file_that_may_not_grow(records, tmp_path):
     assert files(tmp_path / "store") == files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("step", ["pyarrow.parquet.ParquetWriter.write_table", "pathlib.Path.rename"])
-def test_disk_that_fails_at_the_end(records, tmp_path, monkeypatch, step):
+@pytest.mark.parametrize(
+    ("step", "named"),
+    [
+        ("pyarrow.parquet.ParquetWriter.write_table", "index.parquet"),
+        ("csv.writer", "rejected.csv"),
+        ("pathlib.Path.rename", "store"),
+    ],
+)
+def test_disk_that_fails_at_the_end(records, tmp_path, monkeypatch, step, named):
 
     def fail(*args, **options):
         raise OSError(5, "Input/output error")
@@ -196,7 +204,7 @@ def test_disk_that_fails_at_the_end(records, tmp_path, monkeypatch, step):
         patch.setattr(step, fail)
         with pytest.raises(EcgfastError, match="Input/output error") as error:
             prepare(records, tmp_path / "store", progress=False)
-    assert told(error) == "store.partial"
+    assert told(error) == named
     assert not (tmp_path / "store").exists()
     prepare(records, tmp_path / "store", progress=False)
     assert files(tmp_path / "store") == files(tmp_path / "whole")
@@ -282,6 +290,62 @@ def test_flipped_bits_are_found(records, tmp_path, capsys):
         assert f"{file} is damaged: checksum of record r" in fails(capsys, "inspect", store, "--verify")
     file.write_bytes(good)
     assert main(["inspect", str(store), "--verify"]) == 0
+
+
+def refusal(path, index):
+    """How a store is refused; None if it is read, and has this index."""
+    try:
+        store = Store(path)
+        summarize(store)
+        store.verify()
+    except EcgfastError as error:
+        return str(error)
+    assert store.index.equals(index)
+    return None
+
+
+def test_flipped_bits_of_any_file_do_no_harm(records, tmp_path):
+    path = tmp_path / "whole"
+    index = Store(path).index
+    seed = time.time_ns()
+    print("seed", seed)
+    bits = random.Random(seed)
+    refused = set()
+    for file in sorted(path.iterdir()):
+        good = file.read_bytes()
+        reach = 128 if file.suffix == ".npy" else len(good)  # of the signals: above
+        for _ in range(250):
+            content = bytearray(good)
+            content[bits.randrange(reach)] ^= 1 << bits.randrange(8)
+            file.write_bytes(content)
+            message = refusal(path, index)
+            if message is not None:
+                refused.add(file.name)
+                assert str(file if file.suffix != ".json" else path) in message
+        file.write_bytes(good)
+    assert refused == {"index.parquet", "signals-00000.npy", "store.json"}
+
+
+def test_a_failed_commit_ends_the_journal(records, tmp_path, monkeypatch):
+    """What was added while the disk failed must not follow in the journal: nobody could see the gap."""
+    monkeypatch.setattr("ecgfast.data.writer.COMMIT_EVERY", 2)
+    calls = iter(range(10**6))
+    sync = os.fsync
+
+    def fails_once(descriptor):
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).suffix == ".npy" and next(calls) == 1:
+            raise OSError(5, "Input/output error")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fails_once)
+        with pytest.raises(EcgfastError, match="Input/output error") as error:
+            prepare(records, tmp_path / "store", progress=False)
+    assert told(error) == "signals-00000.npy"
+    journal = (tmp_path / "store.partial/journal.jsonl").read_text()
+    assert [json.loads(line)["row"]["record_id"] for line in journal.splitlines()] == ["r00", "r01"]
+    prepare(records, tmp_path / "store", progress=False)
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
 
 
 def test_cut_shards_are_told_at_once(records, tmp_path, capsys):
