@@ -14,13 +14,23 @@ import numpy as np
 from ecgfast.benchmarking import machine
 
 
-def compare(forms: dict[str, Callable[[], Any]], turns: int, calls: int = 1) -> dict[str, list[float]]:
-    """Seconds per call of every form: `turns` times in turn, after one call each that warms up."""
+def compare(
+    forms: dict[str, Callable[[], Any]],
+    turns: int,
+    calls: int = 1,
+    before: Callable[[], Any] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds per call of every form: `turns` times in turn, after one call each that warms up.
+
+    `before` runs ahead of every turn of a form, and does not count.
+    """
     times: dict[str, list[float]] = {name: [] for name in forms}
     for form in forms.values():
+        before()
         form()
     for _ in range(turns):
         for name, form in forms.items():
+            before()
             start = time.perf_counter()
             for _ in range(calls):
                 form()
