@@ -67,6 +67,7 @@ _GRID = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3
 _MM_PER_SECOND, _MM_PER_MILLIVOLT = 25.0, 10.0
 _PAGE_SECONDS = 10.0
 _ROW_MM, _MARGIN_MM, _HEAD_MM = 30.0, 10.0, 15.0
+_NAME_MM, _NAME_WIDTH_MM = 10.0, 8.0  # where a lead's name stands above its baseline, if the trace allows
 _PULSE_MM = 15.0  # where the calibration pulse stands, left of every row
 _PAPER, _FINE, _COARSE, _INK = "#fffafa", "#f9d5d5", "#eea6a6", "#101010"
 
@@ -154,6 +155,13 @@ def _pulse(axes: Any, left: float, baseline: float) -> None:
     axes.plot(x, y, color=_INK, linewidth=0.9, solid_joinstyle="miter")
 
 
+def _name_height(millivolts: np.ndarray, rate: float, begin: float) -> float:
+    """Millimetres above the baseline at which a name is clear of the trace below it, within the row."""
+    below = millivolts[int(begin * rate) : int((begin + _NAME_WIDTH_MM / _MM_PER_SECOND) * rate)]
+    peak = _MM_PER_MILLIVOLT * below.max(initial=0.0)
+    return min(max(_NAME_MM, peak + 1.0), 0.7 * _ROW_MM)
+
+
 def _trace(
     axes: Any,
     lead: str,
@@ -168,7 +176,7 @@ def _trace(
     absent = millivolts is None
     axes.text(
         left + 1.5,
-        baseline + 10,
+        baseline + (_NAME_MM if absent else _name_height(millivolts, rate, seconds[0])),
         f"{lead} (absent)" if absent else lead,
         fontsize=8,
         weight="bold",

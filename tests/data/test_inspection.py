@@ -86,6 +86,21 @@ def test_absent_leads_are_named_and_not_drawn(tmp_path):
     assert ink(tmp_path / "all.png")[v4].any()
 
 
+def test_names_are_clear_of_the_trace(tmp_path):
+    """A tall wave at the beginning of a lead lifts its name."""
+    flat, tall = np.zeros((2, 12, 5000), np.int16)
+    tall[:, 1290:1310] = 1500  # 2 to 3 mm behind the beginning of aVR
+    plot_recording(flat, STANDARD_LEADS, tmp_path / "flat.png")
+    plot_recording(tall, STANDARD_LEADS, tmp_path / "tall.png")
+    baseline, left = 400, 875
+    name = (slice(baseline - 130, baseline - 100), slice(left + 40, left + 80))
+    lifted = (slice(baseline - 190, baseline - 155), slice(left + 10, left + 80))
+    assert ink(tmp_path / "flat.png")[name].any()
+    assert not ink(tmp_path / "flat.png")[lifted].any()
+    assert not ink(tmp_path / "tall.png")[name].any()
+    assert ink(tmp_path / "tall.png")[lifted].any()
+
+
 def test_short_recordings_and_later_pages(tmp_path):
     signal = np.full((12, 1700), 300, np.int16)
     plot_recording(signal, STANDARD_LEADS, tmp_path / "short.png", start=1.0)
