@@ -28,7 +28,8 @@ struct GeluTable {
     const VI i = __builtin_convertvector(a, VI);
     const VF r = a - (__builtin_convertvector(i, VF) + 0.5f);
     VF c[6];
-    for (int d = 0; d < 6; ++d) c[d] = __builtin_shuffle(low[d], high[d], i);
+    for (int d = 0; d < 6; ++d)
+      c[d] = (VF)_mm512_permutex2var_ps((__m512)low[d], (__m512i)i, (__m512)high[d]);
     VF p = c[5];
     for (int d = 4; d >= 0; --d) p = p * r + c[d];
     if constexpr (Slope) {

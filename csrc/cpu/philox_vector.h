@@ -28,9 +28,13 @@ static inline VU64 mul_wide(VU64 a, uint32_t b) {
 // The upper half of each lane in its lower half; the other half is anything. By a shuffle, since shifts
 // compete with the products for a port.
 static inline VU64 upper_half(VU64 a) {
+#if defined(__clang__)
+  return a >> 32;
+#else
   VU from;
   for (int l = 0; l < kF32Lanes; ++l) from[l] = static_cast<uint32_t>(l | 1);
   return bit_cast<VU64>(__builtin_shuffle(bit_cast<VU>(a), from));
+#endif
 }
 
 // One counter per lane, and what becomes of it.

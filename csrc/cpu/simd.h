@@ -60,9 +60,15 @@ static inline void store(T* p, Vec<T> v) {
 // Lane i ^ Width in lane i.
 template <int Width, class T>
 static inline Vec<T> exchange(Vec<T> v) {
+#if defined(__clang__)
+  Vec<T> out;
+  for (int i = 0; i < kLanes<T>; ++i) out[i] = v[i ^ Width];
+  return out;
+#else
   decltype(v > v) from;
   for (int i = 0; i < kLanes<T>; ++i) from[i] = i ^ Width;
   return __builtin_shuffle(v, from);
+#endif
 }
 
 // Pairwise, in a fixed order: the sum of one row is the same wherever and whenever it is computed.

@@ -10,8 +10,8 @@
 namespace ecgfast {
 
 // Scratch of the calling thread: kept from call to call, since fresh pages cost as much as the arithmetic.
-// What passes kKept bytes is given back after use. Slot 1 is for what the thread that calls an op shares with
-// the others.
+// What passes kKept bytes is given back after use, so that a thread keeps kKept bytes for each slot at most.
+// Slot 1 is for what the thread that calls an op shares with the others.
 template <int Slot = 0>
 class Scratch {
  public:

@@ -34,6 +34,8 @@ _SLOT = 2**20  # bytes of a block that is shared, of which only those used take 
 _START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # spawned, it imports for a second first
 
 _shared: mmap.mmap | None = None  # in a forked process
+_switching = threading.Lock()
+_n_quick, _interval = 0, 0.0  # imports that have shortened the switch interval, and what it was
 
 
 class _Shared(NamedTuple):
@@ -71,9 +73,7 @@ def read_in_order(
     pool = ProcessPoolExecutor(workers - 1, context, _start_worker, (lock, memory))
     chunks = _chunks(records)
     pending: deque[tuple[Future[list[Any]], int]] = deque()
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH)
-    finished = False
+    _quick_switches(+1)
     try:
         while True:
             unread = sum(not future.done() for future, _ in pending)
@@ -90,15 +90,24 @@ def read_in_order(
                     yield _unshared(outcome, memory, slot * _CHUNK + i)
                 slots.append(slot)
             else:
-                finished = True
                 return
     except BrokenProcessPool:
         raise EcgfastError(
             "workers: one died, perhaps for lack of memory; run again to go on, with fewer workers"
         ) from None
     finally:
-        sys.setswitchinterval(interval)
-        pool.shutdown(wait=not finished, cancel_futures=True)  # idle processes end by themselves
+        pool.shutdown(cancel_futures=True)
+        _quick_switches(-1)
+
+
+def _quick_switches(more: int) -> None:
+    """One import more or less that needs them: the first shortens the interval, the last restores it."""
+    global _n_quick, _interval
+    with _switching:
+        if _n_quick == 0:
+            _interval = sys.getswitchinterval()
+        _n_quick += more
+        sys.setswitchinterval(_SWITCH if _n_quick else _interval)
 
 
 def _chunks(records: Iterable[Any]) -> Iterator[list[Any]]:

@@ -63,6 +63,15 @@ def block_checksum(signal: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(signal, dtype="<i2").data)
 
 
+def file_checksum(file: Path) -> int:
+    """CRC-32 of a file."""
+    checksum = 0
+    with file.open("rb") as content:
+        while part := content.read(2**20):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
 def read_store_json(path: Path) -> dict[str, Any]:
     """What `store.json` of the store at `path` says.
 
@@ -195,10 +204,14 @@ class Store:
     def _read_index(self) -> pa.Table:
         file = self.path / "index.parquet"
         try:
+            # The pages' checksums leave out what lies between them; older stores have no other.
             index = pq.read_table(file, page_checksum_verification=True)
+            damaged = self.description.get("index_crc32", checksum := file_checksum(file)) != checksum
             index.validate(full=True)
         except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
+        if damaged:
+            raise EcgfastError(f"store: {file} is damaged: its checksum differs from store.json's")
         if not index.schema.equals(INDEX_SCHEMA):
             raise EcgfastError(f"store: {file} has other columns than a store's index")
         want = self.description["n_recordings"]

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ecgfast.data.folders import check_creatable, partial_folder, sync_file, sync_folder
-from ecgfast.data.store import INDEX_SCHEMA, block_checksum, read_store_json, shard_name
+from ecgfast.data.store import INDEX_SCHEMA, block_checksum, file_checksum, read_store_json, shard_name
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS
 
@@ -184,8 +184,14 @@ class StoreWriter:
         with _naming(self._folder / shard_name(self._shard)):
             self._file.flush()
         file = self._folder / shard_name(self._shard)
-        self._syncing = self._syncer.submit(self._sync, file, self._file.fileno(), self._pending)
-        self._pending = []
+        entries, self._pending = (
+            self._pending,
+            [],
+        )  # first: after an interrupt nothing is noted twice
+        try:
+            self._syncing = self._syncer.submit(self._sync, file, self._file.fileno(), entries)
+        except RuntimeError:  # the interpreter ends while a thread imports: no thread starts any more
+            self._sync(file, self._file.fileno(), entries)
 
     def _end_commit(self) -> None:
         if self._syncing is not None:
@@ -215,6 +221,7 @@ class StoreWriter:
             "n_rejected": self.n_rejected,
             "rejected": dict(sorted(self.rejected.items())),
             "n_shards": self._shard + 1,
+            "index_crc32": file_checksum(self._folder / "index.parquet"),
         }
         with _naming(self._folder / "store.json"):
             write_json(self._folder / "store.json", self.settings | counts)
@@ -230,8 +237,9 @@ class StoreWriter:
         """Remove everything written."""
         with suppress(EcgfastError):  # what could not be kept is not to be kept
             self._end_commit()
-        self._file.close()
-        self._file = None
+        file, self._file = self._file, None
+        with suppress(OSError):
+            file.close()
         with _naming(self._partial):
             self._remove_partial()
 
@@ -275,13 +283,15 @@ class StoreWriter:
             return False
         good = 0
         for line, entry in _journal_entries(self._journal_path):
-            good += len(line)
             if "row" in entry:
                 row = entry["row"]
+                if (row["shard"], row["offset"]) not in ((self._shard, self._end), (self._shard + 1, 0)):
+                    break  # behind a gap, or twice
                 self._shard, self._end = row["shard"], row["offset"] + N_LEADS * row["n_samples"]
                 self.n_imported += 1
             else:
                 self.rejected[_kind(entry["reason"])] += 1
+            good += len(line)
         if self._journal_path.exists():
             os.truncate(self._journal_path, good)
         return self._shards_reach(self._shard, self._end)

@@ -17,17 +17,19 @@ def _refuse_second_derivative(op: str) -> None:
     torch.library.register_autograd(f"ecgfast::{op}_backward", backward)
 
 
-def register_gradient(
-    op: str, setup: Callable[..., None], backward: Callable[..., Any]
-) -> Callable[..., Any]:
-    """Register the backward pass of ``torch.ops.ecgfast.<op>``, and return what calls the op.
-
-    The registered form serves ``torch.compile`` and ``torch.export``. It costs 50 microseconds of Python and
-    more for a step, so that eager calls take a plain ``autograd.Function`` over the same two functions. Such
-    a function takes no lists of tensors: an op with one is called directly.
-    """
+def register_gradient(op: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Register the backward pass of ``torch.ops.ecgfast.<op>``."""
     torch.library.register_autograd(f"ecgfast::{op}", backward, setup_context=setup)
     _refuse_second_derivative(op)
+
+
+def eager_call(op: str, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """What calls ``torch.ops.ecgfast.<op>``, in eager mode by a shorter way.
+
+    The registered gradient serves ``torch.compile``, ``torch.export``, tracing and ``vmap``. It costs 50
+    microseconds of Python and more for a step, so that eager calls take a plain ``autograd.Function`` over
+    the same two functions. Such a function takes no lists of tensors: an op with one is called directly.
+    """
     kernel = getattr(torch.ops.ecgfast, op).default
 
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -41,7 +43,9 @@ def register_gradient(
     )
 
     def call(*inputs: Any) -> Any:
-        eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return function.apply(*inputs) if eager else kernel(*inputs)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return kernel(*inputs)
+        traced = torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
+        return kernel(*inputs) if traced else function.apply(*inputs)
 
     return call

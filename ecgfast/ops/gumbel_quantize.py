@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._autograd import register_gradient
+from ecgfast.ops._autograd import eager_call, register_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
     check,
@@ -233,4 +233,5 @@ def _backward(
     return (*grads, *(None,) * 7)
 
 
-_call = register_gradient(_OP, _setup, _backward)
+register_gradient(_OP, _setup, _backward)
+_call = eager_call(_OP, _setup, _backward)

@@ -18,6 +18,7 @@ from made import sines, write_record
 
 from ecgfast.cli import main
 from ecgfast.data import Store, prepare, summarize
+from ecgfast.data.writer import StoreWriter
 from ecgfast.errors import EcgfastError
 
 # A process that has everything imported forks an import per line: where to, how many workers,
@@ -324,6 +325,18 @@ def test_flipped_bits_of_any_file_do_no_harm(records, tmp_path):
                 assert str(file if file.suffix != ".json" else path) in message
         file.write_bytes(good)
     assert refused == {"index.parquet", "signals-00000.npy", "store.json"}
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 1, 2], [0, 1, 3]], ids=["twice", "gap"])
+def test_a_journal_ends_before_what_cannot_follow(records, tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(StoreWriter, "finish", lambda writer: None)
+    prepare(records, tmp_path / "store", progress=False)
+    monkeypatch.undo()
+    journal = tmp_path / "store.partial/journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[i] for i in kept))
+    assert prepare(records, tmp_path / "store", progress=False).n_imported == len(lines)
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
 
 
 def test_a_failed_commit_ends_the_journal(records, tmp_path, monkeypatch):

@@ -20,6 +20,18 @@ def store(tmp_path, imported):
     return imported(tmp_path / "in")
 
 
+def test_an_index_without_checksums_is_read(store):
+    """Stores had none before."""
+    file, meta = store.path / "index.parquet", store.path / "store.json"
+    pq.write_table(pq.read_table(file), file)
+    with pytest.raises(EcgfastError, match=r"index\.parquet is damaged: its checksum differs"):
+        Store(store.path)
+    content = json.loads(meta.read_text())
+    del content["index_crc32"]
+    meta.write_text(json.dumps(content))
+    assert Store(store.path).index.equals(store.index)
+
+
 def test_standard_tools_read_it(store):
     table = pq.read_table(store.path / "index.parquet").to_pylist()
     for i, row in enumerate(table):

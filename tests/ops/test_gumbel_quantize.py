@@ -162,8 +162,9 @@ def test_every_isa(isa):
         ecgfast.set_cpu_isa(isa)
         for dtype in DTYPES:
             for hard in (True, False):
-                logits, codebook = make_inputs(50, 2, 45, 33, dtype, seed=8)
-                compare(logits, codebook, TOLERANCE[dtype], rng=make_rng(2), hard=hard)
+                for entries, width in ((45, 33), (64, 64)):  # these are whole registers, used in place
+                    logits, codebook = make_inputs(50, 2, entries, width, dtype, seed=8)
+                    compare(logits, codebook, TOLERANCE[dtype], rng=make_rng(2), hard=hard)
     finally:
         ecgfast.set_cpu_isa(previous)
 
@@ -197,8 +198,9 @@ def test_strides_and_expanded_inputs():
 
 @pytest.mark.parametrize("which", [0, 2])
 @pytest.mark.parametrize("hard", [True, False])
-def test_gradient_of_one_output_alone(which, hard):
-    logits, codebook = make_inputs(9, 2, 14, 6, torch.float64, seed=3)
+@pytest.mark.parametrize(("entries", "width"), [(14, 6), (64, 64)])
+def test_gradient_of_one_output_alone(which, hard, entries, width):
+    logits, codebook = make_inputs(9, 2, entries, width, torch.float64, seed=3)
     grads = []
     for function in (gumbel_quantize, gumbel_quantize_reference):
         x, c = logits.clone().requires_grad_(), codebook.clone().requires_grad_()
@@ -273,18 +275,20 @@ def test_opcheck(dtype, hard):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hard", [True, False])
-def test_the_backward_pass_draws_again_what_was_not_kept(dtype, hard):
-    logits, codebook = make_inputs(40, 2, 35, 6, dtype, seed=7)
+@pytest.mark.parametrize(("entries", "width"), [(35, 6), (64, 64)])
+def test_the_backward_pass_draws_again_what_was_not_kept(dtype, hard, entries, width):
+    logits, codebook = make_inputs(40, 2, entries, width, dtype, seed=7)
     op, backward = torch.ops.ecgfast.gumbel_quantize, torch.ops.ecgfast.gumbel_quantize_backward
     t, noise, rng, ids = torch.tensor(1.5, dtype=torch.float64), None, make_rng(3), torch.arange(4)
     grads = []
     for keep in (True, False):
         quantized, codes, probs, choice = op(logits, codebook, t, noise, rng, ids, hard, keep, False)
-        assert choice.shape == (40 if keep else 0, 70)
+        assert choice.shape == (40 if keep else 0, 2 * entries)
         of_outputs = torch.ones_like(quantized) * quantized, probs * probs
         inputs = logits, codebook, t, codes, noise, rng, ids, choice, hard, False
         grads.append(backward(*of_outputs, *inputs))
     assert all(torch.equal(x, y) for x, y in zip(*grads, strict=True))
+    assert not any(x.any() for x in backward(None, None, *inputs))
 
 
 def test_nothing_is_kept_where_no_gradient_is_needed():

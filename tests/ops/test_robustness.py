@@ -58,6 +58,18 @@ def test_eager_calls_and_the_registered_op_have_the_same_gradients(op, monkeypat
     assert torch.equal(eager, registered)
 
 
+def test_vmap_and_tracing_take_the_registered_op():
+    x, other, groups = torch.randn(3, 6, 8), torch.randn(6, 8), torch.arange(6)
+
+    def loss(x):
+        return ops.global_contrastive(x, other, groups, groups)
+
+    want = torch.stack([loss(one) for one in x])
+    assert torch.equal(torch.vmap(loss)(x), want)
+    traced = torch.jit.trace(loss, x[0], check_trace=False)
+    assert "ecgfast::global_contrastive" in str(traced.graph)
+
+
 def test_direct_calls_are_checked():
     x, empty = torch.randn(1, 3, 4), torch.zeros(0, dtype=torch.int64)
     big = torch.randn(1, 30, 64)
