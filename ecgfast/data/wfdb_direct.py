@@ -19,6 +19,7 @@ from ecgfast.data.store import SAMPLE_RATE
 from ecgfast.data.wfdb_header import Header
 from ecgfast.leads import N_LEADS
 
+_WIDEST = 16  # bits of a sample; sums of differences have more
 _FRAMES = 1024  # taken apart at a time: they stay in the cache over all leads
 
 
@@ -45,9 +46,9 @@ def direct_block(
     file = wfdb_signals.only_file(header, list(channels.values()))
     if file is None or length < MIN_SECONDS * SAMPLE_RATE:
         return None
-    samples = wfdb_signals.samples_of(folder, header, file)
-    if samples.dtype != np.int16:
+    if wfdb_signals.BITS.get(file.format, _WIDEST + 1) > _WIDEST:
         return None
+    samples = wfdb_signals.samples_of(folder, header, file)
     signals = [header.signals[i] for i in channels.values()]
     scales = [(s.baseline, s.gain, factor) for s, factor in zip(signals, factors, strict=True)]
     columns = [file.members.index(i) for i in channels.values()]
