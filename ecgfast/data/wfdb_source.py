@@ -33,6 +33,7 @@ _SEX = re.compile(_COMMENT_FIELD.format("(?:sex|gender)"), re.IGNORECASE)
 _PATIENT = re.compile(_COMMENT_FIELD.format(r"(?:patient|subject)(?:[ _]?id)?"), re.IGNORECASE)
 _DX = re.compile(r"^<?dx>?\s*:\s*(.*)$", re.IGNORECASE)
 _NO_RAILS = (-math.inf, math.inf)
+_SHORT = 64  # characters of a signal's name: the cache would keep the long ones of damaged headers
 
 
 def find_records(source: Path) -> Iterator[str]:
@@ -192,7 +193,8 @@ def _channels(names: list[str]) -> dict[int, int]:
     """Index of a standard lead -> number of its signal."""
     channels: dict[int, int] = {}
     for i, name in enumerate(names):
-        lead = _lead(name or "")
+        find = _short_lead if len(name or "") <= _SHORT else _lead
+        lead = find(name or "")
         if lead in channels:
             raise Rejected(f"ambiguous: two signals are lead {STANDARD_LEADS[lead]}")
         if lead is not None:
@@ -202,9 +204,11 @@ def _channels(names: list[str]) -> dict[int, int]:
     return channels
 
 
-@lru_cache(maxsize=1024)
 def _lead(name: str) -> int | None:
     return find_lead(re.sub(r"^(?:ecg|lead)[ _]", "", name, flags=re.IGNORECASE))
+
+
+_short_lead = lru_cache(maxsize=1024)(_lead)
 
 
 def _comment(field: re.Pattern[str], header: Header) -> str | None:
