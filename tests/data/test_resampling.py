@@ -7,7 +7,7 @@ from scipy.signal import resample_poly
 from ecgfast.data.resampling import rational_factor, resample
 from ecgfast.errors import EcgfastError
 
-RATES = (1000, 250, 257, 128, 360, 400, 512, 999, 100, 1000 / 3, 5000, 62.5)
+RATES = (1000, 250, 257, 128, 360, 400, 512, 999, 100, 1000 / 3, 5000, 62.5, 1500, 2500)
 
 
 def walk(*shape: int, seed: int = 0) -> np.ndarray:
@@ -18,7 +18,18 @@ def walk(*shape: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("n", [2, 3, 17, 501, 5003])
 @pytest.mark.parametrize("rate", RATES)
 def test_scipys_numbers(rate, n, dtype):
-    signal = walk(3, n).astype(dtype)
+    assert_scipys_numbers(walk(3, n).astype(dtype), rate)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("beyond", [0, 1])
+@pytest.mark.parametrize("down", [2, 3, 5])
+def test_decimation_just_beyond_one_chunk(down, beyond, dtype):
+    assert_scipys_numbers(walk(2, 512 * down + beyond).astype(dtype), 500 * down)
+
+
+def assert_scipys_numbers(signal, rate):
+    dtype = signal.dtype
     up, down = rational_factor(rate, 500)
     want = resample_poly(signal.astype(float), up, down, axis=-1, padtype="line")
     got = resample(signal, rate)
