@@ -54,6 +54,14 @@ bool amx_usable() {
   }();
   return usable;
 }
+
+// LZCNT, MOVBE and F16C, which not every compiler's __builtin_cpu_supports knows.
+bool rest_of_v3() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kMovbe = 1u << 22, kF16c = 1u << 29, kLzcnt = 1u << 5;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kMovbe) == 0 || (c & kF16c) == 0) return false;
+  return __get_cpuid(0x80000001u, &a, &b, &c, &d) && (c & kLzcnt) != 0;
+}
 #endif
 
 std::vector<const Kernels*> usable() {
@@ -62,9 +70,7 @@ std::vector<const Kernels*> usable() {
   __builtin_cpu_init();
   // All that -march=x86-64-v3 lets the compiler use; virtual machines may mask some of it.
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-                  __builtin_cpu_supports("lzcnt") && __builtin_cpu_supports("movbe") &&
-                  __builtin_cpu_supports("f16c");
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && rest_of_v3();
   const bool avx512 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512cd");
