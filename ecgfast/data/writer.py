@@ -184,10 +184,8 @@ class StoreWriter:
         with _naming(self._folder / shard_name(self._shard)):
             self._file.flush()
         file = self._folder / shard_name(self._shard)
-        entries, self._pending = (
-            self._pending,
-            [],
-        )  # first: after an interrupt nothing is noted twice
+        # First: after an interrupt nothing is noted twice.
+        entries, self._pending = self._pending, []
         try:
             self._syncing = self._syncer.submit(self._sync, file, self._file.fileno(), entries)
         except RuntimeError:  # the interpreter ends while a thread imports: no thread starts any more

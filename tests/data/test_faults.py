@@ -339,6 +339,30 @@ def test_a_journal_ends_before_what_cannot_follow(records, tmp_path, monkeypatch
     assert files(tmp_path / "store") == files(tmp_path / "whole")
 
 
+def test_an_import_in_a_thread_outlives_the_main_one(records, tmp_path):
+    """Then no thread can be started any more, for syncing neither."""
+    program = """
+import sys, threading, time
+from ecgfast.data import importing, writer
+
+writer.COMMIT_EVERY = 1
+add = writer.StoreWriter.add
+
+def after_main(self, recording):
+    threading.main_thread().join()
+    time.sleep(0.1)
+    add(self, recording)
+
+writer.StoreWriter.add = after_main
+threading.Thread(target=importing.prepare, args=sys.argv[1:], kwargs={"progress": False}).start()
+"""
+    store = tmp_path / "store"
+    run = [sys.executable, "-c", program, str(records), str(store)]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files(store) == files(tmp_path / "whole")
+
+
 def test_a_failed_commit_ends_the_journal(records, tmp_path, monkeypatch):
     """What was added while the disk failed must not follow in the journal: nobody could see the gap."""
     monkeypatch.setattr("ecgfast.data.writer.COMMIT_EVERY", 2)
