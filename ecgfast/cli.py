@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -333,17 +334,30 @@ def _run(args: Sequence[str]) -> None:
         _parse_and_run(options.command, options.arguments)
 
 
+def _reader_left() -> bool:
+    """Whether stdout is a pipe that nobody reads any more, as in `ecgfast ... | head -1`."""
+    poll = select.poll()
+    poll.register(sys.__stdout__, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
-    0: done; 2: bad input, told in one line on stderr; 128 + the signal: stopped by it.
+    0: done; 2: bad input, told in one line on stderr; 128 + the signal: stopped by it, or by the
+    end of the pipe it printed to.
     """
     try:
         _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
     except (EcgfastError, ImportError, OSError) as error:
         # Python's own ImportErrors name a module; ecgfast's tell a bad setting or installation.
         if isinstance(error, ImportError) and error.name is not None:
             raise
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            # What is still buffered has nowhere to go: Python would complain of it when it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+            return 128 + signal.SIGPIPE
         print(f"ecgfast: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

@@ -203,6 +203,28 @@ def test_missing_modules_keep_their_traceback(monkeypatch):
         main(["show-config"])
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_reader_that_leaves_ends_the_command_quietly(unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "ecgfast", "show-config"]
+        env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        child = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=env)
+    finally:
+        os.close(writer)
+    assert child.stderr == ""
+    assert child.returncode == 128 + signal.SIGPIPE
+
+
+def test_other_broken_pipes_are_errors(monkeypatch, capsys):
+    def show_config():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setitem(COMMANDS, "show-config", ("", lambda args: show_config))
+    assert "Broken pipe" in error_of(capsys, "show-config")
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_run_saves_and_exits(store, tmp_path, signum, code):
     run = tmp_path / "run"
