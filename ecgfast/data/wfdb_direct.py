@@ -13,7 +13,7 @@ import numpy as np
 
 from ecgfast.data import wfdb_signals
 from ecgfast.data.cleaning import cut_off_lead, derive_limb_leads, shortest_runs
-from ecgfast.data.preprocess import MAX_RATE, MIN_RATE, MIN_SECONDS, Preprocessing, round_rows
+from ecgfast.data.preprocess import MAX_MICROVOLTS, MAX_RATE, MIN_RATE, MIN_SECONDS, Preprocessing, round_rows
 from ecgfast.data.resampling import phases, rational_factor, resample_rows, resampled_length
 from ecgfast.data.store import SAMPLE_RATE
 from ecgfast.data.wfdb_header import Header
@@ -50,7 +50,7 @@ def direct_block(
         return None
     samples = wfdb_signals.samples_of(folder, header, file)
     signals = [header.signals[i] for i in channels.values()]
-    scales = [(s.baseline, s.gain, factor) for s, factor in zip(signals, factors, strict=True)]
+    scales = [wfdb_signals.scale_of(s, factor) for s, factor in zip(signals, factors, strict=True)]
     columns = [file.members.index(i) for i in channels.values()]
     block = np.zeros((N_LEADS, length), dtype=np.int16)
     varies = np.zeros(len(columns), dtype=bool)
@@ -92,21 +92,27 @@ def _fill_block(
     greatest = np.zeros(1)
     for r in range(len(leads)):
         lead = leads[r]
-        lowest, highest = lead[0], lead[0]
-        for sample in lead:
-            lowest, highest = min(lowest, sample), max(highest, sample)
+        lowest, highest = _lowest_and_highest(lead)
         if lowest == -end:  # stands for an invalid sample
             return False
         if cut_off_lead(lead, (lowest, highest), runs, 1.5 - end, end - 1.5)[1]:
             return False
-        baseline, gain, unit = scales[r]
-        for i in range(len(lead)):
-            microvolts[0, i] = (lead[i] - baseline) / gain * unit
+        baseline, divisor, unit = scales[r]
+        row = indices[r : r + 1]
+        if factor[0] == factor[1] and divisor == 1 and unit == np.rint(unit):  # whole microvolts
+            peak = max(abs(lowest - baseline), abs(highest - baseline)) * abs(unit)
+            if not peak < MAX_MICROVOLTS:
+                return False
+            varies[r] = lowest < highest
+            if varies[r]:
+                _scale_whole(lead, np.int32(baseline), np.int32(unit), block[row[0]])
+            continue
+        _scale(lead, baseline, divisor, unit, microvolts[0])
         if factor[0] == factor[1]:
-            round_rows(microvolts, indices[r : r + 1], block, varies[r : r + 1], greatest)
+            round_rows(microvolts, row, block, varies[r : r + 1], greatest)
         else:
             resample_rows(microvolts, factor, low_pass, resampled)
-            round_rows(resampled, indices[r : r + 1], block, varies[r : r + 1], greatest)
+            round_rows(resampled, row, block, varies[r : r + 1], greatest)
         if greatest[0] != 0:  # too great, or not a number
             return False
     return True
@@ -123,3 +129,28 @@ def _apart(samples: np.ndarray, columns: np.ndarray) -> np.ndarray:
             for t in range(len(frames)):
                 lead[t] = frames[t, column]
     return leads
+
+
+@numba.njit(nogil=True, cache=True)
+def _lowest_and_highest(lead: np.ndarray) -> tuple[int, int]:
+    lowest = highest = lead[0]
+    for i in range(len(lead)):
+        sample = lead[i]
+        lowest, highest = np.int16(min(lowest, sample)), np.int16(max(highest, sample))  # 32 at once
+    return lowest, highest
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _scale(lead: np.ndarray, baseline: float, divisor: float, unit: float, out: np.ndarray) -> None:
+    if divisor == 1:
+        for i in range(len(lead)):
+            out[i] = (lead[i] - baseline) * unit
+    else:
+        for i in range(len(lead)):
+            out[i] = (lead[i] - baseline) / divisor * unit
+
+
+@numba.njit(nogil=True, cache=True)
+def _scale_whole(lead: np.ndarray, baseline: np.int32, unit: np.int32, out: np.ndarray) -> None:
+    for i in range(len(lead)):
+        out[i] = np.int16((np.int32(lead[i]) - baseline) * unit)

@@ -193,7 +193,7 @@ def check_files(folder: Path, header: Header) -> set[str]:
     Raises:
         Rejected: they are not, or lie elsewhere.
     """
-    first: dict[str, _Layout] = {}
+    first: dict[str, Signal | _Layout] = {}
     per_frame: dict[str, int] = {}
     layouts = _layouts(header)
     for layout in layouts:  # a file's format and offset are those of its first signal
@@ -201,7 +201,7 @@ def check_files(folder: Path, header: Header) -> set[str]:
         per_frame[layout.file] = per_frame.get(layout.file, 0) + layout.per_frame
     sizes = {}
     for name, layout in first.items():
-        needed = layout.offset + signal_bytes(layout.format, header.n_samples * per_frame[name])
+        needed = (layout.offset or 0) + signal_bytes(layout.format, header.n_samples * per_frame[name])
         sizes[name] = _file_size(os.path.join(folder, name), name)
         if sizes[name] < needed:
             raise Rejected(f"cut short: {name} has {sizes[name]} of {needed} bytes")
@@ -263,10 +263,10 @@ class _Layout(NamedTuple):
     offset: int
 
 
-def _layouts(header: Header) -> list[_Layout]:
+def _layouts(header: Header) -> list[Signal] | list[_Layout]:
     """Of the signals that have a file; those of a layout header have none."""
     if header.signals is not None:
-        return [_Layout(s.file, s.format, s.per_frame, s.skew, s.offset or 0) for s in header.signals]
+        return header.signals
     layouts = []
     for line in header.lines:
         name, *rest = line.split(None, 2)[:2]

@@ -80,7 +80,7 @@ def read_signals(
             continue
         samples = samples_of(folder, header, file)
         signals = [header.signals[channels[row]] for row, _ in places]
-        scales = [(s.baseline, s.gain, factors[row]) for s, (row, _) in zip(signals, places, strict=True)]
+        scales = [scale_of(s, factors[row]) for s, (row, _) in zip(signals, places, strict=True)]
         invalid = -(2 ** (BITS[file.format] - 1)) if file.format in BITS else _NEVER
         _scale(samples, len(file.members), np.array(places), np.array(scales), invalid, out)
         for signal, (row, _) in zip(signals, places, strict=True):
@@ -88,6 +88,16 @@ def read_signals(
                 out[row, : -signal.skew] = out[row, signal.skew :].copy()
                 out[row, -signal.skew :] = np.nan
     return out
+
+
+def scale_of(signal: Signal, factor: float) -> tuple[float, float, float]:
+    """What a sample is reduced by, divided by and multiplied with to be in the unit times `factor`.
+
+    Where the gain divides the factor nothing is left to divide by, and the product is exact.
+    """
+    if factor % signal.gain == 0:
+        return signal.baseline, 1.0, factor / signal.gain
+    return signal.baseline, signal.gain, factor
 
 
 def only_file(header: Header, channels: list[int]) -> _File | None:
@@ -153,13 +163,13 @@ def _scale(
     for start in range(0, n, _FRAMES):
         for p in range(len(places)):
             row, column = places[p]
-            baseline, gain, factor = scales[p]
+            baseline, divisor, factor = scales[p]
             signal = out[row, start : start + _FRAMES]
             for t in range(len(signal)):
                 gathered[t] = samples[(start + t) * per_frame + column]
             for t in range(len(signal)):
                 sample = gathered[t]
-                signal[t] = np.nan if sample == invalid else (sample - baseline) / gain * factor
+                signal[t] = np.nan if sample == invalid else (sample - baseline) / divisor * factor
 
 
 @numba.njit(nogil=True, cache=True)

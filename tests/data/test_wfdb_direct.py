@@ -57,7 +57,10 @@ def noise(n, leads=12, top=2000, seed=0):
 
 
 @pytest.mark.parametrize("rate", [500, 1000, 2000, 257, 400, 100])
-@pytest.mark.parametrize("gains", [("1000",), ("-730.5(12)/mV", "4.88(-700)/uV", "200/mV")])
+@pytest.mark.parametrize(
+    "gains",
+    [("1000",), ("-730.5(12)/mV", "4.88(-700)/uV", "200/mV"), ("1(900)/uV", "-500/mV", "250(-7)/mV")],
+)
 def test_same_block(tmp_path, monkeypatch, rate, gains):
     names = [*reversed(STANDARD_LEADS), "Vx"]
     header = write(tmp_path, noise(3 * rate + 1, 13), rate, gains=gains, names=names)
@@ -66,6 +69,15 @@ def test_same_block(tmp_path, monkeypatch, rate, gains):
     assert present == want_present == list(range(12))
     np.testing.assert_array_equal(block, want)
     assert np.ptp(block, axis=1).min() > 100
+
+
+@pytest.mark.parametrize(("gain", "step"), [("1000(0)", 1), ("200(-17)", 5), ("-250(9)", -4), ("0.25/uV", 4)])
+def test_whole_microvolts_are_exact(tmp_path, gain, step):
+    samples = noise(1000, 2)
+    zero = int(gain.partition("(")[2].partition(")")[0] or 0)
+    block, present = direct(tmp_path, write(tmp_path, samples, gains=(gain,), names=("I", "II")))
+    assert present == [0, 1]
+    np.testing.assert_array_equal(block[:2], (samples.T - zero) * step)
 
 
 def test_eight_bits_constant_leads_and_derived_ones(tmp_path, monkeypatch):
@@ -139,13 +151,15 @@ def test_next_to_invalid_and_saturated(tmp_path, monkeypatch, form, at, value):
         (lambda samples: samples.__setitem__((slice(100, 900), 3), 5000), "saturated"),
         (lambda samples: samples.__setitem__((slice(100, 140), 3), 32767), "saturated"),
         (lambda samples: samples.__setitem__((700, 3), 32767), "out of range"),
+        (lambda samples: samples.__setitem__((slice(None), 3), 32700), "out of range"),
         (lambda samples: samples.fill(3), "flat"),
     ],
 )
-def test_what_is_to_be_rejected_is_left(tmp_path, monkeypatch, spoil, reason):
+@pytest.mark.parametrize("gain", ["999(-80)/mV", "1000(-80)/mV", "-1000(-80)/mV"])
+def test_what_is_to_be_rejected_is_left(tmp_path, monkeypatch, spoil, reason, gain):
     samples = noise(2000)
     spoil(samples)
-    header = write(tmp_path, samples, gains=("1000/mV", "999/mV"))
+    header = write(tmp_path, samples, gains=("1000/mV", gain))
     assert direct(tmp_path, header) is None
     with pytest.raises(Rejected, match=reason):
         general(tmp_path, header, monkeypatch)
