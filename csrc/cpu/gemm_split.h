@@ -36,12 +36,16 @@ struct SplitTiles {
   };
   static Left packed(const uint16_t* at, int64_t k) { return {at, steps(k) * kStep}; }
 
-  // 32 rows, of which `valid` exist, of numbers that are padded with zeros to whole steps.
-  static void pack_left(const float* x, int64_t ld, int64_t valid, int64_t k, uint16_t* out) {
+  // What is packed is either bf16 (for one part), or fp32 padded with zeros to whole steps and columns.
+
+  // 32 rows, of which `valid` exist.
+  template <class X>
+  static void pack_left(const X* x, int64_t ld, int64_t valid, int64_t k, uint16_t* out) {
     for (int64_t r = 0; r < kRows; ++r)
       for (int64_t s = 0; s < steps(k); ++s) {
-        const float* from = x + r * ld + s * kDepth;
-        put(r < valid ? load(from) : VF{}, r < valid ? load(from + 16) : VF{}, out + s * kStep, r);
+        VU parts[Parts] = {};
+        if (r < valid) row_of_step(x + r * ld + s * kDepth, k - s * kDepth, parts);
+        put(parts, out + s * kStep, r);
       }
   }
 
@@ -55,29 +59,40 @@ struct SplitTiles {
   static void pack_left_rows(const float* x, int64_t ld, int64_t p0, int64_t rows, int64_t m, int64_t k,
                              uint16_t* out) {
     for (int64_t j = 0; j < m; j += 16) {
-      VU first[16], second[16];
-      for (int64_t q = 0; q < 16; ++q) {
-        first[q] = q < rows ? bit_cast<VU>(load(x + q * ld + j)) : VU{};
-        second[q] = q + 16 < rows ? bit_cast<VU>(load(x + (q + 16) * ld + j)) : VU{};
-      }
-      ecgfast::transpose<uint32_t>(first);
-      ecgfast::transpose<uint32_t>(second);
       uint16_t* to = out + (j / kRows * steps(k) + p0 / kDepth) * kStep;
-      for (int q = 0; q < 16; ++q) put(bit_cast<VF>(first[q]), bit_cast<VF>(second[q]), to, j % kRows + q);
+      const auto row = [&](int64_t q) { return q < rows ? load(x + q * ld + j) : VF{}; };
+      VU first[16], second[16];
+      if constexpr (Parts == 1) {  // rounded first, there is half as much to transpose
+        for (int64_t q = 0; q < 16; ++q) pair_words(row(2 * q), row(2 * q + 1), &first[q]);
+        ecgfast::transpose<uint32_t>(first);
+        for (int q = 0; q < 16; ++q) put(&first[q], to, j % kRows + q);
+      } else {
+        for (int64_t q = 0; q < 16; ++q) {
+          first[q] = bit_cast<VU>(row(q));
+          second[q] = bit_cast<VU>(row(q + 16));
+        }
+        ecgfast::transpose<uint32_t>(first);
+        ecgfast::transpose<uint32_t>(second);
+        for (int q = 0; q < 16; ++q) {
+          VU parts[Parts];
+          split(bit_cast<VF>(first[q]), bit_cast<VF>(second[q]), parts);
+          put(parts, to, j % kRows + q);
+        }
+      }
     }
   }
 
   // B = X^T: 32 rows of X, of which `valid` exist, become columns j0 to j0 + 31. B's tiles hold pairs of k.
-  static void pack_right(const float* x, int64_t ld, int64_t j0, int64_t valid, int64_t k, uint16_t* panels) {
+  template <class X>
+  static void pack_right(const X* x, int64_t ld, int64_t j0, int64_t valid, int64_t k, uint16_t* panels) {
     uint16_t* panel = panels + j0 / kColumns * steps(k) * kStep;
     for (int64_t half = 0; half < 2; ++half)
       for (int64_t s = 0; s < steps(k); ++s) {
         VU words[Parts][16];
         for (int64_t q = 0; q < 16; ++q) {
           const int64_t r = half * 16 + q;
-          const float* from = x + r * ld + s * kDepth;
-          VU row[Parts];
-          split(r < valid ? load(from) : VF{}, r < valid ? load(from + 16) : VF{}, row);
+          VU row[Parts] = {};
+          if (r < valid) row_of_step(x + r * ld + s * kDepth, k - s * kDepth, row);
           for (int p = 0; p < Parts; ++p) words[p][q] = row[p];
         }
         for (int p = 0; p < Parts; ++p) {
@@ -88,27 +103,21 @@ struct SplitTiles {
   }
 
   // 32 rows of B [k, n] from p0 on, of which `rows` exist.
-  static void pack_right_rows(const float* x, int64_t ld, int64_t p0, int64_t rows, int64_t n, int64_t k,
+  template <class X>
+  static void pack_right_rows(const X* x, int64_t ld, int64_t p0, int64_t rows, int64_t n, int64_t k,
                               uint16_t* panels) {
     for (int64_t j = 0; j < n; j += 16) {
       uint16_t* to = panels + (j / kColumns * steps(k) + p0 / kDepth) * kStep + j % kColumns / 16 * kTile;
-      for (int64_t q = 0; q < 16; ++q) {
-        const VF even = 2 * q < rows ? load(x + 2 * q * ld + j) : VF{};
-        const VF odd = 2 * q + 1 < rows ? load(x + (2 * q + 1) * ld + j) : VF{};
-        put_pair(even, odd, to + q * 32);
-      }
+      const auto row = [&](int64_t q) { return q < rows ? columns_of_row(x + q * ld + j, n - j) : VF{}; };
+      for (int64_t q = 0; q < 16; ++q) put_pair(row(2 * q), row(2 * q + 1), to + q * 32);
     }
   }
 
   // 16 columns of two consecutive rows of B.
   static inline void put_pair(VF even, VF odd, uint16_t* to) {
-    VU e[Parts], o[Parts];
-    split_words(even, e);
-    split_words(odd, o);
-    for (int p = 0; p < Parts; ++p) {
-      const VU pairs = e[p] >> 16 | o[p];
-      memcpy(to + 2 * p * kTile, &pairs, sizeof pairs);
-    }
+    VU pairs[Parts];
+    pair_words(even, odd, pairs);
+    for (int p = 0; p < Parts; ++p) memcpy(to + 2 * p * kTile, &pairs[p], sizeof pairs[p]);
   }
 
   // C[m, n] (+)= A B. The first `width` >= n columns of C may be written, and its first m rows.
@@ -146,19 +155,45 @@ struct SplitTiles {
     }
   }
 
+  // The parts of 16 numbers, and of 16 others beside each.
+  static inline void pair_words(VF even, VF odd, VU* pairs) {
+    VU e[Parts], o[Parts];
+    split_words(even, e);
+    split_words(odd, o);
+    for (int p = 0; p < Parts; ++p) pairs[p] = e[p] >> 16 | o[p];
+  }
+
   // 32 numbers in order.
   static inline void split(VF x, VF y, VU* parts) {
-    VU a[Parts], b[Parts];
-    split_words(x, a);
-    split_words(y, b);
-    for (int p = 0; p < Parts; ++p)
-      parts[p] = bit_cast<VU>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(b[p]), bit_cast<__m512>(a[p])));
+    if constexpr (Parts == 1) {
+      parts[0] = in_order(x, y);
+    } else {
+      VU a[Parts], b[Parts];
+      split_words(x, a);
+      split_words(y, b);
+      for (int p = 0; p < Parts; ++p) parts[p] = in_order(bit_cast<VF>(a[p]), bit_cast<VF>(b[p]));
+    }
+  }
+  static inline VU in_order(VF x, VF y) {
+    return bit_cast<VU>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(y), bit_cast<__m512>(x)));
+  }
+
+  // 32 numbers of a row, of which n exist where they are not padded.
+  static inline void row_of_step(const float* x, int64_t, VU* parts) { split(load(x), load(x + 16), parts); }
+  static inline void row_of_step(const BFloat16* x, int64_t n, VU* parts) {
+    static_assert(Parts == 1, "bf16 is its own only part");
+    parts[0] = bit_cast<VU>(_mm512_maskz_loadu_epi16(n < 32 ? (1u << n) - 1 : ~0u, x));
+  }
+
+  // 16 numbers of a row, of which n exist where they are not padded.
+  static inline VF columns_of_row(const float* x, int64_t) { return load(x); }
+  static inline VF columns_of_row(const BFloat16* x, int64_t n) {
+    const __m256i words = _mm256_maskz_loadu_epi16(n < 16 ? (1u << n) - 1 : 0xFFFFu, x);
+    return bit_cast<VF>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
   }
 
   // 32 numbers of row r of a step.
-  static inline void put(VF x, VF y, uint16_t* step, int64_t r) {
-    VU parts[Parts];
-    split(x, y, parts);
+  static inline void put(const VU* parts, uint16_t* step, int64_t r) {
     for (int p = 0; p < Parts; ++p)
       memcpy(step + (2 * p + r / 16) * kTile + r % 16 * 32, &parts[p], sizeof parts[p]);
   }

@@ -32,6 +32,8 @@ struct Layout {
   Element *left, *left_rows, *right, *right_rows;
   Element* slopes;  // the transposed gradients of the similarities
   T *grad_left, *col_max, *col_sum;
+  T *col_norm, *col_factor, *col_count;  // of the columns of the block, zeros past them
+  int32_t* col_group;
   int64_t bytes;
 
   Layout(const GlobalArgs& a, void* base) : dp(round_up(a.D, W)) {
@@ -49,6 +51,10 @@ struct Layout {
     grad_left = a.backward && !kWide ? arena.take<T>(rows * dp) : nullptr;
     col_max = a.backward ? nullptr : arena.take<T>(rows / R * cols);
     col_sum = a.backward ? nullptr : arena.take<T>(rows / R * cols);
+    col_norm = arena.take<T>(cols);
+    col_factor = a.backward ? arena.take<T>(cols) : nullptr;
+    col_count = a.backward ? arena.take<T>(cols) : nullptr;
+    col_group = arena.take<int32_t>(cols);
     bytes = arena.bytes();
   }
 
@@ -143,28 +149,46 @@ struct Contrast {
   }
   double gradient_scale() const { return a.factor * a.inv_temperature; }
 
-  // Rows of a block, from row `i` on: of length 1, or as they are where the products want them raw.
-  void load_rows(int side, int64_t i, int64_t n) const {
-    for (int64_t r = 0; r < n; ++r) {
-      widen(x(side, i + r), a.D, w.dp, s.rows + r * w.dp);
-      if (!P::kRaw) scale(s.rows + r * w.dp, inv_norm(side)[i + r], w.dp);
+  // f(rows, stride) of n rows of a block, from row `i` on: of length 1, or as they are where the products
+  // want them raw.
+  template <class F>
+  void with_rows(int side, int64_t i, int64_t n, F f) const {
+    if constexpr (P::kRaw) {
+      f(x(side, i), a.D);
+    } else {
+      for (int64_t r = 0; r < n; ++r) {
+        widen(x(side, i + r), a.D, w.dp, s.rows + r * w.dp);
+        scale(s.rows + r * w.dp, inv_norm(side)[i + r], w.dp);
+      }
+      f(s.rows, w.dp);
     }
   }
 
   void pack_left(int64_t panel) const {
     const int64_t i = panel * R, valid = least(R, a.size[0] - i);
-    load_rows(0, a.begin[0] + i, valid);
-    P::pack_left(s.rows, w.dp, valid, a.D, w.left + P::left_elements(i, a.D));
-    if (!a.backward) return;
-    P::pack_right_rows(s.rows, w.dp, i, valid, a.D, a.size[0], w.left_rows);
-    memset(grad_left(i), 0, sizeof(T) * valid * grad_left_stride());
+    with_rows(0, a.begin[0] + i, valid, [&](const auto* rows, int64_t ld) {
+      P::pack_left(rows, ld, valid, a.D, w.left + P::left_elements(i, a.D));
+      if (a.backward) P::pack_right_rows(rows, ld, i, valid, a.D, a.size[0], w.left_rows);
+    });
+    if (a.backward) memset(grad_left(i), 0, sizeof(T) * valid * grad_left_stride());
   }
 
   void pack_right(int64_t panel) const {
     const int64_t j = panel * W, valid = least(W, a.size[1] - j);
-    load_rows(1, a.begin[1] + j, valid);
-    P::pack_right(s.rows, w.dp, j, valid, a.D, w.right);
-    if (a.backward) P::pack_right_rows(s.rows, w.dp, j, valid, a.D, a.size[1], w.right_rows);
+    with_rows(1, a.begin[1] + j, valid, [&](const auto* rows, int64_t ld) {
+      P::pack_right(rows, ld, j, valid, a.D, w.right);
+      if (a.backward) P::pack_right_rows(rows, ld, j, valid, a.D, a.size[1], w.right_rows);
+    });
+    for (int64_t c = j; c < j + W; ++c) describe_column(c, c < a.size[1]);
+  }
+
+  void describe_column(int64_t c, bool exists) const {
+    const int64_t j = a.begin[1] + c;
+    w.col_group[c] = exists ? a.group[1][j] : -1;  // equal to none
+    w.col_norm[c] = exists ? inv_norm(1)[j] : T(0);
+    if (!a.backward) return;
+    w.col_factor[c] = exists ? (bounded ? sums(1) : lse(1))[j] : T(0);
+    w.col_count[c] = exists ? static_cast<T>(a.positives[1][j]) : T(0);
   }
 
   // Dot products of `panels` row panels from `panel` on with the whole block of b.
@@ -185,7 +209,6 @@ struct Contrast {
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t rows = least(R, a.size[0] - (panel + p) * R);
         T* tile = s.tile + p * R * w.ld;
-        for (int64_t r = 0; r < rows; ++r) to_similarities((panel + p) * R + r, tile + r * w.ld);
         bounded ? sum_bounded(panel + p, tile, rows) : sum_running(panel + p, tile, rows);
       }
     });
@@ -193,41 +216,31 @@ struct Contrast {
 
   int64_t padded_columns() const { return round_up(a.size[1], L); }
 
-  // Columns j to j + L - 1 of the block, of an array over all rows of b.
-  V columns(const T* values, int64_t j) const {
-    values += a.begin[1] + j;
-    return j + L <= a.size[1] ? load(values) : load_part(values, a.size[1] - j);
-  }
-  static V load_part(const T* p, int64_t n) {
-    V v = {};
-    memcpy(&v, p, sizeof(T) * n);
-    return v;
-  }
-
   // What dot products with row i of the block are multiplied by, beside raw_scale, for similarities.
   T row_scale(int64_t i) const { return P::kRaw ? shift * inv_norm(0)[a.begin[0] + i] : shift; }
-  V raw_scale(int64_t j) const { return P::kRaw ? columns(inv_norm(1), j) : V{} + T(1); }
+  V raw_scale(int64_t j) const { return P::kRaw ? load(w.col_norm + j) : V{} + T(1); }
 
-  // Columns that do not exist become -infinity.
-  void to_similarities(int64_t i, T* row) const {
+  // f(j, similarities of row i with columns j to j + L - 1); of columns that do not exist they are -infinity.
+  template <class F>
+  void for_similarities(int64_t i, const T* dots, F f) const {
     const T by = row_scale(i);
-    for (int64_t j = 0; j < padded_columns(); j += L) store(row + j, load(row + j) * raw_scale(j) * by);
-    for (int64_t j = a.size[1]; j < padded_columns(); ++j) row[j] = -static_cast<T>(__builtin_inf());
+    int64_t j = 0;
+    for (; j + L <= a.size[1]; j += L) f(j, load(dots + j) * raw_scale(j) * by);
+    if (j == a.size[1]) return;
+    V last = load(dots + j) * raw_scale(j) * by;
+    for (int64_t l = a.size[1] - j; l < L; ++l) last[l] = -static_cast<T>(__builtin_inf());
+    f(j, last);
   }
 
   // Where the groups of L columns equal the row's.
   Index positives(int32_t group, int64_t j) const {
-    const int32_t* groups = a.group[1] + a.begin[1];
-    Index same;
     if constexpr (kSame<T, float>) {
-      if (j + L <= a.size[1]) {
-        VI g;
-        memcpy(&g, groups + j, sizeof g);
-        return g == group;
-      }
+      return bit_cast<VI>(load(w.col_group + j)) == group;
+    } else {
+      Index same;
+      for (int l = 0; l < L; ++l) same[l] = w.col_group[j + l] == group ? -1 : 0;
+      return same;
     }
-    for (int l = 0; l < L; ++l) same[l] = j + l < a.size[1] && groups[j + l] == group ? -1 : 0;
-    return same;
   }
 
   void sum_bounded(int64_t panel, const T* tile, int64_t rows) const {
@@ -237,18 +250,22 @@ struct Contrast {
       const int64_t i = a.begin[0] + panel * R + r;
       const int32_t group = a.group[0][i];
       V sum = {}, positive = {};
-      for (int64_t j = 0; j < padded_columns(); j += L) {
-        const V v = load(tile + r * w.ld + j), e = exp(v - shift);
+      for_similarities(panel * R + r, tile + r * w.ld, [&](int64_t j, V v) {
+        const V e = exp_nonpositive(v - shift);
         sum += e;
         store(col + j, load(col + j) + e);
         positive += positives(group, j) ? v : V{};
-      }
+      });
       sums(0)[i] += reduce_add<T>(sum);
       positive_sums()[i] += reduce_add<T>(positive);
     }
   }
 
-  void sum_running(int64_t panel, const T* tile, int64_t rows) const {
+  void sum_running(int64_t panel, T* tile, int64_t rows) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      T* row = tile + r * w.ld;
+      for_similarities(panel * R + r, row, [&](int64_t j, V v) { store(row + j, v); });
+    }
     T *col_max = w.col_max + panel * w.cols, *col_sum = w.col_sum + panel * w.cols;
     for (int64_t j = 0; j < padded_columns(); j += L) {
       V most = load(tile + j), sum = {};
@@ -256,7 +273,7 @@ struct Contrast {
         const V v = load(tile + r * w.ld + j);
         most = v > most ? v : most;
       }
-      for (int64_t r = 0; r < rows; ++r) sum += exp(load(tile + r * w.ld + j) - most);
+      for (int64_t r = 0; r < rows; ++r) sum += exp_nonpositive(load(tile + r * w.ld + j) - most);
       store(col_max + j, most);
       store(col_sum + j, sum);
     }
@@ -267,7 +284,7 @@ struct Contrast {
       for (int64_t j = L; j < padded_columns(); j += L) most = load(row + j) > most ? load(row + j) : most;
       const T max = reduce_max<T>(most);
       for (int64_t j = 0; j < padded_columns(); j += L) {
-        sum += exp(load(row + j) - max);
+        sum += exp_nonpositive(load(row + j) - max);
         positive += positives(a.group[0][i], j) ? load(row + j) : V{};
       }
       merge(maxima(0)[i], sums(0)[i], max, reduce_add<T>(sum));
@@ -323,24 +340,24 @@ struct Contrast {
     const T own = sums(0)[i], hit = static_cast<T>(-2 * gradient_scale()), by = row_scale(block_row);
     const T norm = P::kRaw ? inv_norm(0)[i] : T(1);
     for (int64_t j = 0; j < a.size[1]; j += L) {
-      const V raw = raw_scale(j), e = exp(load(row + j) * raw * by - shift);
-      const V grad = e * (columns(sums(1), j) + own) + (positives(a.group[0][i], j) ? V{} + hit : V{});
+      const V raw = raw_scale(j), e = exp_nonpositive(load(row + j) * raw * by - shift);
+      const V grad = e * (load(w.col_factor + j) + own) + (positives(a.group[0][i], j) ? V{} + hit : V{});
       store(row + j, P::kRaw ? grad * raw * norm : grad);
     }
   }
+
+  // No similarity is above its logsumexp, but by rounding.
+  static V softmax(V v, V lse) { return exp_nonpositive(v > lse ? V{} : v - lse); }
 
   void differentiate(int64_t block_row, T* row) const {
     const int64_t i = a.begin[0] + block_row;
     const T scale = static_cast<T>(gradient_scale()), own = scale * static_cast<T>(a.positives[0][i]);
     const T by = row_scale(block_row), norm = P::kRaw ? inv_norm(0)[i] : T(1);
     for (int64_t j = 0; j < a.size[1]; j += L) {
-      V count;
-      for (int l = 0; l < L; ++l)
-        count[l] = j + l < a.size[1] ? static_cast<T>(a.positives[1][a.begin[1] + j + l]) : T(0);
       const V raw = raw_scale(j), v = load(row + j) * raw * by;
-      const V of_row = exp(v - lse(0)[i]), of_column = exp(v - columns(lse(1), j));
+      const V of_row = softmax(v, V{} + lse(0)[i]), of_column = softmax(v, load(w.col_factor + j));
       const V hit = positives(a.group[0][i], j) ? V{} + T(2) : V{};
-      const V grad = own * of_row + scale * (count * of_column - hit);
+      const V grad = own * of_row + scale * (load(w.col_count + j) * of_column - hit);
       store(row + j, P::kRaw ? grad * raw * norm : grad);
     }
   }

@@ -223,7 +223,7 @@ struct Segment {
     const T shift = most > positive ? most : positive;
     Vec<T> others = {};
     for (int64_t j = 0; j < w.mp; j += kLanes<T>) {
-      const Vec<T> e = load(w.draws + j) * exp(load(s + j) - shift);
+      const Vec<T> e = load(w.draws + j) * exp_nonpositive(load(s + j) - shift);
       others += e;
       store(s + j, e);
     }
@@ -237,7 +237,7 @@ struct Segment {
   void finish_rows(int64_t i0, int64_t n) const {
     for (int64_t i = 0; i < n; i += kLanes<T>) {
       const Vec<T> shift = load(w.shift + i), positive = load(w.positive + i);
-      const Vec<T> total = load(w.others + i) + exp(positive - shift), log_total = log(total);
+      const Vec<T> total = load(w.others + i) + exp_nonpositive(positive - shift), log_total = log(total);
       store(w.inv_total + i, T(1) / total);
       if (for_backward) continue;
       store_some(&stat(a.lse, i0 + i), shift + log_total, n - i);

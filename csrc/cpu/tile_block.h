@@ -52,6 +52,7 @@ static inline void begin_tiles() {
     config.bytes_per_row[t] = 64;
     config.rows[t] = 16;
   }
+  asm volatile("" : : "m"(config));  // to GCC 12, the instruction reads no more than a pointer's 8 bytes
   _tile_loadconfig(&config);
 #endif
 }
