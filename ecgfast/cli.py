@@ -336,9 +336,25 @@ def _run(args: Sequence[str]) -> None:
 
 def _reader_left() -> bool:
     """Whether stdout is a pipe that nobody reads any more, as in `ecgfast ... | head -1`."""
+    if sys.__stdout__ is None:
+        return False
     poll = select.poll()
     poll.register(sys.__stdout__, 0)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # it is where the process was started with stdout closed
+        sys.stdout.flush()
+
+
+def _drop_unwritten() -> None:
+    """Drop what was printed and can't be written, lest Python complain of it when it exits."""
+    try:
+        _flush()
+    except OSError:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -349,18 +365,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         _run(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
+        _flush()
     except (EcgfastError, ImportError, OSError) as error:
         # Python's own ImportErrors name a module; ecgfast's tell a bad setting or installation.
         if isinstance(error, ImportError) and error.name is not None:
             raise
         if isinstance(error, BrokenPipeError) and _reader_left():
-            # What is still buffered has nowhere to go: Python would complain of it when it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
             return 128 + signal.SIGPIPE
         print(f"ecgfast: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"ecgfast: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(stop, "signum", signal.SIGINT)
+    finally:
+        _drop_unwritten()
     return 0

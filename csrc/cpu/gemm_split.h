@@ -125,7 +125,7 @@ struct SplitTiles {
   static void multiply(int64_t m, int64_t n, int64_t k, Left a, const uint16_t* panels, float* c, int64_t ldc,
                        int64_t width) {
     const int64_t all = steps(k);
-    for (int64_t s = 0; s < all; s += kSlice) {
+    for (int64_t s = 0; s == 0 || s < all; s += kSlice) {
       const int64_t depth = all - s < kSlice ? all - s : kSlice;
       for (int64_t j = 0; j < n; j += kColumns) {
         const uint16_t* b = panels + (j / kColumns * all + s) * kStep;

@@ -51,7 +51,7 @@ struct Layout {
     grad_left = a.backward && !kWide ? arena.take<T>(rows * dp) : nullptr;
     col_max = a.backward ? nullptr : arena.take<T>(rows / R * cols);
     col_sum = a.backward ? nullptr : arena.take<T>(rows / R * cols);
-    col_norm = arena.take<T>(cols);
+    col_norm = P::kRaw ? arena.take<T>(cols) : nullptr;
     col_factor = a.backward ? arena.take<T>(cols) : nullptr;
     col_count = a.backward ? arena.take<T>(cols) : nullptr;
     col_group = arena.take<int32_t>(cols);
@@ -185,10 +185,10 @@ struct Contrast {
   void describe_column(int64_t c, bool exists) const {
     const int64_t j = a.begin[1] + c;
     w.col_group[c] = exists ? a.group[1][j] : -1;  // equal to none
-    w.col_norm[c] = exists ? inv_norm(1)[j] : T(0);
+    if (P::kRaw) w.col_norm[c] = exists ? inv_norm(1)[j] : T(0);
     if (!a.backward) return;
     w.col_factor[c] = exists ? (bounded ? sums(1) : lse(1))[j] : T(0);
-    w.col_count[c] = exists ? static_cast<T>(a.positives[1][j]) : T(0);
+    if (!bounded) w.col_count[c] = exists ? static_cast<T>(a.positives[1][j]) : T(0);
   }
 
   // Dot products of `panels` row panels from `panel` on with the whole block of b.

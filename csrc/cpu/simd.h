@@ -217,7 +217,8 @@ static inline VF exp(VF x) {
   return blend(x > high, VF{} + __builtin_inff(), y);
 }
 
-// exp of numbers that are not positive, to within 1.2 ulp; 0 below -87.3, NaN kept. For the terms of softmax.
+// exp of numbers that are not positive but by rounding, to within 1.2 ulp; 0 below -87.3, NaN kept. For the
+// terms of softmax.
 #if defined(__AVX512F__)
 // As 2^(n / 16) e^r with |r| <= ln 2 / 32; the powers' sixteenths are looked up in a register.
 static inline VF exp_nonpositive(VF x) {

@@ -4,6 +4,7 @@ The numbers are those of `wfdb.rdrecord`, bit for bit. What is rare (FLAC, sever
 segments, an unknown length) is left to wfdb.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -93,10 +94,11 @@ def read_signals(
 def scale_of(signal: Signal, factor: float) -> tuple[float, float, float]:
     """What a sample is reduced by, divided by and multiplied with to be in the unit times `factor`.
 
-    Where the gain divides the factor nothing is left to divide by, and the product is exact.
+    Where the gain divides the factor, their quotient is exact, and nothing is left to divide by.
     """
-    if factor % signal.gain == 0:
-        return signal.baseline, 1.0, factor / signal.gain
+    quotient = factor / signal.gain
+    if factor % signal.gain == 0 and math.isfinite(quotient):
+        return signal.baseline, 1.0, quotient
     return signal.baseline, signal.gain, factor
 
 

@@ -91,6 +91,17 @@ def test_eight_bits_constant_leads_and_derived_ones(tmp_path, monkeypatch):
     np.testing.assert_array_equal(block, want)
 
 
+def test_gain_that_no_quotient_is_finite_for(tmp_path, monkeypatch):
+    samples = noise(1000, 2)
+    samples[:, 1] = 0
+    header = write(tmp_path, samples, gains=("1000", "5e-324/mV"), names=("I", "II"))
+    assert np.array_equal(wfdb_signals.read_signals(tmp_path, header, [1]), np.zeros((1, 1000)))
+    block, present = direct(tmp_path, header)
+    want, want_present = general(tmp_path, header, monkeypatch)
+    assert present == want_present == [0]
+    np.testing.assert_array_equal(block, want)
+
+
 def spoilt(folder, form, at, value):
     """A record within -10 .. 10 mV, one lead at a value of the range's end; and its microvolts."""
     end = 2 ** (BITS[form] - 1)

@@ -1,5 +1,7 @@
 """The global contrastive loss: kernel against reference, over dtypes, shapes, ISAs and thread counts."""
 
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -151,6 +153,17 @@ def test_empty(n, m):
     assert loss == 0
     assert torch.equal(a.grad, torch.zeros(n, 8))
     assert torch.equal(b.grad, torch.zeros(m, 8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_features(dtype):
+    inputs = make_inputs(40, 40, 32, torch.float32, seed=3)
+    run(global_contrastive, *(x.to(dtype) if x.is_floating_point() else x for x in inputs))  # in the scratch
+    a, b = (torch.zeros(n, 0, dtype=dtype, requires_grad=True) for n in (5, 3))
+    loss = global_contrastive(a, b, torch.arange(5), torch.arange(3))
+    loss.backward()
+    torch.testing.assert_close(loss.item(), (3 * math.log(3) + 3 * math.log(5)) / 6)
+    assert a.grad.shape == a.shape
 
 
 @pytest.mark.parametrize("detach_norm", [True, False])
