@@ -170,7 +170,7 @@ struct Contrast {
       P::pack_left(rows, ld, valid, a.D, w.left + P::left_elements(i, a.D));
       if (a.backward) P::pack_right_rows(rows, ld, i, valid, a.D, a.size[0], w.left_rows);
     });
-    if (a.backward) memset(grad_left(i), 0, sizeof(T) * valid * grad_left_stride());
+    if (a.backward && a.D > 0) memset(grad_left(i), 0, sizeof(T) * valid * grad_left_stride());
   }
 
   void pack_right(int64_t panel) const {
