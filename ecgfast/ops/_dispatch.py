@@ -13,6 +13,9 @@ from ecgfast import _build
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+# Python's numbers, and what stands for them in a trace.
+_INTEGER = (int, torch.SymInt)
+_REAL = (float, torch.SymFloat, *_INTEGER)
 
 
 def _initial() -> bool:
@@ -99,7 +102,7 @@ def describe(value: object) -> str:
 
 def integer(op: str, name: str, value: int) -> int:
     """The argument as a Python integer; NumPy's integers are accepted, bools and tensors are not."""
-    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
+    if isinstance(value, _INTEGER) and not isinstance(value, bool):
         return value
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
@@ -108,7 +111,7 @@ def integer(op: str, name: str, value: int) -> int:
 
 def real(op: str, name: str, value: float) -> float:
     """The argument as a Python number; NumPy's numbers are accepted, bools and tensors are not."""
-    if isinstance(value, float | int | torch.SymFloat | torch.SymInt) and not isinstance(value, bool):
+    if isinstance(value, _REAL) and not isinstance(value, bool):
         return value
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
