@@ -159,6 +159,14 @@ def temperature_of(op: str, temperature: float | Tensor, like: Tensor) -> float 
     return temperature
 
 
+def scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a 0-dim tensor, without a wait for the device."""
+    if torch.compiler.is_compiling():
+        # A product: the one form in which a graph keeps a changing number, and is not compiled once for each.
+        return torch.ones((), dtype=dtype, device=device) * value
+    return torch.scalar_tensor(value, dtype=dtype, device=device)
+
+
 def check_tensor(
     op: str,
     name: str,

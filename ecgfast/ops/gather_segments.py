@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ecgfast.leads import N_LEADS
+from ecgfast.ops._autograd import register_vmap
 from ecgfast.ops._dispatch import FLOATS, INTS, as_int64, check, check_tensor, describe, fused, integer
 
 _OP = "gather_segments"
@@ -122,3 +123,6 @@ def _(
 ) -> Tensor:
     leads = N_LEADS if lead_index is None else lead_index.shape[0]
     return store.new_empty((offset.shape[0], leads, length), dtype=dtype)
+
+
+register_vmap(_OP)
