@@ -42,7 +42,7 @@ def use_reference(enabled: bool = True) -> Iterator[None]:
         _reference = previous
 
 
-def _differentiated() -> bool:
+def differentiated() -> bool:
     """Whether a transform of ``torch.func`` that differentiates, or forward-mode AD, is active."""
     if torch._C._are_functorch_transforms_active():
         transform = torch._C._functorch.TransformType
@@ -57,7 +57,7 @@ def fused(op: str, tensor: Tensor) -> bool:
     The kernels know reverse-mode gradients of plain tensors alone, so that the reference runs inside
     ``torch.func.grad``, ``jvp`` and their like. What is no tensor goes there too, to be refused.
     """
-    if _reference or _differentiated() or not isinstance(tensor, Tensor):
+    if _reference or differentiated() or not isinstance(tensor, Tensor):
         return False
     return not (tensor.is_cuda and tensor.dtype == torch.float64) and _build.has_kernel(
         op, tensor.device.type
