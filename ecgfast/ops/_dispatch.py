@@ -3,7 +3,7 @@
 import numbers
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -214,21 +214,26 @@ def as_int64(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.int64 else tensor.to(torch.int64)
 
 
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; PyTorch has none for meta tensors, and no answer."""
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in the autocast dtype where autocast is on for their device; as they are otherwise."""
-    device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
-    if not torch.is_autocast_enabled(device):
+    first = next((t for t in tensors if isinstance(t, Tensor)), None)
+    if first is None or not autocasts(first):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(
         t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors
     )
 
 
-def full_precision(tensor: Tensor) -> torch.autocast:
+def full_precision(tensor: Tensor) -> AbstractContextManager:
     """A context without autocast for the tensor's device: what an op accumulates stays in fp32."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 from ecgfast.ops._autograd import eager_call, register_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
+    autocasts,
     check,
     check_tensor,
     full_precision,
@@ -117,7 +118,7 @@ def global_contrastive(
 
     Source: Kiyasseh et al., CLOCS, ICML 2021, equation 2; Oh et al., CHIL 2022, section 3.2.
     """
-    if torch.is_autocast_enabled(a.device.type) and a.dtype != b.dtype:
+    if isinstance(a, Tensor) and autocasts(a) and a.dtype != b.dtype:
         common = torch.promote_types(a.dtype, b.dtype)
         a, b = a.to(common), b.to(common)
     if not fused(_OP, a):
