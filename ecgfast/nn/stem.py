@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ecgfast import ops
+from ecgfast.ops._dispatch import differentiated
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -24,14 +25,15 @@ class _ScaleGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.factor, None
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return tangent * ctx.factor
-
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """`x` itself, with the gradient into it multiplied by `factor`."""
-    return x if factor == 1 else _ScaleGradient.apply(x, factor)
+    if factor == 1:
+        return x
+    if differentiated():
+        # The function has no forward-mode derivative: torch.compile takes none that has its own.
+        return factor * x + ((1 - factor) * x).detach()
+    return _ScaleGradient.apply(x, factor)
 
 
 class Stem(nn.Module):
