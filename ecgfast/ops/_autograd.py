@@ -18,7 +18,7 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     if any(t is not None and t.requires_grad for t in tensors):
         return True
     # A tensor that vmap hands on does not say whether the batch that it is of requires a gradient.
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active()
 
 
 def register_vmap(op: str) -> None:

@@ -42,12 +42,20 @@ def use_reference(enabled: bool = True) -> Iterator[None]:
         _reference = previous
 
 
+def _transforms_differentiate() -> bool:
+    transform = torch._C._functorch.TransformType
+    stack = torch._C._functorch.get_interpreter_stack()
+    return any(level.key() in (transform.Grad, transform.Jvp) for level in stack)
+
+
+# As torch.compiler.assume_constant_result does, without importing the compiler, which guards both.
+_transforms_differentiate._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def differentiated() -> bool:
     """Whether a transform of ``torch.func`` that differentiates, or forward-mode AD, is active."""
     if torch._C._are_functorch_transforms_active():
-        transform = torch._C._functorch.TransformType
-        stack = torch._C._functorch.get_interpreter_stack()
-        return any(level.key() in (transform.Grad, transform.Jvp) for level in stack)
+        return _transforms_differentiate()
     return forward_ad._current_level >= 0
 
 
