@@ -22,6 +22,7 @@ struct StemBackward : Stem<In> {
   using S::k0;
   using S::kBlock;
   using S::ld0;
+  using S::means;
   using S::n0;
   using S::panels;
   using S::patches;
@@ -36,6 +37,8 @@ struct StemBackward : Stem<In> {
   using S::signal;
   using S::spread;
   using S::tile_tokens;
+  using S::valid_patches;
+  using S::valid_samples;
   using S::values;
   using S::values_panels;
   using S::weight0;
@@ -90,7 +93,7 @@ struct StemBackward : Stem<In> {
       E0::gemm(rows, cp, k0, values + (r + i) * ld0, ld0, weight0_panels, products, cp, work);
       for (int64_t q = 0; q < rows; ++q)
         for (int64_t c = 0; c < cp; c += kLanes<T>)
-          store(grad_h[1] + (i + q) * cp + c, load(products + q * cp + c) + load(shift + c));
+          store(grad_h[1] + (i + q) * cp + c, load(products + q * cp + c) * load(scale + c) + load(shift + c));
     }
   }
 
@@ -121,7 +124,7 @@ struct StemBackward : Stem<In> {
                                                           int64_t c) const {
     Vec<T> z;
     if constexpr (FromLayer0)
-      z = load(row.product + c) + load(shift + c);
+      z = load(row.product + c) * load(scale + c) + load(shift + c);
     else
       z = load_acc(row.saved + c);
     Vec<T> slope;
@@ -202,17 +205,22 @@ struct StemBackward : Stem<In> {
     if (a.grad_signal) memset(pull, 0, sizeof(T) * k0 * ld0);
     T* offset = products;
     for (int64_t k = 0; k < k0; ++k) offset[k] = 0;
+    const int64_t n = valid_patches(b) > 0 ? valid_patches(b) : 1;
     for (int64_t c = 0; c < a.C; ++c) {
-      const T *w = weight0 + c, *g = grad_weight0 + c * ld0, s = grad_sum[c];
-      T q = 0;
-      for (int64_t k = 0; k < k0; ++k) q += g[k] * w[k * cp];
-      q *= rstd[c];
+      const T *w = weight0 + c, s = grad_sum[c];
+      T* g = grad_weight0 + c * ld0;
+      double sum = 0;
+      for (int64_t k = 0; k < k0; ++k) {
+        g[k] = T(g[k] - s * means[k]);
+        sum += double(g[k]) * w[k * cp];
+      }
+      const T q = T(sum * rstd[c]);
       sums.gn_weight[c] += q;
       sums.gn_bias[c] += s;
       for (int64_t k = 0; k < k0; ++k)
         sums.weight(0)[c * k0 + k] += scale[c] * (g[k] - q * rstd[c] * spread[k * cp + c]);
       if (!a.grad_signal) continue;
-      const T turn = scale[c] * rstd[c] * q / T(n0), slide = scale[c] * s / T(n0);
+      const T turn = scale[c] * rstd[c] * q / T(n), slide = scale[c] * s / T(n);
       for (int64_t k = 0; k < k0; ++k) {
         offset[k] += slide * w[k * cp];
         for (int64_t m = 0; m < k0; ++m) pull[k * ld0 + m] += turn * w[k * cp] * w[m * cp];
@@ -221,22 +229,29 @@ struct StemBackward : Stem<In> {
     if (a.grad_signal) write_signal_gradient(b, offset);
   }
 
-  // dx = dz (scale W) - sum_c scale_c s_c W_c / n - pull x, for every sample that a patch covers.
+  // dx = dz (scale W) for every sample that a patch covers, less sum_c scale_c s_c W_c / n + pull x in the
+  // patches that the norm's statistics are of.
   void write_signal_gradient(int64_t b, const T* offset) const {
+    const int64_t samples = valid_samples(b), valid = valid_patches(b);
     for (int64_t l = 0; l < a.L; ++l) {
       In* out = static_cast<In*>(a.grad_signal) + (b * a.L + l) * a.T;
       const bool kept = !a.keep || a.keep[b * a.L + l];
       for (int64_t t = 0; t < a.T; ++t) {
         const int64_t patch = t / 2, k = 2 * l + t % 2;
         T g = 0;
-        if (kept && patch < n0) {
+        if (kept && t < samples && patch < n0) {
           g = patch < rows_of(0, a.N) ? grad_patches[patch * ld0 + k] : T(0);
-          g -= offset[k];
-          for (int64_t m = 0; m < k0; ++m) g -= pull[k * ld0 + m] * signal[(m / 2 * n0 + patch) * 2 + m % 2];
+          if (patch < valid) g -= offset[k] + pulled(patch, pull + k * ld0);
         }
         from_acc(g, out + t);
       }
     }
+  }
+
+  T pulled(int64_t patch, const T* row) const {
+    T sum = 0;
+    for (int64_t m = 0; m < k0; ++m) sum += row[m] * T(signal[(m / 2 * n0 + patch) * 2 + m % 2] - means[m]);
+    return sum;
   }
 
   void pack_pull() const {
