@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ecgfast.leads import N_LEADS
-from ecgfast.ops._dispatch import FLOATS, check, check_tensor, fused
+from ecgfast.ops._dispatch import FLOATS, INTS, as_int64, check, check_tensor, describe, fused, integer
 
 _OP = "gather_segments"
 _DTYPES = (torch.int16, *FLOATS)
@@ -19,18 +19,23 @@ def _validate(
     length: int,
     lead_index: Tensor | None,
     dtype: torch.dtype,
-) -> None:
+) -> int:
     check_tensor(_OP, "store", store, (None,), (torch.int16,), None, "n_values")
-    check(store.is_contiguous(), _OP, f"store must be contiguous, got stride {store.stride(0)}")
-    check_tensor(_OP, "offset", offset, (None,), (torch.int64,), store, "B")
+    check(store.is_contiguous(), _OP, "store must be contiguous, got stride {}", store.stride(0))
+    check_tensor(_OP, "offset", offset, (None,), INTS, store, "B")
     batch = offset.shape[0]
-    check_tensor(_OP, "start", start, (batch,), (torch.int64,), store)
-    check_tensor(_OP, "n_samples", n_samples, (batch,), (torch.int64,), store)
-    check(length >= 0, _OP, f"length must not be negative, got {length}")
+    check_tensor(_OP, "start", start, (batch,), INTS, store)
+    check_tensor(_OP, "n_samples", n_samples, (batch,), INTS, store)
+    length = integer(_OP, "length", length)
+    check(length >= 0, _OP, "length must not be negative, got {}", length)
     if lead_index is not None:
-        check_tensor(_OP, "lead_index", lead_index, (None,), (torch.int64,), store, "L")
-    names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
-    check(dtype in _DTYPES, _OP, f"dtype must be {names}, got {dtype}")
+        check_tensor(_OP, "lead_index", lead_index, (None,), INTS, store, "L")
+    if dtype not in _DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
+        raise (ValueError if isinstance(dtype, torch.dtype) else TypeError)(
+            f"{_OP}: dtype must be {names}, got {describe(dtype)}"
+        )
+    return length
 
 
 def gather_segments_reference(
@@ -44,9 +49,10 @@ def gather_segments_reference(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Plain PyTorch form of :func:`gather_segments`: one index per value. Bounds are not checked."""
-    _validate(store, offset, start, n_samples, length, lead_index, dtype)
+    length = _validate(store, offset, start, n_samples, length, lead_index, dtype)
     if lead_index is None:
         lead_index = torch.arange(N_LEADS, device=store.device)
+    offset, start, n_samples, lead_index = map(as_int64, (offset, start, n_samples, lead_index))
     first = (offset + start)[:, None] + lead_index.clamp(min=0) * n_samples[:, None]
     index = first[..., None] + torch.arange(length, device=store.device)
     signal = store[index] * (lead_index >= 0)[:, None]
@@ -75,11 +81,11 @@ def gather_segments(
     Args:
         store: int16 ``[n_values]`` of microvolts, contiguous: recordings one after another, each a
             ``[12, n_samples]`` block, lead-major.
-        offset: int64 ``[B]``, where the block of each segment's recording starts, in elements.
-        start: int64 ``[B]``, each segment's first sample in its recording.
-        n_samples: int64 ``[B]``, samples per lead of each segment's recording.
+        offset: integer ``[B]``, where the block of each segment's recording starts, in elements.
+        start: integer ``[B]``, each segment's first sample in its recording.
+        n_samples: integer ``[B]``, samples per lead of each segment's recording.
         length: T, samples of a segment.
-        lead_index: int64 ``[L]`` of 0..11 in the order of ``ecgfast.STANDARD_LEADS``; -1 gives a lead of
+        lead_index: integer ``[L]`` of 0..11 in the order of ``ecgfast.STANDARD_LEADS``; -1 gives a lead of
             zeros. None: all 12 leads.
         dtype: int16 (microvolts as stored), fp32, bf16, fp16 or fp64 (millivolts).
 
@@ -96,8 +102,12 @@ def gather_segments(
         return gather_segments_reference(
             store, offset, start, n_samples, length, lead_index=lead_index, dtype=dtype
         )
-    _validate(store, offset, start, n_samples, length, lead_index, dtype)
-    return torch.ops.ecgfast.gather_segments(store, offset, start, n_samples, length, lead_index, dtype)
+    length = _validate(store, offset, start, n_samples, length, lead_index, dtype)
+    if lead_index is not None:
+        lead_index = as_int64(lead_index)
+    return torch.ops.ecgfast.gather_segments(
+        store, as_int64(offset), as_int64(start), as_int64(n_samples), length, lead_index, dtype
+    )
 
 
 @torch.library.register_fake("ecgfast::gather_segments")
