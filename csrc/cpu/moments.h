@@ -1,6 +1,7 @@
-// First and second moments of series of pairs, such as a segment's leads, whose patches are two samples: in
-// double precision, where products of floats are exact. A variance w Cov w may be 10^-6 of |w|^2 |x|^2 (leads
-// that are nearly one, a step into padding), which single precision would leave a tenth of.
+// First and second moments of series of pairs, such as a segment's leads, whose patches are two samples, and
+// products with those patches: in double precision, where products of floats are exact. A variance w Cov w
+// may be 10^-6 of |w|^2 |x|^2 (leads that are nearly one, a step into padding), of which single precision
+// leaves a tenth.
 #pragma once
 #include "simd.h"
 
@@ -109,6 +110,53 @@ static void second_moments(const T* x, int64_t series, int64_t stride, int64_t n
   }
   for (int64_t k = 0; k < 2 * series; ++k)
     for (int64_t m = 0; m < k; ++m) out[k * ldo + m] = out[m * ldo + k];
+}
+
+constexpr int64_t kProductRows = 12, kProductVectors = kVectorBytes == 64 ? 2 : 1;
+
+// out[k][c] += sum_t x[t][k] y[t][c] for kProductRows of k and kProductVectors vectors of c.
+template <class T>
+static void add_products(const double* x, int64_t ldx, const T* y, int64_t ldy, int64_t n, double* out,
+                         int64_t ldo) {
+  constexpr int64_t L = kLanes<double>;
+  Vec<double> sums[kProductRows][kProductVectors];
+#pragma GCC unroll 12
+  for (int64_t k = 0; k < kProductRows; ++k)
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kProductVectors; ++v) sums[k][v] = load(out + k * ldo + v * L);
+  for (int64_t t = 0; t < n; ++t) {
+    Vec<double> row[kProductVectors];
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kProductVectors; ++v) row[v] = load_wide(y + t * ldy + v * L);
+#pragma GCC unroll 12
+    for (int64_t k = 0; k < kProductRows; ++k)
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kProductVectors; ++v) sums[k][v] += x[t * ldx + k] * row[v];
+  }
+#pragma GCC unroll 12
+  for (int64_t k = 0; k < kProductRows; ++k)
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kProductVectors; ++v) store(out + k * ldo + v * L, sums[k][v]);
+}
+
+constexpr int64_t kProductBlock = 128;  // rows of x that stay in the first cache
+static inline int64_t product_rows(int64_t k) { return round_up(k, kProductRows); }
+
+// out [product_rows(k), columns] += x^T y over n rows, of `columns` that are a multiple of 2 kLanes<double>.
+// `scratch` holds kProductBlock * product_rows(k).
+template <class T>
+static void wide_products(const T* x, int64_t ldx, int64_t k, const T* y, int64_t columns, int64_t n,
+                          double* out, double* scratch) {
+  const int64_t rows = product_rows(k);
+  memset(scratch, 0, sizeof(double) * kProductBlock * rows);
+  for (int64_t t = 0; t < n; t += kProductBlock) {
+    const int64_t m = n - t < kProductBlock ? n - t : kProductBlock;
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < k; ++j) scratch[i * rows + j] = x[(t + i) * ldx + j];
+    for (int64_t c = 0; c < columns; c += kProductVectors * kLanes<double>)
+      for (int64_t j = 0; j < rows; j += kProductRows)
+        add_products(scratch + j, rows, y + t * columns + c, columns, m, out + j * columns + c, columns);
+  }
 }
 
 }  // namespace

@@ -34,14 +34,17 @@ struct Stem {
 
   T *signal, *products, *scale, *shift;
   double *means, *cov, *moments_work;  // of the patches' values as they are multiplied
-  double *wide_weight0, *wide_spread;
-  T *weight0, *spread, *rstd;  // of layer 0: W^T [k0, cp]; Cov W^T; 1 / deviation of each channel
+  double *wide_weight0, *spread, *rstd;  // W^T; Cov W^T; 1 / deviation of each channel
+  T* weight0;  // of layer 0: W^T [k0, cp]
   typename E0::El* values;
   El* h[2];
   Panel0 *weight0_panels, *values_panels, *pull_panels;
   void* work;  // of a product
   // backward only
-  T *grad_h[2], *grad_weight0, *grad_sum, *grad_patches, *pull;
+  T *grad_h[2], *grad_patches, *pull, *slide;
+  double *grad_weight0, *grad_sum;  // of a segment: dz^T patches, as [k0, cp], and the sums of dz
+  T* grad_tiles0;                   // dz^T patches as the matrix tiles add them up
+  double* products_work;
   El* dz[2];
   Panel* x_panels;
   int64_t scratch_bytes;
@@ -60,10 +63,9 @@ struct Stem {
     cov = arena.take<double>(k0 * k0);
     moments_work = arena.take<double>(moment_scratch(a.L));
     wide_weight0 = arena.take<double>(k0 * cp);
-    wide_spread = arena.take<double>(k0 * cp);
+    spread = arena.take<double>(k0 * cp);
+    rstd = arena.take<double>(cp);
     weight0 = arena.take<T>(k0 * cp);
-    spread = arena.take<T>(k0 * cp);
-    rstd = arena.take<T>(cp);
     scale = arena.take<T>(cp);
     shift = arena.take<T>(cp);
     values = arena.take<typename E0::El>((rows0 + kSlack) * ld0);
@@ -80,12 +82,18 @@ struct Stem {
     }
     if (backward) {
       x_panels = arena.take<Panel>(E::panel_elements(rows1 > 0 ? rows1 : 1, 2 * cp));
-      grad_weight0 = arena.take<T>(cp * ld0);
-      grad_sum = arena.take<T>(cp);
-      values_panels = arena.take<Panel0>(E0::panel_elements(rows0, k0));
+      grad_weight0 = arena.take<double>(product_rows(k0) * cp);
+      grad_sum = arena.take<double>(cp);
+      if (E0::kPairs) {
+        grad_tiles0 = arena.take<T>(cp * ld0);
+        values_panels = arena.take<Panel0>(E0::panel_elements(rows0, k0));
+      } else {
+        products_work = arena.take<double>(kProductBlock * product_rows(k0));
+      }
       if (a.grad_signal) {
         grad_patches = arena.take<T>((n0 + kSlack) * ld0);
-        pull = arena.take<T>(k0 * ld0);
+        pull = arena.take<T>(k0 * k0);
+        slide = arena.take<T>(k0);
         pull_panels = arena.take<Panel0>(E0::panel_elements(cp, k0));
       }
     }
@@ -204,25 +212,23 @@ struct Stem {
 
   // The norm of a segment: z = scale * (w . patch) + shift.
   void deviations() const {
-    gemm(k0, cp, k0, cov, k0, int64_t{1}, wide_weight0, cp, wide_spread, cp);
+    gemm(k0, cp, k0, cov, k0, int64_t{1}, wide_weight0, cp, spread, cp);
     for (int64_t c = 0; c < cp; c += kLanes<double>) {
       Vec<double> variance = {}, mean = {};
       for (int64_t k = 0; k < k0; ++k) {
         const Vec<double> w = load(wide_weight0 + k * cp + c);
-        variance += w * load(wide_spread + k * cp + c);
+        variance += w * load(spread + k * cp + c);
         mean += w * means[k];
       }
       for (int64_t i = 0; i < kLanes<double>; ++i) set_norm(c + i, variance[i], mean[i]);
     }
-    if (!backward) return;
-    for (int64_t i = 0; i < k0 * cp; ++i) spread[i] = T(wide_spread[i]);
   }
 
   void set_norm(int64_t c, double variance, double mean) const {
     const double inverse = 1 / sqrt_scalar((variance < 0 ? 0.0 : variance) + a.eps);
     const double by = c < a.C ? to_acc(static_cast<const In*>(a.gn_weight)[c]) * inverse : 0;
     const double to = c < a.C ? to_acc(static_cast<const In*>(a.gn_bias)[c]) : 0;
-    rstd[c] = T(inverse);
+    rstd[c] = inverse;
     scale[c] = T(by);
     shift[c] = T(to - by * mean);
   }
