@@ -45,11 +45,12 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
   m.def(
       "patch_embed(Tensor signal, Tensor? keep, Tensor[] weights, Tensor gn_weight, Tensor gn_bias, Tensor[] "
       "biases, "
-      "float eps, bool for_backward, bool tf32) -> (Tensor tokens, Tensor saved)");
+      "float eps, Tensor? lengths, bool for_backward, bool tf32) -> (Tensor tokens, Tensor saved)");
   m.def(
       "patch_embed_backward(Tensor grad_tokens, Tensor signal, Tensor? keep, Tensor[] weights, Tensor "
       "gn_weight, "
-      "Tensor gn_bias, Tensor[] biases, float eps, Tensor saved, bool for_signal, bool tf32) -> Tensor[]");
+      "Tensor gn_bias, Tensor[] biases, float eps, Tensor? lengths, Tensor saved, bool for_signal, bool tf32) "
+      "-> Tensor[]");
   m.def("patch_embed_columns(bool is_double) -> int");
   m.def(
       "positional_conv(Tensor x, Tensor weight, Tensor bias, SymInt groups, bool save, bool tf32) -> (Tensor "
