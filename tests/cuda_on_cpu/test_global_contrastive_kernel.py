@@ -26,6 +26,7 @@ class Problem(ctypes.Structure):
         ("rows", ctypes.c_int64 * 2),
         ("width", ctypes.c_int),
         ("inv_temperature", ctypes.c_float),
+        ("temperature", ctypes.c_void_p),
     )
 
 
@@ -42,6 +43,10 @@ class Result(ctypes.Structure):
     _fields_ = (("loss", ctypes.c_void_p), ("lse", ctypes.c_void_p * 2), ("saved", ctypes.c_void_p))
 
 
+class Gradients(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_void_p * 2), ("moments", ctypes.c_void_p))
+
+
 class Saved(ctypes.Structure):
     _fields_ = (("grad_loss", ctypes.c_void_p), ("lse", ctypes.c_void_p * 2), ("saved", ctypes.c_void_p))
 
@@ -53,15 +58,18 @@ class Case:
     group_a: Tensor
     group_b: Tensor
     temperature: float = 0.1
+    learnable: bool = False
     grad_loss: float = -1.5
 
     def __post_init__(self) -> None:
+        self.tensor = torch.tensor(self.temperature)
         self.problem = Problem(
             pointers(self.a, self.b),
             pointers(self.group_a, self.group_b),
             (len(self.a), len(self.b)),
             self.a.shape[1],
-            1 / self.temperature,
+            7.0 if self.learnable else 1 / self.temperature,
+            self.tensor.data_ptr() if self.learnable else None,
         )
 
     def expected(self, detach_norm: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,9 +110,10 @@ class Output:
     lse: tuple[Tensor, Tensor]
     saved: Tensor
     grads: tuple[Tensor, Tensor]
+    moments: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return (self.loss, *self.lse, self.saved, *self.grads)
+        return (self.loss, *self.lse, self.saved, *self.grads, self.moments)
 
 
 class Kernels:
@@ -134,7 +143,11 @@ class Kernels:
         sizes = self.workspaces(case, plan, tf32=tf32)
         nan = [torch.full(s, torch.nan) for s in ((), (n,), (m,), (2 * (n + m) + 2,))]
         out = Output(
-            nan[0], (nan[1], nan[2]), nan[3], tuple(torch.full_like(x, torch.nan) for x in (case.a, case.b))
+            nan[0],
+            (nan[1], nan[2]),
+            nan[3],
+            tuple(torch.full_like(x, torch.nan) for x in (case.a, case.b)),
+            torch.full((), torch.nan if case.learnable else 0.0, dtype=torch.float64),
         )
         self.driver.schedule(order)
         result = Result(out.loss.data_ptr(), pointers(*out.lse), out.saved.data_ptr())
@@ -146,7 +159,7 @@ class Kernels:
         grad_loss = torch.tensor(case.grad_loss)
         saved = Saved(grad_loss.data_ptr(), pointers(*out.lse), out.saved.data_ptr())
         workspace = Workspace(sizes[1] if detach_norm else sizes[2])
-        grads = (ctypes.c_void_p(x.data_ptr()) for x in out.grads)
+        grads = Gradients(pointers(*out.grads), out.moments.data_ptr() if case.learnable else None)
         self.driver.call(
             "backward",
             problem,
@@ -154,7 +167,7 @@ class Kernels:
             ctypes.byref(plan),
             ctypes.byref(saved),
             ctypes.c_bool(detach_norm),
-            *grads,
+            ctypes.byref(grads),
             workspace.pointer,
         )
         workspace.check()
