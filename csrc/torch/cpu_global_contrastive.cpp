@@ -33,7 +33,7 @@ struct Inputs {
         1.0 / temperature_of("global_contrastive", number, temperature, statistics_type(a));
     const Tensor groups[2] = {dense(group_a), dense(group_b)};
     for (int side = 0; side < 2; ++side) args.N[side] = x[side].size(0);
-    number(groups);
+    number_groups(groups);
     for (int side = 0; side < 2; ++side) {
       args.x[side] = x[side].const_data_ptr();
       args.group[side] = group[side].data();
@@ -41,7 +41,7 @@ struct Inputs {
     }
   }
 
-  void number(const Tensor* groups) {
+  void number_groups(const Tensor* groups) {
     std::vector<std::pair<int64_t, int64_t>> order;  // group, row; rows of b follow those of a
     order.reserve(args.N[0] + args.N[1]);
     for (int side = 0; side < 2; ++side) {
