@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ecgfast.ops._dispatch import wide
+from ecgfast.ops._dispatch import scalar, wide
 
 _EPS = 1e-8  # of a norm: what is no longer counts as zero and gets no gradient
 
@@ -19,9 +19,11 @@ def unit(x: Tensor, *, detach_norm: bool = False) -> Tensor:
 
 def split_temperature(temperature: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
     """The number and the tensor of a loss's temperature that the kernels take; the tensor wins."""
-    if not isinstance(temperature, Tensor):
-        return temperature, None
-    return 1.0, temperature.to(wide(like.dtype))
+    if isinstance(temperature, Tensor):
+        return 1.0, temperature.to(wide(like.dtype))
+    if torch.compiler.is_compiling():
+        return 1.0, scalar(temperature, wide(like.dtype), like.device)
+    return temperature, None
 
 
 def temperature_gradient(moments: Tensor, temperature: Tensor | None) -> Tensor | None:

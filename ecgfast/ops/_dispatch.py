@@ -213,8 +213,8 @@ def check_state(op: str, rng: Tensor | None, like: Tensor) -> None:
 
 def check_rng(op: str, rng: Tensor | None, sample_ids: Tensor | None, like: Tensor) -> None:
     """Check the random state and the sample ids that go with it; :func:`as_int64` makes them the kernels'."""
-    check_state(op, rng, like)
     check_tensor(op, "sample_ids", sample_ids, (None,), INTS, like, "B")
+    check_state(op, rng, like)
 
 
 def as_int64(tensor: Tensor) -> Tensor:
