@@ -35,7 +35,8 @@ _OPS = frozenset(
         "span_mask",
     }
 )
-_KERNELS = {"cpu": _OPS, "cuda": _OPS if cuda_loaded else frozenset()}
+# On meta tensors the ops have shapes alone, and count as they would on a device with kernels.
+_KERNELS = {"cpu": _OPS, "meta": _OPS, "cuda": _OPS if cuda_loaded else frozenset()}
 
 
 def has_kernel(op: str, device_type: str) -> bool:
