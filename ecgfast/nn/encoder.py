@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 from typing_extensions import Self
 
 from ecgfast.errors import EcgfastError
@@ -35,6 +36,10 @@ class EncoderOutput(NamedTuple):
     features: Tensor
     stem: Tensor
     padding: Tensor | None
+
+
+# By these names torch.export.save writes such outputs, and torch.export.load finds them after this import.
+_register_namedtuple(EncoderOutput, serialized_type_name="ecgfast.nn.EncoderOutput")
 
 
 def mean_tokens(tokens: Tensor, padding: Tensor | None) -> Tensor:

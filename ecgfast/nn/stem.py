@@ -1,27 +1,39 @@
 """From samples to features: strided convolutions, each token from its own samples alone."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ecgfast import ops
+from ecgfast.ops._dispatch import differentiated
 
 
 class _ScaleGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
+    def forward(x: Tensor, factor: float) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.factor, None
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """`x` itself, with the gradient into it multiplied by `factor`."""
-    return x if factor == 1 else _ScaleGradient.apply(x, factor)
+    if factor == 1:
+        return x
+    if differentiated():
+        # The function has no forward-mode derivative: torch.compile takes none that has its own.
+        return factor * x + ((1 - factor) * x).detach()
+    return _ScaleGradient.apply(x, factor)
 
 
 class Stem(nn.Module):

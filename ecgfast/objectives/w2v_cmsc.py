@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.utils._pytree import _register_namedtuple
 from typing_extensions import Self
 
 from ecgfast import ops
@@ -27,6 +28,7 @@ from ecgfast.nn.config import (
 from ecgfast.nn.encoder import Encoder, EncoderOutput, mean_tokens
 from ecgfast.nn.pretrained import load_tensors, read_model, write_model
 from ecgfast.nn.quantizer import Quantizer, QuantizerOutput, perplexity
+from ecgfast.ops._dispatch import INTS, scalar
 
 MODEL_TYPE = "ecgfast_w2v_cmsc"
 
@@ -169,6 +171,10 @@ class PretrainOutput(NamedTuple):
     intermediates: Intermediates | None = None
 
 
+for _kind in (Intermediates, PretrainOutput):
+    _register_namedtuple(_kind, serialized_type_name=f"ecgfast.objectives.{_kind.__name__}")
+
+
 def gumbel_temperature(schedule: tuple[float, float, float], rng: Tensor) -> Tensor:
     """max(start * decay ** step, end) for the step in `rng`, computed on its device."""
     start, end, decay = schedule
@@ -224,8 +230,8 @@ class W2VCMSC(nn.Module):
         Args:
             signal: [2P, L, T], float millivolts or int16 microvolts: rows 0..P-1 are the first
                 segments of pairs, rows P..2P-1 the second.
-            groups: [2P] int64, patient numbers: segments of one patient are positives.
-            sample_ids: [2P] int64, a number for each segment that its random choices follow from.
+            groups: [2P] integer, patient numbers: segments of one patient are positives.
+            sample_ids: [2P] integer, a number for each segment that its random choices follow from.
             rng: [2] int64 of seed and step, on the signal's device (`ecgfast.ops.make_rng`).
             lengths: [2P] integer, samples of each segment before padding; None: all T.
             leads: names of the L leads; None: the encoder's own.
@@ -246,7 +252,8 @@ class W2VCMSC(nn.Module):
         _check_step(signal, rng, segment, temperature)
         if temperature is None:
             temperature = gumbel_temperature(config.temperature, rng)
-        temperature = torch.as_tensor(temperature, device=signal.device)
+        elif not isinstance(temperature, Tensor):
+            temperature = scalar(temperature, torch.float32, signal.device)
 
         keep = self._lead_keep(signal, sample_ids, rng, draws)
         index, mask = self._span_mask(signal, sample_ids, rng, lengths, draws)
@@ -382,7 +389,7 @@ def _check_batch(signal: Tensor, groups: Tensor, sample_ids: Tensor, config: Enc
     if batch % 2:
         raise EcgfastError(f"signal: takes pairs of segments, got {batch} segments")
     for name, x in (("groups", groups), ("sample_ids", sample_ids)):
-        if tuple(x.shape) != (batch,) or x.dtype != torch.int64:
+        if tuple(x.shape) != (batch,) or x.dtype not in INTS:
             got = f"{list(x.shape)} {x.dtype}"
             raise EcgfastError(f"{name}: takes [{batch}] torch.int64, got {got}")
         if x.device != signal.device:

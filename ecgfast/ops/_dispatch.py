@@ -3,7 +3,7 @@
 import numbers
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -42,12 +42,20 @@ def use_reference(enabled: bool = True) -> Iterator[None]:
         _reference = previous
 
 
-def _differentiated() -> bool:
+def _transforms_differentiate() -> bool:
+    transform = torch._C._functorch.TransformType
+    stack = torch._C._functorch.get_interpreter_stack()
+    return any(level.key() in (transform.Grad, transform.Jvp) for level in stack)
+
+
+# As torch.compiler.assume_constant_result does, without importing the compiler, which guards both.
+_transforms_differentiate._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def differentiated() -> bool:
     """Whether a transform of ``torch.func`` that differentiates, or forward-mode AD, is active."""
     if torch._C._are_functorch_transforms_active():
-        transform = torch._C._functorch.TransformType
-        stack = torch._C._functorch.get_interpreter_stack()
-        return any(level.key() in (transform.Grad, transform.Jvp) for level in stack)
+        return _transforms_differentiate()
     return forward_ad._current_level >= 0
 
 
@@ -57,7 +65,7 @@ def fused(op: str, tensor: Tensor) -> bool:
     The kernels know reverse-mode gradients of plain tensors alone, so that the reference runs inside
     ``torch.func.grad``, ``jvp`` and their like. What is no tensor goes there too, to be refused.
     """
-    if _reference or _differentiated() or not isinstance(tensor, Tensor):
+    if _reference or differentiated() or not isinstance(tensor, Tensor):
         return False
     return not (tensor.is_cuda and tensor.dtype == torch.float64) and _build.has_kernel(
         op, tensor.device.type
@@ -159,6 +167,14 @@ def temperature_of(op: str, temperature: float | Tensor, like: Tensor) -> float 
     return temperature
 
 
+def scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a 0-dim tensor, without a wait for the device."""
+    if torch.compiler.is_compiling():
+        # A product: the one form in which a graph keeps a changing number, and is not compiled once for each.
+        return torch.ones((), dtype=dtype, device=device) * value
+    return torch.scalar_tensor(value, dtype=dtype, device=device)
+
+
 def check_tensor(
     op: str,
     name: str,
@@ -197,8 +213,8 @@ def check_state(op: str, rng: Tensor | None, like: Tensor) -> None:
 
 def check_rng(op: str, rng: Tensor | None, sample_ids: Tensor | None, like: Tensor) -> None:
     """Check the random state and the sample ids that go with it; :func:`as_int64` makes them the kernels'."""
-    check_state(op, rng, like)
     check_tensor(op, "sample_ids", sample_ids, (None,), INTS, like, "B")
+    check_state(op, rng, like)
 
 
 def as_int64(tensor: Tensor) -> Tensor:
@@ -206,21 +222,26 @@ def as_int64(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.int64 else tensor.to(torch.int64)
 
 
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; PyTorch has none for meta tensors, and no answer."""
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in the autocast dtype where autocast is on for their device; as they are otherwise."""
-    device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
-    if not torch.is_autocast_enabled(device):
+    first = next((t for t in tensors if isinstance(t, Tensor)), None)
+    if first is None or not autocasts(first):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(
         t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors
     )
 
 
-def full_precision(tensor: Tensor) -> torch.autocast:
+def full_precision(tensor: Tensor) -> AbstractContextManager:
     """A context without autocast for the tensor's device: what an op accumulates stays in fp32."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -4,7 +4,18 @@ import torch
 from torch import Tensor
 
 from ecgfast.leads import N_LEADS
-from ecgfast.ops._dispatch import FLOATS, INTS, as_int64, check, check_tensor, describe, fused, integer
+from ecgfast.ops._autograd import register_vmap
+from ecgfast.ops._dispatch import (
+    FLOATS,
+    INTS,
+    as_int64,
+    check,
+    check_tensor,
+    describe,
+    fused,
+    integer,
+    readable,
+)
 
 _OP = "gather_segments"
 _DTYPES = (torch.int16, *FLOATS)
@@ -38,6 +49,25 @@ def _validate(
     return length
 
 
+def _check_bounds(
+    n_values: int, offset: Tensor, start: Tensor, n_samples: Tensor, length: int, lead_index: Tensor
+) -> None:
+    """Raise the kernel's errors for the first segment or lead that is not there."""
+    whole = (offset >= 0) & (n_samples >= 0) & (n_samples <= (n_values - offset) // N_LEADS)
+    fits = whole & (start >= 0) & (start <= n_samples - length)
+    if not fits.all():
+        b = int((~fits).nonzero()[0, 0])
+        samples, at = int(n_samples[b]), int(start[b])
+        says = f"start must lie in 0..n_samples - length = {samples} - {length}, got {at}"
+        if not whole[b]:
+            block = f"a recording of {N_LEADS} x {samples} values at offset {int(offset[b])}"
+            says = f"{block} must lie in the store's {n_values} values"
+        raise RuntimeError(f"{_OP}: segment {b}: {says}")
+    known = (lead_index >= -1) & (lead_index < N_LEADS)
+    if not known.all():
+        raise RuntimeError(f"{_OP}: lead_index must hold -1..{N_LEADS - 1}, got {int(lead_index[~known][0])}")
+
+
 def gather_segments_reference(
     store: Tensor,
     offset: Tensor,
@@ -48,11 +78,13 @@ def gather_segments_reference(
     lead_index: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Plain PyTorch form of :func:`gather_segments`: one index per value. Bounds are not checked."""
+    """Plain PyTorch form of :func:`gather_segments`: one index per value. Only a CPU checks bounds."""
     length = _validate(store, offset, start, n_samples, length, lead_index, dtype)
     if lead_index is None:
         lead_index = torch.arange(N_LEADS, device=store.device)
     offset, start, n_samples, lead_index = map(as_int64, (offset, start, n_samples, lead_index))
+    if all(map(readable, (store, offset, start, n_samples, lead_index))):
+        _check_bounds(store.shape[0], offset, start, n_samples, length, lead_index)
     first = (offset + start)[:, None] + lead_index.clamp(min=0) * n_samples[:, None]
     index = first[..., None] + torch.arange(length, device=store.device)
     signal = store[index] * (lead_index >= 0)[:, None]
@@ -122,3 +154,6 @@ def _(
 ) -> Tensor:
     leads = N_LEADS if lead_index is None else lead_index.shape[0]
     return store.new_empty((offset.shape[0], leads, length), dtype=dtype)
+
+
+register_vmap(_OP)

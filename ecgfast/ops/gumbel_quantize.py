@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._autograd import eager_call, register_gradient
+from ecgfast.ops._autograd import eager_call, register_gradient, wants_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
     as_int64,
@@ -17,6 +16,7 @@ from ecgfast.ops._dispatch import (
     flag,
     full_precision,
     fused,
+    scalar,
     temperature_of,
     tf32,
     wide,
@@ -97,7 +97,8 @@ def gumbel_quantize_reference(
     codes = noisy.argmax(-1)
     soft = torch.softmax(noisy / temperature, dim=-1)
     if hard:
-        one_hot = F.one_hot(codes, v).to(dtype)
+        # Not F.one_hot, which looks at the codes: vmap has none to look at.
+        one_hot = (codes[..., None] == torch.arange(v, device=codes.device)).to(dtype)
         soft = one_hot + (soft - soft.detach())
     with full_precision(logits):
         quantized = torch.einsum("rgv,gvd->rgd", soft, codebook.to(dtype)).reshape(rows, g * width)
@@ -170,7 +171,7 @@ def gumbel_quantize(
     if isinstance(temperature, Tensor):
         temperature = temperature.to(dtype)
     else:
-        temperature = torch.scalar_tensor(temperature, dtype=dtype, device=logits.device)
+        temperature = scalar(temperature, dtype, logits.device)
     if noise is not None:
         noise = noise.to(dtype)
     if rng is None:
@@ -179,8 +180,7 @@ def gumbel_quantize(
         sample_ids = as_int64(sample_ids)
     # On a CPU the exponentials of the choice are kept for the backward pass: drawing the noise again would
     # cost more than reading them.
-    for_backward = torch.is_grad_enabled() and (logits.requires_grad or codebook.requires_grad)
-    keep = for_backward and logits.device.type == "cpu"
+    keep = wants_gradient(logits, codebook) and logits.device.type == "cpu"
     outputs = _call(logits, codebook, temperature, noise, rng, sample_ids, hard, keep, tf32(codebook))
     return outputs[:3]
 

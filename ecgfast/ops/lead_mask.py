@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ecgfast.ops._autograd import register_vmap
 from ecgfast.ops._dispatch import as_int64, check, check_rng, flag, fused, integer, real
 from ecgfast.ops.random import Purpose, bounded, words
 
@@ -62,3 +63,6 @@ def lead_mask(sample_ids: Tensor, n_leads: int, p: float, rng: Tensor, *, keep_o
 @torch.library.register_fake("ecgfast::lead_mask")
 def _(sample_ids: Tensor, n_leads: int, p: float, rng: Tensor, keep_one: bool) -> Tensor:
     return sample_ids.new_empty((sample_ids.shape[0], n_leads), dtype=torch.bool)
+
+
+register_vmap(_OP)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._autograd import register_gradient
+from ecgfast.ops._autograd import register_gradient, wants_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
     as_int64,
@@ -186,7 +186,7 @@ def patch_embed(
         )
     eps = _validate(signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths)
     parameters = [gn_weight, gn_bias, *weights, *(biases or ())]
-    for_backward = torch.is_grad_enabled() and any(t.requires_grad for t in (signal, *parameters))
+    for_backward = wants_gradient(signal, *parameters)
     tokens, _ = torch.ops.ecgfast.patch_embed(
         signal,
         keep,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._autograd import eager_call, register_gradient
+from ecgfast.ops._autograd import eager_call, register_gradient, wants_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
     autocast,
@@ -83,8 +83,7 @@ def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Ten
     groups = _validate(x, weight, bias, groups)
     if x.is_cuda and weight.shape[1] < _LEAST_CHANNELS_ON_CUDA:
         return positional_conv_reference(x, weight, bias, groups)
-    save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
-    return _call(x, weight, bias, groups, save, tf32(x))[0]
+    return _call(x, weight, bias, groups, wants_gradient(x, weight, bias), tf32(x))[0]
 
 
 @torch.library.register_fake("ecgfast::positional_conv")

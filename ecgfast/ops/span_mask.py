@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ecgfast.ops._autograd import register_vmap
 from ecgfast.ops._dispatch import INTS, as_int64, check, check_rng, check_tensor, fused, integer, real
 from ecgfast.ops.random import Purpose, words
 
@@ -32,9 +33,18 @@ def _validate(
         n_masked = integer(_OP, "n_masked", n_masked)
         wanted = "n_masked must lie in 1..{} (n_tokens) or be None, got {}"
         check(1 <= n_masked <= n_tokens, _OP, wanted, n_tokens, n_masked)
+    elif sample_ids.is_meta or _examples_apart():
+        where = "on meta tensors" if sample_ids.is_meta else "under torch.vmap"
+        raise ValueError(
+            f"{_OP}: n_masked must be an integer {where}, where no size can depend on a draw, got None"
+        )
     if lengths is not None:
         check_tensor(_OP, "lengths", lengths, (sample_ids.shape[0],), INTS, sample_ids, "B")
     return n_tokens, prob, length, n_masked
+
+
+def _examples_apart() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _first_rank(ranks: Tensor, n_tokens: int, length: int) -> Tensor:
@@ -161,3 +171,6 @@ def _(
         sample_ids.new_empty((batch, n_masked), dtype=torch.int32),
         sample_ids.new_empty((batch, n_tokens), dtype=torch.bool),
     )
+
+
+register_vmap(_OP)
