@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ecgfast
-from ecgfast import _C
+from ecgfast._build import build_info
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(ecgfast.__file__).parent
@@ -32,7 +32,7 @@ def test_show_config_names_what_was_built(capsys):
     shown = capsys.readouterr().out
     for key in ("compiler", "kernel flags", "CPU kernels", "CUDA kernels", "torch"):
         assert re.search(rf"^{key} +\S", shown, re.MULTILINE), key
-    built = _C.build_info()
+    built = build_info()
     assert set(ecgfast.usable_cpu_isas()) <= set(built["cpu_isas"].split(","))
     assert ecgfast.cpu_isa() in ecgfast.usable_cpu_isas()
     assert built["torch_target"] == "2.10"
@@ -92,7 +92,7 @@ def test_a_wheel_holds_everything_and_runs(tmp_path):
         "-w",
         tmp_path,
     ]
-    built = re.sub(",", ";", _C.build_info()["cuda_architectures"]) or "none"
+    built = re.sub(",", ";", build_info()["cuda_architectures"]) or "none"
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"ECGFAST_CUDA_ARCHS": built}
     )
