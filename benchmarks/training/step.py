@@ -4,8 +4,8 @@
 
 Forms: ``official`` (its ops, eager), ``tuned_compiled`` (the tuned ops, the model under torch.compile),
 ``ecgfast``, ``ecgfast_graph`` (the step as one CUDA graph) and ``ecgfast_compiled``. All share the
-transformer (scaled_dot_product_attention), bf16 autocast and the fused AdamW. The official form draws its masks on the
-host, with as many masked tokens as the batch's fewest; the others mask 62 tokens of each segment.
+transformer (scaled_dot_product_attention), bf16 autocast and the fused AdamW. The official form draws its
+masks on the host, with as many masked tokens as the fewest in the batch; the others mask 62 of each segment.
 """
 
 import argparse
