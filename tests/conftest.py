@@ -39,20 +39,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def find_shared(name: str) -> Path:
+    """A path below ``../shared``; skips the test where that is absent, and fails it in CI where a part is."""
+    path = SHARED / name
+    if not path.exists():
+        if SHARED.is_dir() and os.environ.get("CI") == "true":
+            pytest.fail(f"{path} is absent in CI, though {SHARED} is there")
+        pytest.skip(NEEDS_SHARED)
+    return path
+
+
 @pytest.fixture
 def shared() -> Callable[[str], Path]:
     """A file or folder of the reference material beside the repository.
 
     It holds real recordings and the official implementation's numbers, which are not part of the
-    repository: tests skip where all of it is absent. In CI they fail where only a part is.
+    repository: see :func:`find_shared`.
     """
-
-    def find(name: str) -> Path:
-        path = SHARED / name
-        if not path.exists():
-            if SHARED.is_dir() and os.environ.get("CI") == "true":
-                pytest.fail(f"{path} is absent in CI, though {SHARED} is there")
-            pytest.skip(NEEDS_SHARED)
-        return path
-
-    return find
+    return find_shared
