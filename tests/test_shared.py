@@ -18,7 +18,7 @@ def test_in_ci_no_part_may_be_absent(tmp_path, monkeypatch):
     (tmp_path / "golden").mkdir()
     monkeypatch.setenv("CI", "true")
     assert conftest.find_shared("golden") == tmp_path / "golden"
-    with pytest.raises(pytest.fail.Exception, match="data/ludb is absent in CI, though .* is there"):
+    with pytest.raises(pytest.fail.Exception, match=r"data/ludb is absent in CI, though .* is there"):
         conftest.find_shared("data/ludb")
     monkeypatch.delenv("CI")
     with pytest.raises(pytest.skip.Exception):
