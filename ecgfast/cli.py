@@ -196,7 +196,7 @@ def convert(
     """
     from ecgfast.interop import convert_fairseq
 
-    convert_fairseq(checkpoint, out)
+    print(convert_fairseq(checkpoint, out))
     print(f"{out}: model.safetensors, config.json")
 
 
