@@ -160,28 +160,46 @@ def _pretrain_command(args: Sequence[str]) -> Callable[..., None]:
         store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
         run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
         preset: Literal["demo", "small", "paper"] = "small",
+        init: Path | None = None,
         config: Annotated[training.PretrainConfig, tyro.conf.arg(name="")] = default,
     ) -> None:
         """Pre-train an encoder on a store with W2V + CMSC + RLM.
 
-        The same command takes a stopped run up again. Several processes: torchrun -m ecgfast
-        pretrain ...
+        The same command takes a stopped run up again; with a larger max-steps or epochs, a finished one
+        too. Several processes: torchrun -m ecgfast pretrain ...
 
         Args:
             store: Folder written by `ecgfast prepare`.
             run: Folder for the model, checkpoints, metrics and curves.
             preset: Where the settings below start from: demo takes minutes on two CPU cores,
                 small hours on a GPU, paper is the paper's. Their values are shown as defaults.
+            init: Model folder to start from (ecgfast export, convert, or a run's model).
             config: Settings.
         """
         is_main = os.environ.get("RANK", "0") == "0"
-        trained = training.pretrain(store, run, config, progress=is_main)
+        trained = training.pretrain(store, run, config, init=init, progress=is_main)
         if is_main:
             if not trained:
                 print(f"{run}: nothing to do, the run is finished")
             print(training.summarize_run(run))
 
     return pretrain
+
+
+def export(
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT"), Argument],
+) -> None:
+    """Write the model of a run's last checkpoint, also while it trains.
+
+    Args:
+        run: Folder of `ecgfast pretrain`.
+        out: New or empty folder for model.safetensors and config.json.
+    """
+    from ecgfast import training
+
+    step = training.export(run, out)
+    print(f"{out}: model.safetensors, config.json of step {step}")
 
 
 def convert(
@@ -262,6 +280,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Callable[..., None]]]] 
     "prepare": ("import a folder of records into a store", lambda args: prepare),
     "inspect": ("show what a store holds, or draw a recording", lambda args: inspect),
     "pretrain": ("pre-train an encoder on a store", _pretrain_command),
+    "export": ("write the model of a run that is not finished", lambda args: export),
     "convert": ("turn an official checkpoint into a model folder", lambda args: convert),
     "show-config": ("print how this installation was built", lambda args: show_config),
     "bench": ("time the ops against other forms of them", lambda args: bench),

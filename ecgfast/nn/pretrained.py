@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,12 +21,14 @@ ORIGIN = "origin"
 _NOT_OF_THE_MODEL = (DIGEST, ORIGIN)
 
 
-def file_digest(path: Path | str) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+def file_digest(file: Path | str | BinaryIO) -> str:
+    """SHA-256 of a file, or of what is left of an open one, in hexadecimal."""
+    if isinstance(file, str | Path):
+        with open(file, "rb") as opened:
+            return file_digest(opened)
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
+    while part := file.read(1 << 20):
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -152,8 +154,16 @@ def _check_digest(folder: Path, told: Any) -> None:
         )
 
 
-def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """Load tensors that must be exactly the module's own; the module may be on the meta device.
+def load_tensors(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str, *, assign: bool = True
+) -> None:
+    """Load tensors that must be exactly the module's own.
+
+    Args:
+        module: it may be on the meta device where its parameters are to be replaced.
+        tensors: by the module's names.
+        source: where they are from, for messages.
+        assign: replace the module's parameters; otherwise copy into them, on their device.
 
     Raises:
         EcgfastError: a tensor is missing, unknown, or of another shape.
@@ -172,4 +182,4 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path 
             got, takes = tuple(tensors[name].shape), tuple(value.shape)
             raise EcgfastError(f"{source}: {name} has shape {got}, the model takes {takes}")
     copies = {k: tensors[k].to(v.dtype, copy=True) for k, v in own.items()}
-    module.load_state_dict(copies, assign=True)
+    module.load_state_dict(copies, assign=assign)

@@ -154,6 +154,8 @@ class PretrainOutput(NamedTuple):
         prob_perplexity: 0-dim, the same of the mean softmax.
         temperature: 0-dim, of the Gumbel-softmax.
         intermediates: None unless asked for.
+        n_strict: 0-dim, masked tokens whose own target is nearer than every negative, of which there
+            is one at least: with collapsed targets `n_correct` counts all tokens, this one none.
     """
 
     loss: Tensor
@@ -167,6 +169,7 @@ class PretrainOutput(NamedTuple):
     prob_perplexity: Tensor
     temperature: Tensor
     intermediates: Intermediates | None = None
+    n_strict: Tensor | None = None
 
 
 def gumbel_temperature(schedule: tuple[float, float, float], rng: Tensor) -> Tensor:
@@ -185,6 +188,30 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """X in float32, or as it is in float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@torch.no_grad()
+def _ties_or_stands_alone(loss: Tensor, targets: Tensor, codes: Tensor) -> Tensor:
+    """Masked tokens that can't be told from a negative, or that no negative counts against.
+
+    Args:
+        loss: [B, M], of each token: 0 where all its negatives have its codes, which excludes them.
+        targets: [B, M, D].
+        codes: [B, M, G].
+
+    Returns:
+        bool [B, M]; a tie is a token of the segment with the same target and other codes, which a
+        codebook of equal entries makes.
+    """
+    # Equal targets have equal sums, so sorting the sums brings them together.
+    weights = torch.sin(torch.arange(1, targets.shape[-1] + 1, device=targets.device) ** 2 * 0.7)
+    sums, order = (wide(targets) * weights).sum(-1).sort(dim=1)
+    code = codes.gather(1, order[..., None].expand_as(codes))
+    same = torch.zeros_like(sums, dtype=torch.bool)
+    equal = (sums[:, 1:] == sums[:, :-1]) & (code[:, 1:] != code[:, :-1]).any(-1)
+    same[:, 1:] |= equal
+    same[:, :-1] |= equal
+    return torch.zeros_like(same).scatter(1, order, same) | (loss == 0)
 
 
 class W2VCMSC(nn.Module):
@@ -295,6 +322,7 @@ class W2VCMSC(nn.Module):
             prob_perplexity,
             temperature,
             details,
+            (correct & ~_ties_or_stands_alone(local, targets, quantized.codes)).sum(),
         )
 
     def _lead_keep(self, signal: Tensor, sample_ids: Tensor, rng: Tensor, draws: Draws) -> Tensor | None:

@@ -399,7 +399,8 @@ def test_every_official_name_is_known(model):
 
 def test_members_of_enumerations_by_name():
     """Python 3.11 writes them as getattr(class, name); of any other class that is refused."""
-    member = b"\x80\x02cbuiltins\ngetattr\ncfairseq_signals.dataclass.constants\nChoices\nX\x06\x00\x00\x00static\x86R."
+    choices = b"cfairseq_signals.dataclass.constants\nChoices\n"
+    member = b"\x80\x02cbuiltins\ngetattr\n" + choices + b"X\x06\x00\x00\x00static\x86R."
     loaded = InertUnpickler(lambda *_: None, lambda _: None, ()).load(member)
     assert loaded.kind == Global("fairseq_signals.dataclass.constants", "Choices")
     assert loaded.args == ("static",)
