@@ -191,27 +191,22 @@ def wide(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _ties_or_stands_alone(loss: Tensor, targets: Tensor, codes: Tensor) -> Tensor:
-    """Masked tokens that can't be told from a negative, or that no negative counts against.
+def _ties_or_stands_alone(loss: Tensor, quantized: QuantizerOutput) -> Tensor:
+    """Masked tokens that can't be told from a negative, or that no negative counts against: bool [B, M].
 
-    Args:
-        loss: [B, M], of each token: 0 where all its negatives have its codes, which excludes them.
-        targets: [B, M, D].
-        codes: [B, M, G].
-
-    Returns:
-        bool [B, M]; a tie is a token of the segment with the same target and other codes, which a
-        codebook of equal entries makes.
+    `loss` [B, M] is 0 where all negatives of a token have its codes, which excludes them. A tie is a
+    token of the segment with other codes but the same vector, which a codebook of equal entries makes;
+    their projections differ by rounding, so the vectors before it are compared.
     """
-    # Equal targets have equal sums, so sorting the sums brings them together.
-    weights = torch.sin(torch.arange(1, targets.shape[-1] + 1, device=targets.device) ** 2 * 0.7)
-    sums, order = (wide(targets) * weights).sum(-1).sort(dim=1)
-    code = codes.gather(1, order[..., None].expand_as(codes))
-    same = torch.zeros_like(sums, dtype=torch.bool)
-    equal = (sums[:, 1:] == sums[:, :-1]) & (code[:, 1:] != code[:, :-1]).any(-1)
-    same[:, 1:] |= equal
-    same[:, :-1] |= equal
-    return torch.zeros_like(same).scatter(1, order, same) | (loss == 0)
+    vectors, entries = wide(quantized.quantized), quantized.usage.shape[1]
+    # Equal vectors have equal sums; other ones practically never.
+    weights = torch.sin(torch.arange(1, vectors.shape[-1] + 1, device=loss.device) ** 2 * 0.7)
+    sums = (vectors * weights).sum(-1)
+    code = quantized.codes[..., 0].long()
+    for group in range(1, quantized.codes.shape[-1]):
+        code = code * entries + quantized.codes[..., group]
+    ties = (sums[:, :, None] == sums[:, None]) & (code[:, :, None] != code[:, None])
+    return ties.any(-1) | (loss == 0)
 
 
 class W2VCMSC(nn.Module):
@@ -322,7 +317,7 @@ class W2VCMSC(nn.Module):
             prob_perplexity,
             temperature,
             details,
-            (correct & ~_ties_or_stands_alone(local, targets, quantized.codes)).sum(),
+            (correct & ~_ties_or_stands_alone(local, quantized)).sum(),
         )
 
     def _lead_keep(self, signal: Tensor, sample_ids: Tensor, rng: Tensor, draws: Draws) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -158,8 +159,12 @@ class MetricLog:
     def write(self, point: dict[str, float]) -> None:
         try:
             # Opened each time: whoever moves or deletes the file finds the next points in a new one.
-            with self.path.open("a") as file:
-                file.write(json.dumps(point) + "\n")
+            with self.path.open("a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a line that was cut must not take this one with it
+                        file.write(b"\n")
+                file.write(json.dumps(point).encode() + b"\n")
         except OSError as error:
             self._tell(error)
         for name, value in point.items():
@@ -188,16 +193,9 @@ def _row(name: str, first: dict[str, float], last: dict[str, float], form: str, 
 def summarize_run(run: Path) -> str:
     """What the run in `run` learned and where its files are, for people; a few lines."""
     points = read_metrics(run / "metrics.jsonl")
-    if not points:
+    if not points and not (run / "model").is_dir():
         raise EcgfastError(f"{run}: no metrics.jsonl with a log point")
-    first, last = points[0], points[-1]
-    rows = [f"{'':<17}{'first':>9}{'last':>9}   (update {first['step']}, {last['step']})"]
-    for name in LOSS_TERMS:
-        unit = "per masked token" if name == "loss" else ""
-        rows.append(_row(name, first, last, ".4f", unit))
-    rows.append(_row("accuracy", first, last, ".1%", "of masked tokens told from their negatives"))
-    if "accuracy_strict" in last and last["accuracy_strict"] != last.get("accuracy"):
-        rows.append(_row("accuracy_strict", first, last, ".1%", "without ties, of those with a negative"))
+    rows = _describe_points(points[0], points[-1]) if points else [f"{run}: metrics.jsonl can't be read"]
     files = {
         "model": "model.safetensors, config.json",
         "metrics.jsonl": "every log point",
@@ -207,3 +205,14 @@ def summarize_run(run: Path) -> str:
     }
     rows += [f"{run / name!s:<32} {text}" for name, text in files.items()]
     return "\n".join(rows)
+
+
+def _describe_points(first: dict[str, float], last: dict[str, float]) -> list[str]:
+    rows = [f"{'':<17}{'first':>9}{'last':>9}   (update {first['step']}, {last['step']})"]
+    for name in LOSS_TERMS:
+        unit = "per masked token" if name == "loss" else ""
+        rows.append(_row(name, first, last, ".4f", unit))
+    rows.append(_row("accuracy", first, last, ".1%", "of masked tokens told from their negatives"))
+    if "accuracy_strict" in last and last["accuracy_strict"] != last.get("accuracy"):
+        rows.append(_row("accuracy_strict", first, last, ".1%", "without ties, of those with a negative"))
+    return rows
