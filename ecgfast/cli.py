@@ -5,9 +5,7 @@ command needs is imported when it runs, so `ecgfast --help` answers at once.
 """
 
 import argparse
-import contextlib
 import functools
-import io
 import os
 import re
 import select
@@ -20,6 +18,8 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from ecgfast._parsing import parse
+from ecgfast._suggest import did_you_mean
 from ecgfast.errors import EcgfastError
 
 Argument = tyro.conf.Positional
@@ -270,6 +270,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Callable[..., None]]]] 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if found := re.match(r"unrecognized arguments: (--?[^\s=]+)", message):
+            message += did_you_mean(found[1], ["--version", "--help"])
         raise EcgfastError(f"{message} ({self.prog} --help shows what is taken)")
 
 
@@ -287,36 +289,15 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _flatten_error(box: str) -> str:
-    """The message of one of tyro's error boxes as one line, without its title and its advice."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
-    body: list[str] = []
-    for line in lines[1:]:
-        if re.fullmatch("─*", line):
-            break
-        body.append(line)
-    return " ".join(body) or " ".join(lines)
-
-
 def _parse_and_run(name: str, args: Sequence[str]) -> None:
     function = COMMANDS[name][1](args)
-    prog = f"ecgfast {name}"
-    errors = io.StringIO()
 
-    # Parsing alone has its errors caught and rewritten: the command runs after it.
+    # Parsing alone has its errors rewritten: the command runs after it.
     @functools.wraps(function)
     def bind(*positional: Any, **keywords: Any) -> Callable[[], None]:
         return functools.partial(function, *positional, **keywords)
 
-    try:
-        with contextlib.redirect_stderr(errors):
-            command = tyro.cli(bind, prog=prog, args=args)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        message = _flatten_error(errors.getvalue())
-        raise EcgfastError(f"{message} ({prog} --help shows what is taken)") from None
-    command()
+    parse(bind, f"ecgfast {name}", args)()
 
 
 def _run(args: Sequence[str]) -> None:
@@ -329,7 +310,8 @@ def _run(args: Sequence[str]) -> None:
     elif options.command is None:
         parser.error("no command given")
     elif options.command not in COMMANDS:
-        parser.error(f"COMMAND: got {options.command!r}; one of {', '.join(COMMANDS)} is taken")
+        near = did_you_mean(options.command, COMMANDS)
+        parser.error(f"COMMAND: got {options.command!r}; one of {', '.join(COMMANDS)} is taken{near}")
     else:
         _parse_and_run(options.command, options.arguments)
 
