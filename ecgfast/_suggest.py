@@ -2,10 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 _CUTOFF = 0.6  # of difflib's ratio, which calls this a close match
 _MOST = 3
+_MANY = 2000
 _SPREAD = 0.12  # names that are nearly as near as the nearest one are shown with it
 
 
@@ -48,6 +51,23 @@ def near_names(name: str, known: Iterable[str]) -> list[str]:
     if not found or found[0][0] < _CUTOFF:
         return []
     return [other for near, other in found[:_MOST] if near >= max(_CUTOFF, found[0][0] - _SPREAD)]
+
+
+def among(name: str, known: Sequence[str]) -> Iterable[str]:
+    """Those of very many names that are worth comparing with `name`, in a time that nobody notices.
+
+    They hold it, are held by it, or are its neighbours in alphabetical order, from either end.
+    """
+    if len(known) <= _MANY:
+        return known
+    plain = name.casefold()
+    holding = (other for other in known if plain in other.casefold() or other.casefold() in plain)
+    found = list(islice(holding, _MANY))
+    for turn in (lambda text: text, lambda text: text[::-1]):
+        ordered = sorted(known, key=turn)
+        at = bisect_left(ordered, turn(name), key=turn)
+        found += ordered[max(at - _MANY // 10, 0) : at + _MANY // 10]
+    return found
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

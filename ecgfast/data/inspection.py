@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from ecgfast._suggest import among, did_you_mean
 from ecgfast.data.store import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
@@ -140,8 +141,10 @@ def find_recording(store: Store, record_id: str) -> int:
     """
     at = pc.index(store.index["record_id"], record_id).as_py()
     if at < 0:
-        some = ", ".join(store.index["record_id"].slice(0, 3).to_pylist())
-        raise EcgfastError(f"record: {store.path} has no {record_id!r}; it has {some}, ...")
+        ids = store.index["record_id"].to_pylist()
+        some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+        near = did_you_mean(record_id, among(record_id, ids))
+        raise EcgfastError(f"record: {store.path} has no {record_id!r}; it has {some}{near}")
     return at
 
 
