@@ -18,11 +18,13 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from ecgfast._outputs import PICTURES, check_output, write_whole
 from ecgfast._parsing import parse
 from ecgfast._suggest import did_you_mean
 from ecgfast.errors import EcgfastError
 
 Argument = tyro.conf.Positional
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 
 
 def synth(
@@ -93,11 +95,11 @@ def prepare(
 
 def inspect(
     store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
-    record: str | None = None,
-    plot: Path | None = None,
+    record: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None,
+    plot: File = None,
     start: float = 0.0,
-    rhythm: str = "II",
-    json: Path | None = None,
+    rhythm: Annotated[str | None, tyro.conf.arg(metavar="LEAD")] = None,
+    json: File = None,
     verify: bool = False,
 ) -> None:
     """Show what a store holds, or draw one of its recordings on ECG paper.
@@ -105,9 +107,10 @@ def inspect(
     Args:
         store: Folder written by `ecgfast prepare`.
         record: Id of a recording: show it alone.
-        plot: PNG file for a page of the recording: 3 x 4 leads and a rhythm strip, 25 mm/s, 10 mm/mV.
+        plot: File for a page of the recording, PNG, PDF or SVG by its name: its leads, a rhythm strip, heart
+            rate and labels, 25 mm/s, 10 mm/mV.
         start: Second at which the page begins.
-        rhythm: Lead of the rhythm strip.
+        rhythm: Lead of the rhythm strip; by default II, or I or V1, or the first that is there.
         json: File for the figures, for programs.
         verify: Read every signal and compare it with its checksum.
     """
@@ -116,6 +119,10 @@ def inspect(
 
     if plot is not None and record is None:
         raise EcgfastError("plot: want --record ID beside it")
+    if plot is not None:
+        check_output("plot", plot, PICTURES)
+    if json is not None:
+        check_output("json", json)
     opened = Store(store)
     if verify:
         opened.verify()
@@ -128,11 +135,12 @@ def inspect(
         figures = describe_recording(opened, at)
         print("\n".join(f"{name:<12} {value}" for name, value in figures.items()))
     if json is not None:
-        json.write_text(dumps(figures, indent=2) + "\n", encoding="utf-8")
+        text = dumps(figures, indent=2) + "\n"
+        write_whole(json, lambda path: path.write_text(text, encoding="utf-8"))
     if plot is not None:
         from ecgfast.plotting import plot_recording
 
-        title = f"{figures['record']}   {figures['patient']}   {figures['labels']}"
+        title = f"{figures['record']}   {figures['patient']}"
         plot_recording(
             opened.signal(at),
             opened.index["leads"][at].as_py(),
@@ -141,6 +149,7 @@ def inspect(
             start=start,
             rhythm=rhythm,
             title=title,
+            labels=opened.index["labels"][at].as_py(),
         )
         print(plot)
     if verify:
