@@ -11,6 +11,7 @@ import re
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from json import dumps
 from pathlib import Path
@@ -367,6 +368,13 @@ def _drop_unwritten() -> None:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
+    text = " ".join(str(message).split())
+    if not issubclass(category, UserWarning):
+        text = f"{category.__name__}: {text}"
+    print(f"ecgfast: warning: {text}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
@@ -374,7 +382,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     end of the pipe it printed to.
     """
     try:
-        _run(sys.argv[1:] if argv is None else argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            _run(sys.argv[1:] if argv is None else argv)
         _flush()
     except (EcgfastError, ImportError, OSError) as error:
         # Python's own ImportErrors name a module; ecgfast's tell a bad setting or installation.

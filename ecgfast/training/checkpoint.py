@@ -120,8 +120,7 @@ class RunFolder:
                 raise ValueError("no description of a run")
         except (OSError, ValueError):
             raise EcgfastError(
-                f"RUN: {str(self.path)!r} exists and is no run of ecgfast (no config.json that can "
-                "be read); a new or an empty folder, or a run to resume, is taken"
+                f"RUN: {str(self.path)!r} exists and is no run of ecgfast (no config.json that can be read)"
             ) from None
         return old
 
@@ -140,7 +139,10 @@ class RunFolder:
                     "a folder in it is taken"
                 )
             return None
-        old = self.read_description()
+        try:
+            old = self.read_description()
+        except EcgfastError as error:
+            raise EcgfastError(f"{error}; a new or an empty folder, or a run to resume, is taken") from None
         if differences := _differences(old, description):
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise EcgfastError(
