@@ -290,8 +290,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Callable[..., None]]]] 
     "prepare": ("import a folder of records into a store", lambda args: prepare),
     "inspect": ("show what a store holds, or draw a recording", lambda args: inspect),
     "pretrain": ("pre-train an encoder on a store", _pretrain_command),
-    "export": ("write the model of a run that is not finished", lambda args: export),
     "convert": ("turn an official checkpoint into a model folder", lambda args: convert),
+    "export": ("write the model of a run that is not finished", lambda args: export),
     "show-config": ("print how this installation was built", lambda args: show_config),
     "bench": ("time the ops against other forms of them", lambda args: bench),
 }
