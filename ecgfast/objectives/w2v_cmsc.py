@@ -156,6 +156,8 @@ class PretrainOutput(NamedTuple):
         prob_perplexity: 0-dim, the same of the mean softmax.
         temperature: 0-dim, of the Gumbel-softmax.
         intermediates: None unless asked for.
+        n_strict: 0-dim, masked tokens whose own target is nearer than every negative, of which there
+            is one at least: with collapsed targets `n_correct` counts all tokens, this one none.
     """
 
     loss: Tensor
@@ -169,6 +171,7 @@ class PretrainOutput(NamedTuple):
     prob_perplexity: Tensor
     temperature: Tensor
     intermediates: Intermediates | None = None
+    n_strict: Tensor | None = None
 
 
 for _kind in (Intermediates, PretrainOutput):
@@ -191,6 +194,25 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """X in float32, or as it is in float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@torch.no_grad()
+def _ties_or_stands_alone(loss: Tensor, quantized: QuantizerOutput) -> Tensor:
+    """Masked tokens that can't be told from a negative, or that no negative counts against: bool [B, M].
+
+    `loss` [B, M] is 0 where all negatives of a token have its codes, which excludes them. A tie is a
+    token of the segment with other codes but the same vector, which a codebook of equal entries makes;
+    their projections differ by rounding, so the vectors before it are compared.
+    """
+    vectors, entries = wide(quantized.quantized), quantized.usage.shape[1]
+    # Equal vectors have equal sums; other ones practically never.
+    weights = torch.sin(torch.arange(1, vectors.shape[-1] + 1, device=loss.device) ** 2 * 0.7)
+    sums = (vectors * weights).sum(-1)
+    code = quantized.codes[..., 0].long()
+    for group in range(1, quantized.codes.shape[-1]):
+        code = code * entries + quantized.codes[..., group]
+    ties = (sums[:, :, None] == sums[:, None]) & (code[:, :, None] != code[:, None])
+    return ties.any(-1) | (loss == 0)
 
 
 class W2VCMSC(nn.Module):
@@ -302,6 +324,7 @@ class W2VCMSC(nn.Module):
             prob_perplexity,
             temperature,
             details,
+            (correct & ~_ties_or_stands_alone(local, quantized)).sum(),
         )
 
     def _lead_keep(self, signal: Tensor, sample_ids: Tensor, rng: Tensor, draws: Draws) -> Tensor | None:
