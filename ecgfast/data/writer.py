@@ -55,6 +55,7 @@ class Recording:
         sex: "F", "M" or None.
         source_rate: Hz, before resampling.
         fold: Cross-validation fold of the source, None where it has none.
+        unused: Names of the source's signals that were not taken.
     """
 
     record_id: str
@@ -67,6 +68,7 @@ class Recording:
     sex: str | None
     source_rate: float
     fold: int | None = None
+    unused: tuple[str, ...] = ()
 
 
 class StoreWriter:
@@ -160,7 +162,7 @@ class StoreWriter:
             self._open_shard(self._shard + 1, 0)
         with _naming(self._folder / shard_name(self._shard)):
             self._file.write(signal.data)
-        row = {name: getattr(recording, name) for name in vars(recording) if name != "signal"}
+        row = {name: getattr(recording, name) for name in INDEX_SCHEMA.names if hasattr(recording, name)}
         row |= {"shard": self._shard, "offset": self._end, "n_samples": signal.shape[1]}
         row["checksum"] = block_checksum(signal)
         self._end += signal.size
