@@ -231,6 +231,11 @@ def check_files(folder: Path, header: Header, absent: frozenset[str] = frozenset
     return set(first)
 
 
+def has_files(header: Header) -> bool:
+    """Whether there are signals in files: those of a layout have none."""
+    return bool(_layouts(header))
+
+
 def absent_files(folder: Path, header: Header) -> frozenset[str]:
     """Those of an ordinary record's signal files that are not there."""
     names = {layout.file for layout in _layouts(header)}

@@ -23,6 +23,7 @@ from ecgfast.data.wfdb_header import (
     Header,
     absent_files,
     check_files,
+    has_files,
     read_header,
     read_segments,
     segment_headers,
@@ -129,9 +130,10 @@ def _check_files(folder: Path, header: Header, channels: dict[int, int]) -> set[
 def _through_wfdb(path: Path, header: Header, how: Preprocessing) -> tuple[dict[int, Lead], list[str], float]:
     """The standard leads, each in microvolts with its rate; the names of all signals; the highest rate."""
     if header.n_segments:
-        headers = [header, *read_segments(path, header)]
+        parts = [(part, check_files(path.parent, part)) for part in read_segments(path, header)]
+        headers = [header, *(part for part, _ in parts)]
         wanted = None
-        files = set().union(*(check_files(path.parent, part) for part in headers[1:]))
+        files = set().union(*(files for _, files in parts))
     else:
         headers = [header]
         names = [_signal_name(line) for line in header.lines]
@@ -200,7 +202,7 @@ def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list
 
         try:
             if len(headers) > 1:
-                for part in headers[1:]:
+                for part in filter(has_files, headers[1:]):
                     _check_samples(read(part, physical=False))
                 return read(headers[0], physical=True)
             record = read(headers[0], physical=False)
