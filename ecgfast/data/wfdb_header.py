@@ -196,8 +196,10 @@ def _without_folders(lines: list[str]) -> list[str]:
     """The lines with bare names; `name/3`, a record in segments, stays where it has so many."""
     bare = [_FOLDERS.sub("", line, count=1) if _FOLDERS.match(line) else line for line in lines]
     form = _RECORD_LINE.fullmatch(lines[0])
-    if form is not None and int(form["n_segments"] or form["n_signals"]) == len(lines) - 1:
-        bare[0] = lines[0]
+    if form is not None and form["n_segments"]:
+        of_segments = all(len(line.split()) == 2 for line in lines[1:])
+        if of_segments or int(form["n_segments"]) == len(lines) - 1:
+            bare[0] = lines[0]
     return bare
 
 
