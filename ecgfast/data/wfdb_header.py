@@ -195,10 +195,10 @@ def read_segments(path: Path, header: Header) -> list[Header]:
 def _without_folders(lines: list[str]) -> list[str]:
     """The lines with bare names; `name/3`, a record in segments, stays where it has so many."""
     bare = [_FOLDERS.sub("", line, count=1) if _FOLDERS.match(line) else line for line in lines]
-    form = _RECORD_LINE.fullmatch(lines[0])
-    if form is not None and form["n_segments"]:
+    last = lines[0].split()[0].rpartition("/")[2] if lines else ""
+    if last.isdigit():
         of_segments = all(len(line.split()) == 2 for line in lines[1:])
-        if of_segments or int(form["n_segments"]) == len(lines) - 1:
+        if of_segments or last.lstrip("0") == str(len(lines) - 1):
             bare[0] = lines[0]
     return bare
 
