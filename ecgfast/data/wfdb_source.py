@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import numpy as np
 
 from ecgfast.data import wfdb_signals
 from ecgfast.data.preprocess import Lead, Leads, Preprocessing, Rejected, standard_block
-from ecgfast.data.store import first_line
+from ecgfast.data.values import identity, labels_of, sex_of, years
 from ecgfast.data.wfdb_direct import direct_block
 from ecgfast.data.wfdb_header import Header, check_files, read_header, read_segments, segment_headers
 from ecgfast.data.writer import Recording
-from ecgfast.errors import EcgfastError
+from ecgfast.errors import EcgfastError, one_line
 from ecgfast.leads import STANDARD_LEADS, find_lead
 
 MICROVOLTS = {"v": 1e6, "mv": 1e3, "uv": 1.0, "nv": 1e-3}
@@ -81,18 +82,19 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
     else:
         leads, rate = _through_wfdb(path, header)
         block, present = standard_block(leads, how)
-    record_id = name.removesuffix(".hea")
-    return Recording(
-        record_id=record_id,
-        patient_id=_comment(_PATIENT, header) or record_id,
+    warnings: list[str] = []
+    recording = Recording(
+        record_id=name.removesuffix(".hea"),
+        patient_id=identity(_comment(_PATIENT, header), warnings),
         source=name,
         signal=block,
         leads=[STANDARD_LEADS[i] for i in present],
-        labels=_labels(header),
-        age=_age(header),
-        sex=_sex(header),
+        labels=labels_of(_codes(header), warnings),
+        age=years(_comment(_AGE, header), warnings),
+        sex=sex_of(_comment(_SEX, header), warnings),
         source_rate=rate,
     )
+    return replace(recording, warnings=tuple(warnings))
 
 
 def _decoded(folder: Path, header: Header, how: Preprocessing) -> tuple[np.ndarray, list[int]]:
@@ -173,7 +175,7 @@ def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list
         try:
             return wfdb.rdrecord(str(folder / path.stem), channels=channels, smooth_frames=False)
         except Exception as error:  # a damaged record makes wfdb raise anything, bare Exception too
-            reason = first_line(error).replace(f"{folder}{os.sep}", "")
+            reason = one_line(error).replace(f"{folder}{os.sep}", "")
             raise Rejected(f"unreadable: {type(error).__name__}: {reason}") from error
 
 
@@ -216,19 +218,6 @@ def _comment(field: re.Pattern[str], header: Header) -> str | None:
     return next((match[1] for match in matches if match), None)
 
 
-def _labels(header: Header) -> list[str]:
+def _codes(header: Header) -> list[str]:
     matches = (_DX.search(comment) for comment in header.comments)
-    codes = next((match[1] for match in matches if match), "")
-    return [code.strip() for code in codes.split(",") if code.strip()]
-
-
-def _age(header: Header) -> float | None:
-    try:
-        age = float(_comment(_AGE, header) or "nan")
-    except ValueError:
-        return None
-    return age if math.isfinite(age) and age >= 0 else None
-
-
-def _sex(header: Header) -> str | None:
-    return {"f": "F", "female": "F", "m": "M", "male": "M"}.get((_comment(_SEX, header) or "").lower())
+    return next((match[1] for match in matches if match), "").split(",")

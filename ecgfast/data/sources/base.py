@@ -19,6 +19,7 @@ class About(NamedTuple):
         age: Years.
         sex: "F" or "M".
         fold: Cross-validation fold of the source.
+        warnings: What is odd in the tables: `kind: details` each.
     """
 
     patient_id: str | None = None
@@ -26,12 +27,14 @@ class About(NamedTuple):
     age: float | None = None
     sex: str | None = None
     fold: int | None = None
+    warnings: tuple[str, ...] = ()
 
     def applied(self, recording: Recording) -> Recording:
         """The recording with what is known here in place of what its own file says."""
         known = {name: value for name, value in self._asdict().items() if value is not None}
         if self.labels is not None:
             known["labels"] = list(self.labels)
+        known["warnings"] = (*recording.warnings, *self.warnings)
         return replace(recording, **known)
 
 
@@ -57,12 +60,16 @@ class Source(ABC):
 
     Attributes:
         folder: The folder.
+        unit: Unit of the signals, where the source tells none and takes one; None: its usual one.
         form: Name of the format.
+        takes_unit: Whether it takes one.
         wants: What a folder of this format holds, for people.
     """
 
     folder: Path
+    unit: str | None = None
     form: ClassVar[str]
+    takes_unit: ClassVar[bool] = False
     wants: ClassVar[str]
 
     @classmethod

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ecgfast.data.sources.base import About, Item
-from ecgfast.data.sources.tables import find_files, identity, safe_path, table_rows, with_unlisted
+from ecgfast.data.sources.tables import find_files, safe_path, table_rows, with_unlisted
 from ecgfast.data.sources.wfdb import Tabled
+from ecgfast.data.values import identity
 
 _TABLE = "record_list.csv"
 
@@ -41,4 +42,7 @@ class _Rows:
             elif (name := safe_path(row["path"])) is None:
                 yield Item(where, refused=f"unsafe path: path is {row['path']!r}")
             else:
-                yield Item(f"{name.removesuffix('.hea')}.hea", About(patient_id=identity(row["subject_id"])))
+                warnings: list[str] = []
+                subject = identity(row["subject_id"], warnings, "subject_id")
+                about = About(patient_id=subject, warnings=tuple(warnings))
+                yield Item(f"{name.removesuffix('.hea')}.hea", about)
