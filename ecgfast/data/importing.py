@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ecgfast.data.arrays import array_recording, fields_of, judged, told_with_advice
 from ecgfast.data.folders import partial_folder
 from ecgfast.data.preprocess import Preprocessing, Rejected
+from ecgfast.data.progress import Progress
 from ecgfast.data.readers import Outcome, read_in_order
 from ecgfast.data.reasons import Reasons, counts_of, read_reasons
 from ecgfast.data.sources import Item, Source, open_source
@@ -24,7 +23,7 @@ from ecgfast.data.writer import Recording, StoreWriter, finished_store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 
-_LISTED = 10_000  # most records that are kept in memory, not listed again
+_LISTED = 32_768  # most records that are kept in memory, not listed again
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def prepare(
         preprocessing: Filters and repairs; none by default.
         workers: Processes that read records, this one included. They are forked on Linux; elsewhere more than
             one need the main module importable (`if __name__ == "__main__":` in scripts).
-        progress: Show a progress bar.
+        progress: Show how far it is: a bar on a terminal, elsewhere a line every half a minute.
 
     Raises:
         EcgfastError: `source` is absent, is not of the format, has no records or none that can be taken;
@@ -107,7 +106,7 @@ def prepare(
     if workers < 1:
         raise EcgfastError(f"workers: got {workers}, want 1 or more")
     opened = open_source(folder, form, unit)
-    settings, listed, n_records = _settings(opened, how)
+    settings, listed, n_records = _settings(opened, how, progress)
     report = _finished(store, settings)
     if report is not None and not partial_folder(store).exists():
         return report
@@ -118,8 +117,7 @@ def prepare(
             writer.discard()
             return report
         items = itertools.islice(listed or opened.items(), writer.n_done, None)
-        bar = tqdm(total=n_records, initial=writer.n_done, unit="rec", disable=not progress)
-        with bar:
+        with Progress("importing", n_records, initial=writer.n_done, shown=progress) as bar:
             read = partial(_outcome, opened, how)
             for outcome in read_in_order(read, items, workers, writer.lock):
                 _write(writer, outcome)
@@ -220,15 +218,25 @@ def _examples(rejected: Reasons, warnings: Reasons) -> tuple[str, ...]:
     return (*refusals, *(f"warning: {text}" for text in warnings.told()))
 
 
-def _settings(source: Source, how: Preprocessing) -> tuple[dict[str, Any], list[Item], int]:
+def _settings(source: Source, how: Preprocessing, progress: bool) -> tuple[dict[str, Any], list[Item], int]:
     """What the store is made from and how; the records, none if they are many; and their number."""
     n_records = 0
     digest = hashlib.sha256()
     listed: list[Item] = []
-    for n_records, item in enumerate(source.items(), start=1):
-        digest.update(os.fsencode(item.name) + _told(item) + b"\n")
-        if n_records <= _LISTED:
-            listed.append(item)
+    with Progress("listing", shown=progress) as bar:
+        n_rows = 0
+
+        def seen() -> None:
+            nonlocal n_rows
+            n_rows += 1
+            bar.update()
+
+        for n_records, item in enumerate(source.items(seen), start=1):
+            digest.update(os.fsencode(item.name) + _told(item) + b"\n")
+            if n_records <= _LISTED:
+                listed.append(item)
+            if n_records > n_rows:  # those of a table's rows are counted
+                bar.update()
     if n_records == 0:
         raise EcgfastError(f"source: no records in {source.folder}")
     provenance = {

@@ -1,13 +1,17 @@
 """What every kind of source offers to an import."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from ecgfast.data.preprocess import Preprocessing
 from ecgfast.data.writer import Recording
+
+
+def unseen() -> None:
+    """Nothing: for those who don't want to see rows go by."""
 
 
 class About(NamedTuple):
@@ -78,8 +82,11 @@ class Source(ABC):
         """Whether the folder looks like this format."""
 
     @abstractmethod
-    def items(self) -> Iterator[Item]:
+    def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
         """All records, in an order that depends on the folder's contents alone.
+
+        Args:
+            seen: Called for every row of a table that is read before the first record is known.
 
         Raises:
             EcgfastError: a folder or table can't be read.

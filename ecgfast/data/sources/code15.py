@@ -7,7 +7,7 @@ about twice those of other sources. Another unit may be given.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from ecgfast.data.arrays import judged, plausible_block
 from ecgfast.data.preprocess import Preprocessing, Rejected
 from ecgfast.data.signal_arrays import array_leads
-from ecgfast.data.sources.base import About, Item, Source
+from ecgfast.data.sources.base import About, Item, Source, unseen
 from ecgfast.data.sources.tables import find_files, table_rows
 from ecgfast.data.values import is_missing, number_of, sex_of, shown, years
 from ecgfast.data.writer import Recording
@@ -52,11 +52,11 @@ class Code15(Source):
     def detect(cls, folder: Path) -> bool:
         return (folder / _TABLE).is_file() and next(folder.rglob("exams_part*.hdf5"), None) is not None
 
-    def items(self) -> Iterator[Item]:
+    def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
         _h5py()
         bad: list[Item] = []
         odd: dict[int, tuple[str, ...]] = {}
-        exams = _read_exams(self.folder / _TABLE, bad, odd)
+        exams = _read_exams(self.folder / _TABLE, bad, odd, seen)
         yield from bad
         seen = np.zeros(len(exams), dtype=bool)
         for part in find_files(self.folder, ".hdf5"):
@@ -103,17 +103,21 @@ class Code15(Source):
         return judged(item.about.applied(recording), unit)
 
 
-def _read_exams(file: Path, bad: list[Item], odd: dict[int, tuple[str, ...]]) -> np.ndarray:
+def _read_exams(
+    file: Path, bad: list[Item], odd: dict[int, tuple[str, ...]], seen: Callable[[], object]
+) -> np.ndarray:
     """The table in 22 bytes a row, sorted by exam.
 
     Args:
         file: The table.
         bad: Gets the rows that can't be taken.
         odd: Gets the warnings of those in which something can't be understood, by exam.
+        seen: Called for every row.
     """
 
     def read() -> Iterator[tuple[Any, ...]]:
         for where, row in table_rows(file, ("exam_id", "patient_id", "age", "is_male", *_LABELS)):
+            seen()
             exam = _whole(row["exam_id"]) if row else None
             if exam is None:
                 bad.append(Item(where, refused="unreadable: the row has no whole exam_id"))

@@ -1,9 +1,9 @@
 """MIMIC-IV-ECG: `record_list.csv` and the records that it lists (Gow et al., PhysioNet, 2023)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ecgfast.data.sources.base import About, Item
+from ecgfast.data.sources.base import About, Item, unseen
 from ecgfast.data.sources.tables import find_files, safe_path, table_rows, with_unlisted
 from ecgfast.data.sources.wfdb import Tabled
 from ecgfast.data.values import identity
@@ -24,9 +24,11 @@ class MimicIvEcg(Tabled):
     def detect(cls, folder: Path) -> bool:
         return (folder / _TABLE).is_file()
 
-    def items(self) -> Iterator[Item]:
+    def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
         below = "files" if (self.folder / "files").is_dir() else ""
-        return with_unlisted(_Rows(self.folder / _TABLE), find_files(self.folder, ".hea", below), _TABLE)
+        return with_unlisted(
+            _Rows(self.folder / _TABLE), find_files(self.folder, ".hea", below), _TABLE, seen
+        )
 
 
 class _Rows:

@@ -1,11 +1,11 @@
 """Folders of NumPy arrays, one recording to a file, with or without a table beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ecgfast.data.arrays import FIELDS, array_recording
 from ecgfast.data.preprocess import Preprocessing, Rejected
-from ecgfast.data.sources.base import Item, Source
+from ecgfast.data.sources.base import Item, Source, unseen
 from ecgfast.data.sources.tables import find_files, safe_path, table_rows, with_unlisted
 from ecgfast.data.store import map_array
 from ecgfast.data.values import is_missing
@@ -34,11 +34,11 @@ class Npy(Source):
     def detect(cls, folder: Path) -> bool:
         return not (folder / "store.json").is_file() and next(folder.rglob("*.npy"), None) is not None
 
-    def items(self) -> Iterator[Item]:
+    def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
         found = find_files(self.folder, ".npy")
         if not (self.folder / _TABLE).exists():
             return map(Item, found)
-        return with_unlisted(_Rows(self.folder / _TABLE), found, _TABLE)
+        return with_unlisted(_Rows(self.folder / _TABLE), found, _TABLE, seen)
 
     def read(self, item: Item, how: Preprocessing) -> Recording:
         try:

@@ -1,10 +1,10 @@
 """PTB-XL: `ptbxl_database.csv` and the records it lists (Wagner et al., Scientific Data 7, 154, 2020)."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ecgfast.data.sources.base import About, Item
+from ecgfast.data.sources.base import About, Item, unseen
 from ecgfast.data.sources.tables import find_files, safe_path, table_rows, with_unlisted
 from ecgfast.data.sources.wfdb import Tabled
 from ecgfast.data.values import fold_of, identity, is_missing, number_of, sex_of, shown, years
@@ -37,9 +37,9 @@ class PtbXl(Tabled):
         low = not (self.folder / "records500").is_dir() and (self.folder / "records100").is_dir()
         return ("records100", "filename_lr") if low else ("records500", "filename_hr")
 
-    def items(self) -> Iterator[Item]:
+    def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
         below = self.resolution[0] if (self.folder / self.resolution[0]).is_dir() else ""
-        return with_unlisted(_Rows(self), find_files(self.folder, ".hea", below), _TABLE)
+        return with_unlisted(_Rows(self), find_files(self.folder, ".hea", below), _TABLE, seen)
 
 
 class PtbXl100(PtbXl):

@@ -3,13 +3,13 @@
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ecgfast.data.arrays import did_you_mean
-from ecgfast.data.sources.base import Item
+from ecgfast.data.sources.base import Item, unseen
 from ecgfast.errors import EcgfastError
 
 _NAMELESS = re.compile(r"_|$|Unnamed: \d+$")
@@ -114,15 +114,24 @@ class Listed:
             yield item
 
 
-def with_unlisted(items: Iterable[Item], found: Iterable[str], table: str) -> Iterator[Item]:
+def with_unlisted(
+    items: Iterable[Item], found: Iterable[str], table: str, seen: Callable[[], object] = unseen
+) -> Iterator[Item]:
     """The records of a table, then those that it does not name, refused.
 
     Args:
         items: Of the table; gone through twice, so no iterator.
         found: Names of the records that are there.
         table: Its name, for people.
+        seen: Called for every item when they are gone through for the first time.
     """
-    listed = Listed(item.name for item in items)
+
+    def names() -> Iterator[str]:
+        for item in items:
+            seen()
+            yield item.name
+
+    listed = Listed(names())
     yield from listed.first_only(items)
     for name in found:
         if name not in listed:
