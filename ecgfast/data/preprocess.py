@@ -13,7 +13,7 @@ from ecgfast.data.plausibility import lead_amplitudes
 from ecgfast.data.resampling import resample
 from ecgfast.data.store import SAMPLE_RATE
 from ecgfast.errors import EcgfastError
-from ecgfast.leads import N_LEADS, STANDARD_LEADS
+from ecgfast.leads import N_LEADS, OWN_NAMES, STANDARD_LEADS, LeadNames
 
 MIN_SECONDS = 1.0
 """Shortest recording that a store takes."""
@@ -81,6 +81,7 @@ class Preprocessing:
         derive_leads: Compute absent III, aVR, aVL, aVF from I and II.
         longest_gap: Seconds of invalid samples (NaN) that are bridged by a line; a record with a longer gap
             is rejected.
+        names: Which signals are which leads, beside those that standard names tell.
 
     Raises:
         EcgfastError: cut-offs out of order or beyond 250 Hz, a negative gap.
@@ -91,6 +92,7 @@ class Preprocessing:
     baseline: bool = False
     derive_leads: bool = False
     longest_gap: float = 0.0
+    names: LeadNames = OWN_NAMES
 
     def __post_init__(self) -> None:
         limit = SAMPLE_RATE / 2
@@ -125,6 +127,7 @@ class Preprocessing:
             "derived_leads": ["III", "aVR", "aVL", "aVF"] if self.derive_leads else [],
             "longest_gap_seconds": self.longest_gap,
             "min_seconds": MIN_SECONDS,
+            **self.names.describe(),
         }
 
     def filtered(self, signal: np.ndarray) -> np.ndarray:

@@ -5,11 +5,9 @@ Formats of fixed width are decoded by `wfdb_signals`; what is rare goes through 
 
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,23 +16,25 @@ import numpy as np
 
 from ecgfast.data import wfdb_signals
 from ecgfast.data.preprocess import Lead, Leads, Preprocessing, Rejected, standard_block
-from ecgfast.data.values import identity, labels_of, sex_of, years
+from ecgfast.data.wfdb_comments import read_comments
 from ecgfast.data.wfdb_direct import direct_block
-from ecgfast.data.wfdb_header import Header, check_files, read_header, read_segments, segment_headers
+from ecgfast.data.wfdb_header import (
+    Header,
+    absent_files,
+    check_files,
+    read_header,
+    read_segments,
+    segment_headers,
+)
 from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError, one_line
-from ecgfast.leads import STANDARD_LEADS, find_lead
+from ecgfast.leads import OWN_NAMES, STANDARD_LEADS, LeadNames, shown_name
 
 MICROVOLTS = {"v": 1e6, "mv": 1e3, "uv": 1.0, "nv": 1e-3}
 """Microvolts in one unit, by its name in lower case."""
 
-_COMMENT_FIELD = r"(?:^|\s)<?{}>?\s*:\s*(\S+)"
-_AGE = re.compile(_COMMENT_FIELD.format("age"), re.IGNORECASE)
-_SEX = re.compile(_COMMENT_FIELD.format("(?:sex|gender)"), re.IGNORECASE)
-_PATIENT = re.compile(_COMMENT_FIELD.format(r"(?:patient|subject)(?:[ _]?id)?"), re.IGNORECASE)
-_DX = re.compile(r"^<?dx>?\s*:\s*(.*)$", re.IGNORECASE)
 _NO_RAILS = (-math.inf, math.inf)
-_SHORT = 64  # characters of a signal's name: the cache would keep the long ones of damaged headers
+_SHORT = 1024  # characters of a record's names: the cache would keep the long ones of damaged headers
 
 
 def find_records(source: Path) -> Iterator[str]:
@@ -78,65 +78,85 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
     path = source / name
     header = read_header(path)
     if wfdb_signals.can_decode(header):
-        (block, present), rate = _decoded(path.parent, header, how), header.rate
+        names, rate = [signal.name for signal in header.signals], header.rate
+        block, present = _decoded(path.parent, header, how)
     else:
-        leads, rate = _through_wfdb(path, header)
+        leads, names, rate = _through_wfdb(path, header, how)
         block, present = standard_block(leads, how)
-    warnings: list[str] = []
-    recording = Recording(
+    told = read_comments(header.comments)
+    return Recording(
         record_id=name.removesuffix(".hea"),
-        patient_id=identity(_comment(_PATIENT, header), warnings),
+        patient_id=told.patient_id,
         source=name,
         signal=block,
         leads=[STANDARD_LEADS[i] for i in present],
-        labels=labels_of(_codes(header), warnings),
-        age=years(_comment(_AGE, header), warnings),
-        sex=sex_of(_comment(_SEX, header), warnings),
+        labels=list(told.labels),
+        age=told.age,
+        sex=told.sex,
         source_rate=rate,
+        unused=_unused(path.parent, header, names, how),
+        warnings=told.warnings,
     )
-    return replace(recording, warnings=tuple(warnings))
 
 
 def _decoded(folder: Path, header: Header, how: Preprocessing) -> tuple[np.ndarray, list[int]]:
     """The block and the leads present, without wfdb."""
-    channels = _channels([signal.name for signal in header.signals])
-    check_files(folder, header)
+    channels = _channels([signal.name for signal in header.signals], how.names)
+    _check_files(folder, header, channels)
     signals = [header.signals[i] for i in channels.values()]
     factors = [_factor(lead, signal.unit) for lead, signal in zip(channels, signals, strict=True)]
     direct = direct_block(folder, header, channels, factors, how)
     if direct is not None:
         return direct
-    microvolts = wfdb_signals.read_signals(folder, header, list(channels.values()), factors)
+    microvolts = wfdb_signals.read_signals(folder, header, list(channels.values()), factors, check=True)
     rails = [_rails(s.format, s.baseline, s.gain, f) for s, f in zip(signals, factors, strict=True)]
     return standard_block([Leads(list(channels), microvolts, header.rate, np.array(rails))], how)
 
 
-def _through_wfdb(path: Path, header: Header) -> tuple[dict[int, Lead], float]:
-    """The standard leads, each in microvolts with its rate, and the highest of the rates."""
+def _check_files(folder: Path, header: Header, channels: dict[int, int]) -> set[str]:
+    """`check_files`, but for files that are not there and have none of these signals."""
+    try:
+        return check_files(folder, header)
+    except Rejected:
+        absent = absent_files(folder, header)
+        wanted = {header.lines[i].split(None, 1)[0] for i in channels.values()}
+        if not absent or absent & wanted:
+            raise
+    return check_files(folder, header, absent)
+
+
+def _through_wfdb(path: Path, header: Header, how: Preprocessing) -> tuple[dict[int, Lead], list[str], float]:
+    """The standard leads, each in microvolts with its rate; the names of all signals; the highest rate."""
     if header.n_segments:
         headers = [header, *read_segments(path, header)]
-        channels = None
+        wanted = None
+        files = set().union(*(check_files(path.parent, part) for part in headers[1:]))
     else:
         headers = [header]
-        channels = list(_channels([_signal_name(line) for line in header.lines]).values())
-    single = (part for part in headers if not part.n_segments)
-    files = set().union(*(check_files(path.parent, part) for part in single))
+        names = [_signal_name(line) for line in header.lines]
+        channels = _channels(names, how.names)
+        wanted = list(channels.values())
+        files = _check_files(path.parent, header, channels)
     if not files:
         raise Rejected(f"unreadable: {header.name} names no signal file")
-    record = _rdrecord(path, headers, files, channels)
-    found = _channels(record.sig_name)
-    if channels is not None and len(found) != len(channels):
+    record = _rdrecord(path, headers, files, wanted)
+    if wanted is None:
+        names = [name or "" for name in record.sig_name]
+        channels = _channels(names, how.names)
+    elif [name or "" for name in record.sig_name] != [names[i] for i in wanted]:
         raise Rejected("unreadable: the signal lines are ambiguous")
+    else:
+        channels = {lead: place for place, lead in enumerate(channels)}
     if record.units is None:
         raise Rejected("unit: it changes between the segments")
     formats = getattr(record, "fmt", None)  # a record in segments has none
     leads = {}
-    for lead, i in found.items():
+    for lead, i in channels.items():
         factor = _factor(lead, record.units[i] or "mV")
         rate = float(record.fs * (record.samps_per_frame[i] or 1))
         rails = _rails(formats[i], record.baseline[i], record.adc_gain[i], factor) if formats else _NO_RAILS
         leads[lead] = Lead(record.e_p_signal[i] * factor, rate, rails)
-    return leads, max(lead.rate for lead in leads.values())
+    return leads, names, max(lead.rate for lead in leads.values())
 
 
 def _factor(lead: int, unit: str) -> float:
@@ -161,7 +181,7 @@ def _rails(form: str, baseline: int, gain: float, factor: float) -> tuple[float,
 
 
 def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list[int] | None) -> Any:
-    """The `wfdb.Record` with each signal at its own rate, in physical units."""
+    """The `wfdb.Record` with each signal at its own rate, in physical units, its samples checked."""
     import wfdb  # loads pandas: only for those who import records
 
     folder = path.parent.resolve()
@@ -172,11 +192,36 @@ def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list
             for header in headers:
                 Path(scratch, header.name).write_text(header.text, encoding="utf-8")
             folder = Path(scratch)
+
+        def read(header: Header, physical: bool) -> Any:
+            name = str(folder / header.name.removesuffix(".hea"))
+            return wfdb.rdrecord(name, channels=channels, smooth_frames=False, physical=physical)
+
         try:
-            return wfdb.rdrecord(str(folder / path.stem), channels=channels, smooth_frames=False)
+            if len(headers) > 1:
+                for part in headers[1:]:
+                    _check_samples(read(part, physical=False))
+                return read(headers[0], physical=True)
+            record = read(headers[0], physical=False)
+            _check_samples(record)
+            record.dac(expanded=True, inplace=True)
+            return record
+        except Rejected:
+            raise
         except Exception as error:  # a damaged record makes wfdb raise anything, bare Exception too
             reason = one_line(error).replace(f"{folder}{os.sep}", "")
             raise Rejected(f"unreadable: {type(error).__name__}: {reason}") from error
+
+
+def _check_samples(record: Any) -> None:
+    """Compare a digital record with the initial values and checksums that its header tells."""
+    for i, samples in enumerate(record.e_d_signal or ()):
+        if not (record.skew and record.skew[i]):  # what was summed of a late signal isn't known
+            form = record.fmt[i]
+            initial = 0 if form == "8" else record.init_value[i] or 0
+            name = record.sig_name[i] or record.file_name[i]
+            invalid = wfdb_signals.invalid_sample(form)
+            wfdb_signals.check_samples(samples, name, initial, record.checksum[i] or 0, invalid)
 
 
 def _link(target: Path, link: Path) -> None:
@@ -191,33 +236,30 @@ def _signal_name(line: str) -> str:
     return line.split(None, 8)[8] if len(line.split(None, 8)) == 9 else ""
 
 
-def _channels(names: list[str]) -> dict[int, int]:
+def _channels(names: list[str], rule: LeadNames = OWN_NAMES) -> dict[int, int]:
     """Index of a standard lead -> number of its signal."""
-    channels: dict[int, int] = {}
-    for i, name in enumerate(names):
-        find = _short_lead if len(name or "") <= _SHORT else _lead
-        lead = find(name or "")
-        if lead in channels:
-            raise Rejected(f"ambiguous: two signals are lead {STANDARD_LEADS[lead]}")
-        if lead is not None:
-            channels[lead] = i
-    if not channels:
-        raise Rejected(f"no standard lead: the signals are {', '.join(map(str, names)) or 'none'}")
-    return channels
+    find = _cached_channels if sum(map(len, names)) <= _SHORT else _cached_channels.__wrapped__
+    return dict(find(tuple(names), rule))
 
 
-def _lead(name: str) -> int | None:
-    return find_lead(re.sub(r"^(?:ecg|lead)[ _]", "", name, flags=re.IGNORECASE))
+@lru_cache(maxsize=256)  # most records of a source have the same
+def _cached_channels(names: tuple[str, ...], rule: LeadNames) -> dict[int, int]:
+    try:
+        found = rule.find(names)
+    except EcgfastError as error:
+        raise Rejected(str(error)) from None
+    return {lead: i for i, lead in enumerate(found) if lead is not None}
 
 
-_short_lead = lru_cache(maxsize=1024)(_lead)
-
-
-def _comment(field: re.Pattern[str], header: Header) -> str | None:
-    matches = (field.search(comment) for comment in header.comments)
-    return next((match[1] for match in matches if match), None)
-
-
-def _codes(header: Header) -> list[str]:
-    matches = (_DX.search(comment) for comment in header.comments)
-    return next((match[1] for match in matches if match), "").split(",")
+def _unused(folder: Path, header: Header, names: list[str], how: Preprocessing) -> tuple[str, ...]:
+    """Names of the signals that are no standard lead, for people."""
+    channels = _channels(names, how.names)
+    if len(channels) == len(names):
+        return ()
+    absent = frozenset() if header.n_segments else absent_files(folder, header)
+    taken = set(channels.values())
+    others = ((i, shown_name(name)) for i, name in enumerate(names) if i not in taken)
+    if not absent:
+        return tuple(name for _, name in others)
+    files = [line.split(None, 1)[0] for line in header.lines]
+    return tuple(f"{name} (file missing)" if files[i] in absent else name for i, name in others)

@@ -59,6 +59,7 @@ class Recording:
         fold: Cross-validation fold of the source, None where it has none.
         warnings: What is odd about it though it is taken: `kind: details` each.
         amplitude: Typical peak-to-peak millivolts, see `plausibility.amplitude`; None where not looked at.
+        unused: Names of the source's signals that were not taken.
     """
 
     record_id: str
@@ -73,6 +74,7 @@ class Recording:
     fold: int | None = None
     warnings: tuple[str, ...] = ()
     amplitude: float | None = None
+    unused: tuple[str, ...] = ()
 
 
 class StoreWriter:

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from ecgfast.data.cleaning import (
+    CUT_SAMPLES,
+    CUT_SECONDS,
+    CUT_STEPS,
     HELD_SECONDS,
     HELD_SHARE,
     HELD_SHARE_ONCE,
@@ -80,6 +83,13 @@ def test_limb_leads_need_both_and_never_overflow():
     assert derive_limb_leads(block, [0, 1])[1] == [0, 1, 3]
 
 
+def jumps_at(signal, start, end):
+    """Whether the run is left in a jump on all sides that it has."""
+    steps = np.abs(np.diff(signal))
+    sides = [i for i in (start - 1, end - 1) if 0 <= i < len(steps)]
+    return min(steps[sides]) > CUT_STEPS * steps[steps > 0].min()
+
+
 def plain_cut_off(signal, rate, low, high):
     """The definition, run by run."""
     for value, at_rail in ((signal.min(), signal.min() <= low), (signal.max(), signal.max() >= high)):
@@ -87,7 +97,13 @@ def plain_cut_off(signal, rate, low, high):
         runs = edges[1::2] - edges[::2]
         held = runs[runs >= HELD_SECONDS * rate]
         share = HELD_SHARE if len(held) > 1 else HELD_SHARE_ONCE
-        if held.sum() > share * len(signal) or (at_rail and runs.max() >= max(2, RAIL_SECONDS * rate)):
+        cuts = [
+            end - start
+            for start, end in zip(edges[::2], edges[1::2], strict=True)
+            if end - start >= max(CUT_SAMPLES, CUT_SECONDS * rate) and jumps_at(signal, start, end)
+        ]
+        at_rail = at_rail and max(cuts, default=0) >= max(CUT_SAMPLES, RAIL_SECONDS * rate)
+        if held.sum() > share * len(signal) or len(cuts) > 1 or at_rail:
             return value, runs.sum()
     return None
 
@@ -110,9 +126,15 @@ def test_cut_off_finds_both_kinds():
     assert cut_off(signal.clip(-800, 9999), 500)[0] == -800
     assert cut_off(np.full(5000, 3.0), 500, -3, 3) is None
     railed = signal.copy()
-    railed[100:106] = 1500
+    railed[100:109] = 1500
+    assert cut_off(railed, 500, -1500, 1500) is None
+    railed[100:110] = 1500
     assert cut_off(railed, 500) is None
-    assert cut_off(railed, 500, -1500, 1500) == (1500, 6)
+    assert cut_off(railed, 500, -1500, 1500) == (1500, 10)
+    railed[2000:2004] = 1500
+    assert cut_off(railed, 500) is None
+    railed[2000:2005] = 1500
+    assert cut_off(railed, 500) == (1500, 15)
 
 
 @pytest.mark.parametrize(
