@@ -64,6 +64,7 @@ def prepare(
     source: Annotated[Path, tyro.conf.arg(metavar="SOURCE"), Argument],
     store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
     form: Annotated[str, tyro.conf.arg(name="format")] = "auto",
+    unit: str | None = None,
     workers: int = 0,
     bandpass: tuple[float, float] | None = None,
     notch: float | None = None,
@@ -77,6 +78,7 @@ def prepare(
         source: Folder of WFDB records at any depth, PTB-XL, MIMIC-IV-ECG, CODE-15, ECG-ID or .npy files.
         store: Folder to write; taken up again if an earlier import of SOURCE was stopped.
         form: ptbxl, ptbxl100, mimic, code15, ecgid, wfdb or npy; auto: the first that SOURCE looks like.
+        unit: V, mV, uV or nV, where SOURCE tells no unit (npy, code15); its usual one otherwise.
         workers: Processes that read records; 0: one per core.
         bandpass: Lower and upper cut-off in Hz of a zero-phase Butterworth filter; 0 as the lower: low-pass.
         notch: Mains frequency in Hz to take out.
@@ -88,7 +90,8 @@ def prepare(
     from ecgfast.data import prepare as run
 
     how = Preprocessing(bandpass, notch, baseline, derive_leads, longest_gap)
-    print(run(source, store, form=form, preprocessing=how, workers=workers or os.cpu_count() or 1))
+    workers = workers or os.cpu_count() or 1
+    print(run(source, store, form=form, unit=unit, preprocessing=how, workers=workers))
 
 
 def inspect(

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ecgfast.errors import EcgfastError
+from ecgfast.errors import EcgfastError, one_line
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
 
 STORE_FORMAT = "ecgfast-store"
@@ -209,7 +209,7 @@ class Store:
             damaged = self.description.get("index_crc32", checksum := file_checksum(file)) != checksum
             index.validate(full=True)
         except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-            raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
+            raise EcgfastError(f"store: can't read {file}: {one_line(error)}") from None
         if damaged:
             raise EcgfastError(f"store: {file} is damaged: its checksum differs from store.json's")
         if not index.schema.equals(INDEX_SCHEMA):
@@ -237,7 +237,7 @@ class Store:
             self._opened.append(_identity(os.stat(file)))
             signals = map_array(file)
         except (OSError, ValueError) as error:
-            raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
+            raise EcgfastError(f"store: can't read {file}: {one_line(error)}") from None
         if signals.dtype != np.dtype("<i2") or signals.ndim != 1:
             got = f"{signals.dtype} of {signals.ndim} dimensions"
             raise EcgfastError(f"store: {file} holds {got}, want int16 of one")
@@ -280,14 +280,8 @@ def map_array(file: Path) -> np.ndarray:
         MemoryError,
         RecursionError,
     ) as error:
-        raise ValueError(first_line(error)) from None
+        raise ValueError(one_line(error)) from None
 
 
 def _identity(file: os.stat_result) -> tuple[int, ...]:
     return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message, cut to one line."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0].strip()

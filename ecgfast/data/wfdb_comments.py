@@ -5,10 +5,11 @@ They have no standard. Known are those of the PhysioNet databases and Challenges
 (2025).
 """
 
-import math
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from ecgfast.data.values import identity, labels_of, number_of, sex_of, years
 
 _FIELD = r"(?:^|\s)<?{}>?\s*:\s*(\S+)"
 _AGE = re.compile(_FIELD.format("age"), re.IGNORECASE)
@@ -16,7 +17,6 @@ _SEX = re.compile(_FIELD.format("(?:sex|gender)"), re.IGNORECASE)
 _PATIENT = re.compile(_FIELD.format(r"(?:patient|subject)(?:[ _]?id)?"), re.IGNORECASE)
 _LABELS = re.compile(r"<?(?:dx|labels?)>?\s*:\s*(.*)", re.IGNORECASE)
 _CHAGAS = re.compile(r"chagas label\s*:\s*(?:true|1(?:\.0*)?)\s*", re.IGNORECASE)
-_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 _OVER_89 = 90.0  # what PTB-XL, and the Challenges made from it, write as 300
 
 
@@ -28,22 +28,26 @@ class Told(NamedTuple):
         labels: Diagnosis codes; "Chagas" where the label of 2025's Challenge is true.
         age: Years.
         sex: "F" or "M".
+        warnings: What is odd, and so not told: `kind: details` each.
     """
 
     patient_id: str | None
     labels: tuple[str, ...]
     age: float | None
     sex: str | None
+    warnings: tuple[str, ...] = ()
 
 
 def read_comments(comments: list[str]) -> Told:
     """What the comments of a header, without their `#`, tell."""
-    return Told(
-        patient_id=_first(_PATIENT, comments),
-        labels=tuple(dict.fromkeys(_labels(comments))),
-        age=_age(_first(_AGE, comments)),
-        sex=_SEXES.get((_first(_SEX, comments) or "").lower()),
+    warnings: list[str] = []
+    told = Told(
+        patient_id=identity(_first(_PATIENT, comments), warnings),
+        labels=tuple(labels_of(list(_labels(comments)), warnings)),
+        age=_age(_first(_AGE, comments), warnings),
+        sex=sex_of(_first(_SEX, comments), warnings),
     )
+    return told._replace(warnings=tuple(warnings))
 
 
 def _first(field: re.Pattern[str], comments: list[str]) -> str | None:
@@ -59,11 +63,5 @@ def _labels(comments: list[str]) -> Iterable[str]:
             yield "Chagas"
 
 
-def _age(text: str | None) -> float | None:
-    try:
-        age = float(text or "nan")
-    except ValueError:
-        return None
-    if not (math.isfinite(age) and age >= 0):
-        return None
-    return _OVER_89 if age >= 300 else age
+def _age(text: str | None, warnings: list[str]) -> float | None:
+    return _OVER_89 if number_of(text) == 300 else years(text, warnings)

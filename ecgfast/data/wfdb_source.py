@@ -16,7 +16,6 @@ import numpy as np
 
 from ecgfast.data import wfdb_signals
 from ecgfast.data.preprocess import Lead, Leads, Preprocessing, Rejected, standard_block
-from ecgfast.data.store import first_line
 from ecgfast.data.wfdb_comments import read_comments
 from ecgfast.data.wfdb_direct import direct_block
 from ecgfast.data.wfdb_header import (
@@ -29,7 +28,7 @@ from ecgfast.data.wfdb_header import (
     segment_headers,
 )
 from ecgfast.data.writer import Recording
-from ecgfast.errors import EcgfastError
+from ecgfast.errors import EcgfastError, one_line
 from ecgfast.leads import OWN_NAMES, STANDARD_LEADS, LeadNames, shown_name
 
 MICROVOLTS = {"v": 1e6, "mv": 1e3, "uv": 1.0, "nv": 1e-3}
@@ -85,11 +84,10 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
     else:
         leads, names, rate = _through_wfdb(path, header, how)
         block, present = standard_block(leads, how)
-    record_id = name.removesuffix(".hea")
     told = read_comments(header.comments)
     return Recording(
-        record_id=record_id,
-        patient_id=told.patient_id or record_id,
+        record_id=name.removesuffix(".hea"),
+        patient_id=told.patient_id,
         source=name,
         signal=block,
         leads=[STANDARD_LEADS[i] for i in present],
@@ -98,6 +96,7 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
         sex=told.sex,
         source_rate=rate,
         unused=_unused(path.parent, header, names, how),
+        warnings=told.warnings,
     )
 
 
@@ -212,7 +211,7 @@ def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list
         except Rejected:
             raise
         except Exception as error:  # a damaged record makes wfdb raise anything, bare Exception too
-            reason = first_line(error).replace(f"{folder}{os.sep}", "")
+            reason = one_line(error).replace(f"{folder}{os.sep}", "")
             raise Rejected(f"unreadable: {type(error).__name__}: {reason}") from error
 
 

@@ -355,7 +355,7 @@ def test_bad_sources_leave_nothing(tmp_path):
         prepare(tmp_path / "in", tmp_path / "store", progress=False)
     with pytest.raises(EcgfastError, match="workers"):
         prepare(tmp_path / "in", tmp_path / "store", progress=False, workers=0)
-    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "store.rejected.csv"]
 
 
 def test_existing_stores(tmp_path):

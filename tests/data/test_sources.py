@@ -93,7 +93,6 @@ def test_ptbxl_that_is_incomplete_or_made_to_do_harm(tmp_path, imported):
         "records500/00000/00002_hr.hea": "missing file",
         "ptbxl_database.csv line 4": "unsafe path",
         "ptbxl_database.csv line 5": "unsafe path",
-        "records500/00000/00005_hr.hea": "unreadable",
         "records500/00000/00001_hr.hea": "ambiguous",
         f"records500/{300 * 'a'}.hea": "missing file",
         "ptbxl_database.csv line 10": "unsafe path",
@@ -101,7 +100,9 @@ def test_ptbxl_that_is_incomplete_or_made_to_do_harm(tmp_path, imported):
         "records500/00000/00099_hr.hea": "not listed",
     }
     found = rows(store)
-    assert set(found) == {"records500/00000/00001_hr", "records500/00000/00007_hr"}
+    assert set(found) == {f"records500/00000/{ecg_id}_hr" for ecg_id in ("00001", "00005", "00007")}
+    assert found["records500/00000/00005_hr"]["labels"] == []
+    assert store.description["warnings"] == {"scp_codes": 1, "strat_fold": 1}
     assert found["records500/00000/00001_hr"]["age"] == 56.0
     seventh = found["records500/00000/00007_hr"]
     assert [seventh[name] for name in ("age", "sex", "fold", "labels")] == [None, None, None, ["NORM"]]
@@ -324,14 +325,17 @@ def test_arrays_with_a_table(tmp_path, imported):
     np.save(tmp_path / "in/b.npy", sines())
     np.save(tmp_path / "in/z.npy", sines())
     store = imported(tmp_path / "in")
-    first, second = store.index.to_pylist()
+    first, second, fourth = store.index.to_pylist()
     assert (first["record_id"], first["leads"], first["n_samples"]) == ("a", ["II", "V1"], 5000)
     values = [first[name] for name in ("patient_id", "labels", "age", "sex", "fold", "source_rate")]
     assert values == ["p", ["AF", "RBBB"], 7.0, "F", 2, 250.0]
     assert (second["patient_id"], second["leads"]) == ("b", list(STANDARD_LEADS))
+    assert (fourth["record_id"], fourth["age"]) == ("d", None)
+    assert (store.path / "warnings.csv").read_text().splitlines()[1:] == [
+        "d.npy,\"age: got 'old', want 0 to 125 years\""
+    ]
     assert kinds(store) == {
         "c.npy": "leads",
-        "d.npy": "age",
         "e.npy": "unreadable",
         "records.csv line 7": "unsafe path",
         "g.npy": "sample rate",

@@ -2,11 +2,11 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from ecgfast.data.preprocess import Preprocessing, Rejected
-from ecgfast.data.sources.base import About, Item, Source
+from ecgfast.data.sources.base import About, Item, Source, unseen
 from ecgfast.data.wfdb_source import find_records, read_recording
 from ecgfast.data.writer import Recording
 
@@ -23,7 +23,7 @@ class Wfdb(Source):
     def detect(cls, folder: Path) -> bool:
         return next(folder.rglob("*.hea"), None) is not None
 
-    def items(self) -> Iterator[Item]:
+    def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
         return map(Item, find_records(self.folder))
 
     def read(self, item: Item, how: Preprocessing) -> Recording:
@@ -41,8 +41,8 @@ class EcgId(Wfdb):
         found = folder.glob("Person_*/rec_*.hea")
         return any(_PERSON.fullmatch(path.parent.name) for path in found)
 
-    def items(self) -> Iterator[Item]:
-        for item in super().items():
+    def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
+        for item in super().items(seen):
             persons = filter(_PERSON.fullmatch, PurePosixPath(item.name).parts[:-1])
             yield item._replace(about=About(patient_id=next(persons, None)))
 
