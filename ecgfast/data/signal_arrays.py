@@ -10,7 +10,7 @@ from ecgfast.data.plausibility import MICROVOLTS, find_unit
 from ecgfast.data.preprocess import Lead, Rejected
 from ecgfast.data.values import is_missing, number_of, plain, shown
 from ecgfast.errors import EcgfastError, one_line
-from ecgfast.leads import STANDARD_LEADS, lead_indices
+from ecgfast.leads import OWN_NAMES, STANDARD_LEADS, LeadNames, lead_indices
 
 _WANTED = "floating point (mV), int16 (µV), or with unit= or gain= any numbers"
 
@@ -57,16 +57,23 @@ def signal_array(value: Any) -> tuple[np.ndarray, np.dtype]:
 
 
 def array_leads(
-    value: Any, rate: float, names: Iterable[str] | None, unit: Any = None, gain: Any = None
+    value: Any,
+    rate: float,
+    names: Iterable[str] | None,
+    unit: Any = None,
+    gain: Any = None,
+    rule: LeadNames = OWN_NAMES,
 ) -> tuple[dict[int, Lead], str | None]:
     """The leads of an array, by index in `STANDARD_LEADS`, and the unit they were read in.
 
     Args:
         value: [leads, n_samples], see `signal_array`; or a data frame whose columns are leads.
         rate: Samples per second.
-        names: Of the leads; standard ones, each once. None: a data frame's own, else all twelve.
+        names: Of the leads; standard ones, each once. None: a data frame's own, else those that the rule
+            gives by position, else all twelve.
         unit: V, mV, uV or nV; None: mV for floating point and for counts with a gain, uV for int16.
         gain: Counts of a converter in one unit, one for all leads or one for each.
+        rule: How names are read.
 
     Returns:
         The leads; and a key of `MICROVOLTS`, None where a gain was given.
@@ -77,7 +84,13 @@ def array_leads(
     array, given = signal_array(value)
     if (own := _columns(value)) is not None:
         array, names = array.T, own if names is None else names
-    indices = _indices(STANDARD_LEADS if names is None else names)
+    if names is None and rule.by_position:
+        names = [name for name in rule.by_position if name != "-"]
+        if array.ndim == 2 and len(array) != len(rule.by_position):
+            told = f"{len(rule.by_position)} names were given for its leads"
+            raise Rejected(f"leads: the signal is {list(array.shape)}, {told}")
+        array = array[[name != "-" for name in rule.by_position]] if array.ndim == 2 else array
+    indices = _indices(STANDARD_LEADS if names is None else names, rule)
     if array.ndim != 2 or len(array) != len(indices):
         raise Rejected(_shape_advice(array.shape, len(indices)))
     unit = _unit(given, unit, gain)
@@ -148,11 +161,12 @@ def _columns(value: Any) -> list[str] | None:
     return names if names and all(isinstance(name, str) for name in names) else None
 
 
-def _indices(names: Any) -> list[int]:
+def _indices(names: Any, rule: LeadNames) -> list[int]:
     if isinstance(names, str | set | frozenset) or not isinstance(names, Iterable):
         raise Rejected(f"leads: got {shown(names)}, want a list of lead names such as ['I', 'II']")
     try:
-        return lead_indices(list(names))
+        names = list(names)
+        return lead_indices(rule.renamed(names) if all(isinstance(name, str) for name in names) else names)
     except EcgfastError as error:
         raise Rejected(str(error)) from None
 

@@ -95,8 +95,8 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
         age=told.age,
         sex=told.sex,
         source_rate=rate,
-        unused=_unused(path.parent, header, names, how),
-        warnings=told.warnings,
+        unused=_unused(names, how),
+        warnings=(*told.warnings, *_missing(path.parent, header, names, how)),
     )
 
 
@@ -253,15 +253,17 @@ def _cached_channels(names: tuple[str, ...], rule: LeadNames) -> dict[int, int]:
     return {lead: i for i, lead in enumerate(found) if lead is not None}
 
 
-def _unused(folder: Path, header: Header, names: list[str], how: Preprocessing) -> tuple[str, ...]:
+def _unused(names: list[str], how: Preprocessing) -> tuple[str, ...]:
     """Names of the signals that are no standard lead, for people."""
-    channels = _channels(names, how.names)
-    if len(channels) == len(names):
-        return ()
-    absent = frozenset() if header.n_segments else absent_files(folder, header)
-    taken = set(channels.values())
-    others = ((i, shown_name(name)) for i, name in enumerate(names) if i not in taken)
-    if not absent:
-        return tuple(name for _, name in others)
-    files = [line.split(None, 1)[0] for line in header.lines]
-    return tuple(f"{name} (file missing)" if files[i] in absent else name for i, name in others)
+    taken = set(_channels(names, how.names).values())
+    return tuple(shown_name(name) for i, name in enumerate(names) if i not in taken)
+
+
+def _missing(folder: Path, header: Header, names: list[str], how: Preprocessing) -> Iterator[str]:
+    """Warnings of files that are not there; that none of the leads is in them, `_check_files` has seen."""
+    if header.n_segments or len(_channels(names, how.names)) == len(names):
+        return
+    for file in sorted(absent_files(folder, header)):
+        own = zip(header.lines, names, strict=True)
+        told = ", ".join(shown_name(name) for line, name in own if line.split(None, 1)[0] == file)
+        yield f"missing file: {file}, of {told}"
