@@ -10,7 +10,7 @@ from ecgfast.data.plausibility import MICROVOLTS, find_unit
 from ecgfast.data.preprocess import Lead, Rejected
 from ecgfast.data.values import is_missing, number_of, plain, shown
 from ecgfast.errors import EcgfastError, one_line
-from ecgfast.leads import STANDARD_LEADS, lead_indices
+from ecgfast.leads import OWN_NAMES, STANDARD_LEADS, LeadNames, lead_indices
 
 _WANTED = "floating point (mV), int16 (µV), or with unit= or gain= any numbers"
 
@@ -57,7 +57,12 @@ def signal_array(value: Any) -> tuple[np.ndarray, np.dtype]:
 
 
 def array_leads(
-    value: Any, rate: float, names: Iterable[str] | None, unit: Any = None, gain: Any = None
+    value: Any,
+    rate: float,
+    names: Iterable[str] | None,
+    unit: Any = None,
+    gain: Any = None,
+    rule: LeadNames = OWN_NAMES,
 ) -> tuple[dict[int, Lead], str | None]:
     """The leads of an array, by index in `STANDARD_LEADS`, and the unit they were read in.
 
@@ -65,6 +70,7 @@ def array_leads(
         value: [leads, n_samples], see `signal_array`; or a data frame whose columns are leads.
         rate: Samples per second.
         names: Of the leads; standard ones, each once. None: a data frame's own, else all twelve.
+        rule: What names stand for which leads, beside the standard ones.
         unit: V, mV, uV or nV; None: mV for floating point and for counts with a gain, uV for int16.
         gain: Counts of a converter in one unit, one for all leads or one for each.
 
@@ -77,7 +83,7 @@ def array_leads(
     array, given = signal_array(value)
     if (own := _columns(value)) is not None:
         array, names = array.T, own if names is None else names
-    indices = _indices(STANDARD_LEADS if names is None else names)
+    indices = _indices(names, len(array) if array.ndim else 0, rule)
     if array.ndim != 2 or len(array) != len(indices):
         raise Rejected(_shape_advice(array.shape, len(indices)))
     unit = _unit(given, unit, gain)
@@ -85,7 +91,8 @@ def array_leads(
     if gain is not None:
         microvolts /= _gains(gain, len(indices))
     microvolts *= MICROVOLTS[unit]
-    leads = {index: Lead(row, rate) for index, row in zip(indices, microvolts, strict=True)}
+    rows = zip(indices, microvolts, strict=True)
+    leads = {index: Lead(row, rate) for index, row in rows if index is not None}
     return leads, unit if gain is None else None
 
 
@@ -148,13 +155,25 @@ def _columns(value: Any) -> list[str] | None:
     return names if names and all(isinstance(name, str) for name in names) else None
 
 
-def _indices(names: Any) -> list[int]:
+def _indices(names: Any, n: int, rule: LeadNames) -> list[int | None]:
+    """The lead that each of `n` rows is; None for one that the rule leaves out."""
+    if names is None:
+        names = [""] * n if rule.by_position else STANDARD_LEADS
     if isinstance(names, str | set | frozenset) or not isinstance(names, Iterable):
         raise Rejected(f"leads: got {shown(names)}, want a list of lead names such as ['I', 'II']")
+    names = list(names)
     try:
-        return lead_indices(list(names))
+        if rule == OWN_NAMES or not all(isinstance(name, str) for name in names):
+            return lead_indices(names)
+        found = rule.find(names)
     except EcgfastError as error:
-        raise Rejected(str(error)) from None
+        told = str(error)
+        raise Rejected(told if told.startswith("leads") else f"leads: {told}") from None
+    if None in found and not rule.by_position:
+        raise Rejected(
+            f"leads: unknown lead {names[found.index(None)]!r}, want of {', '.join(STANDARD_LEADS)}"
+        )
+    return found
 
 
 def _unit(given: np.dtype, unit: Any, gain: Any) -> str:
@@ -175,9 +194,8 @@ def _unit(given: np.dtype, unit: Any, gain: Any) -> str:
 
 def _gains(gain: Any, n: int) -> np.ndarray:
     """Gains to divide [leads, samples] by."""
-    if isinstance(gain, str) or not isinstance(gain, Iterable) or getattr(gain, "ndim", 1) == 0:
-        gain = [gain] * n
-    gains = [number_of(one) for one in gain]
+    single = isinstance(gain, str) or not isinstance(gain, Iterable) or getattr(gain, "ndim", 1) == 0
+    gains = [number_of(one) for one in ([gain] * n if single else gain)]
     if len(gains) != n or not all(one is not None and one > 0 for one in gains):
         raise Rejected(f"gain: got {shown(gain)}, want a positive number, or one for each of the {n} leads")
     return np.array(gains, dtype=np.float64)[:, None]
