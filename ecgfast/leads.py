@@ -122,6 +122,11 @@ class LeadNames:
         names = iter(STANDARD_LEADS[index] for index in indices)
         return cls(tuple(pairs.items()), tuple("-" if name.strip() == "-" else next(names) for name in given))
 
+    def renamed(self, names: Sequence[str]) -> list[str]:
+        """The names, those of `rename` replaced."""
+        renamed = dict(self.rename)
+        return [renamed.get(_plain(name), name) for name in names] if renamed else list(names)
+
     def find(self, names: Sequence[str]) -> list[int | None]:
         """Index of the lead that each signal of a record is, None for those that are none.
 
@@ -129,8 +134,7 @@ class LeadNames:
             EcgfastError: `by_position` names another number of signals, or calls one otherwise than its own
                 name does; two signals are one lead; none is a lead.
         """
-        renamed = dict(self.rename)
-        found = find_leads([renamed.get(_plain(name), name) for name in names] if renamed else names)
+        found = find_leads(self.renamed(names))
         if self.by_position:
             found = self._by_position(names, found)
         taken = [lead for lead in found if lead is not None]

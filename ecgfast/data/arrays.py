@@ -103,9 +103,8 @@ def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> 
         raise Rejected("signal: none is given")
     rate = _rate(given.get("rate"))
     record_id = _record_id(given.get("record_id", name))
-    leads, unit = array_leads(
-        given["signal"], rate, given.get("leads"), given.get("unit"), given.get("gain"), how.names
-    )
+    scale = given.get("unit"), given.get("gain")
+    leads, unit = array_leads(given["signal"], rate, given.get("leads"), *scale, how.names)
     block, present = plausible_block(leads, how, unit)
     warnings: list[str] = []
     recording = Recording(

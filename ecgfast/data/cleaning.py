@@ -25,10 +25,12 @@ CUT_STEPS = 4.5
 """Of a lead's smallest step: at a cut-off wave it falls off by more on both sides. Round tops do by less.
 
 Among 19,000 highest and lowest values of real leads, recorded at 360 to 1000 Hz, and of the same in 255 to
-65,535 levels at 100 to 1000 Hz, none has two such runs, nor one of `RAIL_SECONDS`."""
+65,535 levels at 100 to 1000 Hz, none has two such runs."""
 
-RAIL_SECONDS = 0.02
-"""Shortest single run of that kind that saturates a lead, at the end of the converter's range."""
+RAIL_JUMP = 0.1
+"""Part of a lead's range by which it leaves a single such run that saturates it, at the converter's end.
+
+The largest of real leads is 0.03."""
 
 _DERIVED = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 """Weights of I and II, by Einthoven's law and Goldberger's definitions."""
@@ -118,8 +120,9 @@ def cut_off(
     A lead saturates if it stays at its highest or its lowest value in runs of `HELD_SECONDS` or more that
     make up over `HELD_SHARE` of it, or over `HELD_SHARE_ONCE` if there is only one; or if waves are cut off
     there: the lead stays at the value for `CUT_SECONDS` and leaves it in a jump on either side, twice or
-    more, or once for `RAIL_SECONDS` at the end of the converter's range. That a value is the end of the range
-    says nothing by itself: writers of files scale leads to fill it. A constant lead does not saturate.
+    more, or once by over `RAIL_JUMP` of its range at the end of the converter's. That a value is the end of
+    the range says nothing by itself: writers of files scale leads to fill it. A constant lead does not
+    saturate.
 
     Args:
         signal: float32 or float64 [n], finite.
@@ -149,10 +152,9 @@ def cut_offs(signals: np.ndarray, rate: float, rails: np.ndarray) -> tuple[np.nd
     return values, samples
 
 
-def shortest_runs(rate: float) -> tuple[float, float, float]:
-    """Samples of the shortest runs that count: held, cut off, cut off once at the end of the range."""
-    least = float(CUT_SAMPLES)
-    return HELD_SECONDS * rate, max(least, CUT_SECONDS * rate), max(least, RAIL_SECONDS * rate)
+def shortest_runs(rate: float) -> tuple[float, float]:
+    """Samples of the shortest runs that count: of those held, and of those cut off."""
+    return HELD_SECONDS * rate, max(float(CUT_SAMPLES), CUT_SECONDS * rate)
 
 
 def _check_float(signal: np.ndarray) -> None:
@@ -204,7 +206,7 @@ def _standardize_rows(rows: np.ndarray, limit: float) -> None:
 def cut_off_lead(
     signal: np.ndarray,
     extremes: tuple[float, float],
-    runs: tuple[float, float, float],
+    runs: tuple[float, float],
     low: float,
     high: float,
 ) -> tuple[float, int]:
@@ -214,7 +216,7 @@ def cut_off_lead(
     """
     n = len(signal)
     bottom, top = extremes
-    held_run, cut_run, rail_run = runs
+    held_run, cut_run = runs
     if bottom == top:
         return bottom, 0
     for value, at_rail in ((bottom, bottom <= low), (top, top >= high)):
@@ -224,8 +226,8 @@ def cut_off_lead(
         share = HELD_SHARE if n_held > 1 else HELD_SHARE_ONCE
         if held > share * n:
             return value, total
-        n_cuts, longest = _cuts_at(signal, value, cut_run)
-        if n_cuts > 1 or (at_rail and longest >= rail_run):
+        n_cuts, jump = _cuts_at(signal, value, cut_run)
+        if n_cuts > 1 or (at_rail and jump > RAIL_JUMP * (float(top) - float(bottom))):
             return value, total
     return bottom, 0
 
@@ -233,7 +235,7 @@ def cut_off_lead(
 @numba.njit(nogil=True, cache=True)
 def _cut_off_rows(
     rows: np.ndarray,
-    runs: tuple[float, float, float],
+    runs: tuple[float, float],
     rails: np.ndarray,
     values: np.ndarray,
     samples: np.ndarray,
@@ -301,15 +303,16 @@ def _runs_at(signal: np.ndarray, value: float, held_run: float) -> tuple[int, in
 
 
 @numba.njit(nogil=True, cache=True)
-def _cuts_at(signal: np.ndarray, value: float, cut_run: float) -> tuple[int, int]:
-    """Number of the runs of `cut_run` or more at a value that are left in a jump, and the longest."""
+def _cuts_at(signal: np.ndarray, value: float, cut_run: float) -> tuple[int, float]:
+    """Number of the runs of `cut_run` or more at a value that are left in a jump, and the largest jump."""
     n = len(signal)
     least = np.inf
     for i in range(1, n):
         step = abs(float(signal[i]) - float(signal[i - 1]))
         if 0 < step < least:
             least = step
-    number = longest = run = 0
+    number = run = 0
+    largest = 0.0
     for i in range(n + 1):
         if i < n and signal[i] == value:
             run += 1
@@ -317,8 +320,9 @@ def _cuts_at(signal: np.ndarray, value: float, cut_run: float) -> tuple[int, int
         if run > 0 and run >= cut_run:
             after = abs(float(signal[i]) - value) if i < n else np.inf  # the record may begin or end with it
             before = abs(float(signal[i - run - 1]) - value) if i > run else np.inf
-            if min(before, after) > CUT_STEPS * least:
+            jump = min(before, after)
+            if jump > CUT_STEPS * least:
                 number += 1
-                longest = max(longest, run)
+                largest = max(largest, jump)
         run = 0
-    return number, longest
+    return number, largest

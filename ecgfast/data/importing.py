@@ -21,8 +21,9 @@ from ecgfast.data.store import SAMPLE_RATE, STORE_FORMAT, STORE_VERSION
 from ecgfast.data.values import text_of
 from ecgfast.data.writer import Recording, StoreWriter, finished_store
 from ecgfast.errors import EcgfastError
-from ecgfast.leads import STANDARD_LEADS
+from ecgfast.leads import OWN_NAMES, STANDARD_LEADS
 
+_SHOWN_NAMES = 8  # of signals that were not taken
 _LISTED = 32_768  # most records that are kept in memory, not listed again
 
 
@@ -38,6 +39,7 @@ class PrepareReport:
         nothing_to_do: The store was there already, made from the same source in the same way.
         warnings: What is odd about recordings that were taken, by kind; `warnings.csv` names them.
         without: Recordings of unknown patient, age and sex, and without a label.
+        unused: Recordings by name of a signal that was not taken, since it is no standard lead.
         amplitude: Typical peak-to-peak millivolts: the recordings' median; None if it wasn't looked at.
         examples: The most frequent reasons, then the warnings, whole, each with a record.
     """
@@ -49,6 +51,7 @@ class PrepareReport:
     nothing_to_do: bool
     warnings: dict[str, int] = field(default_factory=dict)
     without: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
     amplitude: float | None = None
     examples: tuple[str, ...] = ()
 
@@ -60,6 +63,8 @@ class PrepareReport:
             parts.append(f"{sum(self.warnings.values())} warnings ({counts_of(self.warnings)})")
         if lacking := {name: count for name, count in self.without.items() if count}:
             parts.append(f"without {counts_of(lacking)}")
+        if self.unused:
+            parts.append(f"signals not taken: {_names(self.unused)}")
         if self.amplitude is not None:
             parts.append(f"typically {self.amplitude:g} mV peak to peak")
         if self.nothing_to_do:
@@ -106,6 +111,8 @@ def prepare(
     if workers < 1:
         raise EcgfastError(f"workers: got {workers}, want 1 or more")
     opened = open_source(folder, form, unit)
+    if how.names != OWN_NAMES and not opened.takes_names:
+        raise EcgfastError(f"names: must be left out for format {opened.form}, whose leads are known")
     settings, listed, n_records = _settings(opened, how, progress)
     report = _finished(store, settings)
     if report is not None and not partial_folder(store).exists():
@@ -208,9 +215,18 @@ def _complete(writer: StoreWriter, none: str) -> PrepareReport:
         nothing_to_do=False,
         warnings=dict(writer.warnings.kinds),
         without=dict(writer.without),
+        unused=dict(writer.unused),
         amplitude=writer.amplitude,
         examples=_examples(writer.rejected, writer.warnings),
     )
+
+
+def _names(counts: dict[str, int]) -> str:
+    """Signals by name, the most frequent first: "MLII (48 records), RESP (3)"."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{name} ({count}{' records' if i == 0 else ''})" for i, (name, count) in enumerate(ordered)]
+    rest = len(shown) - _SHOWN_NAMES
+    return ", ".join(shown[:_SHOWN_NAMES] + ([f"{rest} more in store.json"] if rest > 0 else []))
 
 
 def _examples(rejected: Reasons, warnings: Reasons) -> tuple[str, ...]:
@@ -282,6 +298,7 @@ def _finished(store: Path, settings: dict[str, Any]) -> PrepareReport | None:
         nothing_to_do=True,
         warnings=found.get("warnings", {}),
         without=found.get("without", {}),
+        unused=found.get("unused_signals", {}),
         amplitude=found.get("amplitude_mv"),
         examples=_examples(read_reasons(store / "rejected.csv"), read_reasons(store / "warnings.csv")),
     )

@@ -42,6 +42,7 @@ class StoreSummary:
         n_implausible: Of these, those whose amplitude no ECG has, see `plausibility`.
         n_rejected: Records of the source that were not taken.
         rejected: Those by kind of reason.
+        unused_signals: Recordings by name of a signal that is no standard lead and wasn't taken; likewise.
         warnings: What is odd about recordings that were taken, by kind; empty for stores that don't tell.
         without: Recordings of unknown patient, age and sex, and without a label; likewise.
         bytes: Size on disk, by file.
@@ -70,6 +71,7 @@ class StoreSummary:
     n_implausible: int
     n_rejected: int
     rejected: dict[str, int]
+    unused_signals: dict[str, int]
     warnings: dict[str, int]
     without: dict[str, int]
     bytes: dict[str, int]
@@ -94,6 +96,7 @@ class StoreSummary:
             f"{self.pairs:,} pairs of 5 s segments",
             f"leads        {_counts(self.leads, self.n_recordings, len(STANDARD_LEADS))}",
             f"             {_counts(lead_sets, None, _ROWS)}",
+            *([f"not taken    {_counts(self.unused_signals, None, _ROWS)}"] if self.unused_signals else []),
             f"amplitude    {_values(self.amplitude)} mV peak to peak",
             f"levels       {_values(self.levels)} distinct values in a recording",
             *([f"             {self._implausible()}"] if self.n_implausible else []),
@@ -155,6 +158,9 @@ def summarize(store: Store) -> StoreSummary:
         **_look_at_signals(store, present),
         n_rejected=description["n_rejected"],
         rejected=dict(sorted(description["rejected"].items(), key=lambda item: (-item[1], item[0]))),
+        unused_signals=dict(
+            sorted(description.get("unused_signals", {}).items(), key=lambda item: (-item[1], item[0]))
+        ),
         warnings=description.get("warnings", {}),
         without=description.get("without", {}),
         bytes={file.name: file.stat().st_size for file in files},

@@ -69,10 +69,11 @@ def array_leads(
     Args:
         value: [leads, n_samples], see `signal_array`; or a data frame whose columns are leads.
         rate: Samples per second.
-        names: Of the leads; standard ones, each once. None: a data frame's own, else all twelve.
-        rule: What names stand for which leads, beside the standard ones.
+        names: Of the leads; standard ones, each once. None: a data frame's own, else those that the rule
+            gives by position, else all twelve.
         unit: V, mV, uV or nV; None: mV for floating point and for counts with a gain, uV for int16.
         gain: Counts of a converter in one unit, one for all leads or one for each.
+        rule: How names are read.
 
     Returns:
         The leads; and a key of `MICROVOLTS`, None where a gain was given.
@@ -83,7 +84,13 @@ def array_leads(
     array, given = signal_array(value)
     if (own := _columns(value)) is not None:
         array, names = array.T, own if names is None else names
-    indices = _indices(names, len(array) if array.ndim else 0, rule)
+    if names is None and rule.by_position:
+        names = [name for name in rule.by_position if name != "-"]
+        if array.ndim == 2 and len(array) != len(rule.by_position):
+            told = f"{len(rule.by_position)} names were given for its leads"
+            raise Rejected(f"leads: the signal is {list(array.shape)}, {told}")
+        array = array[[name != "-" for name in rule.by_position]] if array.ndim == 2 else array
+    indices = _indices(STANDARD_LEADS if names is None else names, rule)
     if array.ndim != 2 or len(array) != len(indices):
         raise Rejected(_shape_advice(array.shape, len(indices)))
     unit = _unit(given, unit, gain)
@@ -155,25 +162,14 @@ def _columns(value: Any) -> list[str] | None:
     return names if names and all(isinstance(name, str) for name in names) else None
 
 
-def _indices(names: Any, n: int, rule: LeadNames) -> list[int | None]:
-    """The lead that each of `n` rows is; None for one that the rule leaves out."""
-    if names is None:
-        names = [""] * n if rule.by_position else STANDARD_LEADS
+def _indices(names: Any, rule: LeadNames) -> list[int]:
     if isinstance(names, str | set | frozenset) or not isinstance(names, Iterable):
         raise Rejected(f"leads: got {shown(names)}, want a list of lead names such as ['I', 'II']")
-    names = list(names)
     try:
-        if rule == OWN_NAMES or not all(isinstance(name, str) for name in names):
-            return lead_indices(names)
-        found = rule.find(names)
+        names = list(names)
+        return lead_indices(rule.renamed(names) if all(isinstance(name, str) for name in names) else names)
     except EcgfastError as error:
-        told = str(error)
-        raise Rejected(told if told.startswith("leads") else f"leads: {told}") from None
-    if None in found and not rule.by_position:
-        raise Rejected(
-            f"leads: unknown lead {names[found.index(None)]!r}, want of {', '.join(STANDARD_LEADS)}"
-        )
-    return found
+        raise Rejected(str(error)) from None
 
 
 def _unit(given: np.dtype, unit: Any, gain: Any) -> str:

@@ -79,7 +79,7 @@ def _fill_block(
     columns: np.ndarray,
     scales: np.ndarray,
     end: int,
-    runs: tuple[float, float, float],
+    runs: tuple[float, float],
     told: np.ndarray,
     factor: tuple[int, int],
     low_pass: tuple[np.ndarray, int],

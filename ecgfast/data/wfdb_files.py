@@ -70,6 +70,8 @@ def frames_in_file(path: str, name: str, form: str, offset: int, per_frame: list
     """
     size = file_size(path, name)
     if form in FLAC:
+        if size < (needed := offset + signal_bytes(form, n * sum(per_frame))):
+            raise Rejected(f"cut short: {name} has {size} of {needed} bytes or more")
         return _compressed_frames(path, name, form, offset, per_frame, n)
     samples = sum(per_frame)
     if name[-4:].casefold() == ".mat":
@@ -81,7 +83,7 @@ def frames_in_file(path: str, name: str, form: str, offset: int, per_frame: list
         raise Rejected(f"cut short: {name} has {size} of {needed} bytes")
     if form in _SAMPLES and size > offset + most_bytes(form, n * samples):
         of = f"{n} samples of {len(per_frame)} signals"
-        raise Rejected(f"too long: {name} has {size} bytes, its header tells of {needed} ({of})")
+        raise Rejected(f"unreadable: {name} is too long: {size} bytes, its header tells of {needed} ({of})")
     return n
 
 
@@ -128,12 +130,14 @@ def _matrix_columns(
         if offset == 0 and size != data + signal_bytes(_MATRIX[kind], rows * columns):
             continue  # samples that happen to look like it
         if form != _MATRIX[kind] or imaginary:
-            raise Rejected(f"shape: {name} holds a matrix of type {kind}, its header says format {form}")
+            raise Rejected(f"unreadable: {name} holds a matrix of type {kind}, its header says format {form}")
         if rows != sum(per_frame) or columns != (n or columns):
             told = f"{len(per_frame)} signals of {n or 'any number of'} samples"
             if sum(per_frame) != len(per_frame):
                 told += f", {sum(per_frame)} in a frame"
-            raise Rejected(f"shape: {name} has {rows} rows of {columns} samples, its header tells of {told}")
+            raise Rejected(
+                f"unreadable: {name} has {rows} rows of {columns} samples, its header tells of {told}"
+            )
         if offset != data:
             raise Rejected(f"unreadable: in {name} samples begin at byte {data}, its header says {offset}")
         return columns
@@ -150,16 +154,14 @@ def _compressed_frames(path: str, name: str, form: str, offset: int, per_frame: 
     _, told = _FLAC_START.unpack(start)
     channels, samples = (told >> 41 & 7) + 1, told & 2**36 - 1
     if channels != len(per_frame):
-        raise Rejected(f"shape: {name} has {channels} channels, its header tells of {len(per_frame)} signals")
-    if samples == 0:  # it doesn't know
-        size = file_size(path, name)
-        if n * per_frame[0] * channels * _MOST_COMPRESSED > size:
-            raise Rejected(f"cut short: {name} has {size} bytes")
-        return n
+        raise Rejected(
+            f"unreadable: {name} has {channels} channels, its header tells of {len(per_frame)} signals"
+        )
     wanted = n * per_frame[0] or samples
-    if samples != wanted:
-        kind = "cut short" if samples < wanted else "too long"
-        raise Rejected(f"{kind}: {name} has {samples} samples a channel, its header tells of {wanted}")
+    if 0 < samples < wanted:  # 0: it doesn't know
+        raise Rejected(f"cut short: {name} has {samples} of {wanted} samples a channel")
+    if samples > wanted:
+        raise Rejected(f"unreadable: {name} is too long: {samples} samples a channel, want {wanted}")
     return n or samples // max(1, per_frame[0])
 
 

@@ -195,9 +195,11 @@ def read_segments(path: Path, header: Header) -> list[Header]:
 def _without_folders(lines: list[str]) -> list[str]:
     """The lines with bare names; `name/3`, a record in segments, stays where it has so many."""
     bare = [_FOLDERS.sub("", line, count=1) if _FOLDERS.match(line) else line for line in lines]
-    form = _RECORD_LINE.fullmatch(lines[0])
-    if form is not None and int(form["n_segments"] or form["n_signals"]) == len(lines) - 1:
-        bare[0] = lines[0]
+    last = lines[0].split()[0].rpartition("/")[2] if lines else ""
+    if last.isdigit():
+        of_segments = all(len(line.split()) == 2 for line in lines[1:])
+        if of_segments or last.lstrip("0") == str(len(lines) - 1):
+            bare[0] = lines[0]
     return bare
 
 
@@ -229,6 +231,11 @@ def check_files(folder: Path, header: Header, absent: frozenset[str] = frozenset
         if layout.skew > frames[layout.file]:
             raise Rejected(f"unreadable: a signal in {layout.file} is late by all its samples")
     return set(first)
+
+
+def has_files(header: Header) -> bool:
+    """Whether there are signals in files: those of a layout have none."""
+    return bool(_layouts(header))
 
 
 def absent_files(folder: Path, header: Header) -> frozenset[str]:

@@ -124,14 +124,14 @@ def check_samples(samples: np.ndarray, name: str, initial: int, checksum: int, i
     """
     first = int(samples[0]) if len(samples) else 0
     if initial not in (0, first) and first != invalid:
-        raise Rejected(f"damaged: {name} begins with {first}, its header says {initial}")
+        raise Rejected(f"unreadable: {name} begins with {first}, its header says {initial}")
     if checksum == 0:
         return
     total = int(samples.sum(dtype=np.int64))
     replaced = np.count_nonzero(samples == invalid) * (_INVALID - invalid)  # as the WFDB library sums them
     if (total - checksum) % 2**16 and (total + replaced - checksum) % 2**16:
         shown = total % 2**16 if checksum >= 2**15 else (total + 2**15) % 2**16 - 2**15  # writers do either
-        raise Rejected(f"damaged: {name} has the checksum {shown}, its header says {checksum}")
+        raise Rejected(f"unreadable: {name} has the checksum {shown}, its header says {checksum}")
 
 
 def scale_of(signal: Signal, factor: float) -> tuple[float, float, float]:

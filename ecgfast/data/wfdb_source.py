@@ -22,6 +22,7 @@ from ecgfast.data.wfdb_header import (
     Header,
     absent_files,
     check_files,
+    has_files,
     read_header,
     read_segments,
     segment_headers,
@@ -94,8 +95,8 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
         age=told.age,
         sex=told.sex,
         source_rate=rate,
-        unused=_unused(path.parent, header, names, how),
-        warnings=told.warnings,
+        unused=_unused(names, how),
+        warnings=(*told.warnings, *_missing(path.parent, header, names, how)),
     )
 
 
@@ -128,9 +129,10 @@ def _check_files(folder: Path, header: Header, channels: dict[int, int]) -> set[
 def _through_wfdb(path: Path, header: Header, how: Preprocessing) -> tuple[dict[int, Lead], list[str], float]:
     """The standard leads, each in microvolts with its rate; the names of all signals; the highest rate."""
     if header.n_segments:
-        headers = [header, *read_segments(path, header)]
+        parts = [(part, check_files(path.parent, part)) for part in read_segments(path, header)]
+        headers = [header, *(part for part, _ in parts)]
         wanted = None
-        files = set().union(*(check_files(path.parent, part) for part in headers[1:]))
+        files = set().union(*(files for _, files in parts))
     else:
         headers = [header]
         names = [_signal_name(line) for line in header.lines]
@@ -199,7 +201,7 @@ def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list
 
         try:
             if len(headers) > 1:
-                for part in headers[1:]:
+                for part in filter(has_files, headers[1:]):
                     _check_samples(read(part, physical=False))
                 return read(headers[0], physical=True)
             record = read(headers[0], physical=False)
@@ -251,15 +253,17 @@ def _cached_channels(names: tuple[str, ...], rule: LeadNames) -> dict[int, int]:
     return {lead: i for i, lead in enumerate(found) if lead is not None}
 
 
-def _unused(folder: Path, header: Header, names: list[str], how: Preprocessing) -> tuple[str, ...]:
+def _unused(names: list[str], how: Preprocessing) -> tuple[str, ...]:
     """Names of the signals that are no standard lead, for people."""
-    channels = _channels(names, how.names)
-    if len(channels) == len(names):
-        return ()
-    absent = frozenset() if header.n_segments else absent_files(folder, header)
-    taken = set(channels.values())
-    others = ((i, shown_name(name)) for i, name in enumerate(names) if i not in taken)
-    if not absent:
-        return tuple(name for _, name in others)
-    files = [line.split(None, 1)[0] for line in header.lines]
-    return tuple(f"{name} (file missing)" if files[i] in absent else name for i, name in others)
+    taken = set(_channels(names, how.names).values())
+    return tuple(shown_name(name) for i, name in enumerate(names) if i not in taken)
+
+
+def _missing(folder: Path, header: Header, names: list[str], how: Preprocessing) -> Iterator[str]:
+    """Warnings of files that are not there; that none of the leads is in them, `_check_files` has seen."""
+    if header.n_segments or len(_channels(names, how.names)) == len(names):
+        return
+    for file in sorted(absent_files(folder, header)):
+        own = zip(header.lines, names, strict=True)
+        told = ", ".join(shown_name(name) for line, name in own if line.split(None, 1)[0] == file)
+        yield f"missing file: {file}, of {told}"

@@ -39,6 +39,7 @@ _MOST_PENDING = 4  # times as many are added while a sync goes on; then they wai
 _ROW_GROUP = 65536  # rows of the index held in memory at once
 _NPY_HEADER = 128
 _COLUMNS = frozenset(INDEX_SCHEMA.names)
+_MOST_NAMES = 256  # of signals that are counted: damage makes up ever more
 _MAY_LACK = {"patient": "patient_id", "age": "age", "sex": "sex", "label": "labels"}
 
 
@@ -107,6 +108,7 @@ class StoreWriter:
         self.rejected = Reasons()
         self.warnings = Reasons()
         self.without: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()
         self._amplitudes: Counter[float] = Counter()
         self._resumes = resume
         self._shard_elements = shard_elements
@@ -177,6 +179,8 @@ class StoreWriter:
         entry: dict[str, Any] = {"row": row}
         if recording.warnings:
             entry["warnings"] = list(map(_utf8, recording.warnings))
+        if recording.unused:
+            entry["unused"] = list(map(_utf8, recording.unused))
         if recording.amplitude is not None:
             entry["amplitude"] = float(f"{recording.amplitude:.2g}")
         self._end += signal.size
@@ -235,6 +239,7 @@ class StoreWriter:
             "n_rejected": self.n_rejected,
             "rejected": dict(sorted(self.rejected.kinds.items())),
             "warnings": dict(sorted(self.warnings.kinds.items())),
+            "unused_signals": dict(sorted(self.unused.items())),
             "without": {name: self.without[name] for name in _MAY_LACK},
             "amplitude_mv": self.amplitude,
             "n_shards": self._shard + 1,
@@ -283,6 +288,8 @@ class StoreWriter:
         row = entry["row"]
         self.n_imported += 1
         self.without.update(name for name, column in _MAY_LACK.items() if row[column] in (None, []))
+        for name in dict.fromkeys(entry.get("unused", ())):
+            self.unused[name if name in self.unused or len(self.unused) < _MOST_NAMES else "others"] += 1
         for warning in entry.get("warnings", ()):
             self.warnings.add(row["source"], warning)
         if "amplitude" in entry:
@@ -297,7 +304,7 @@ class StoreWriter:
     def _resume(self) -> None:
         if not (self._resumes and self._journal_is_good()):
             self.n_imported = self._shard = self._end = 0
-            for counted in (self.rejected, self.warnings, self.without, self._amplitudes):
+            for counted in (self.rejected, self.warnings, self.without, self.unused, self._amplitudes):
                 counted.clear()
             self._empty_partial()
             self._folder.mkdir()
@@ -447,7 +454,8 @@ def finished_store(path: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
         raise EcgfastError(f"store: {path} is not empty and no store, want a folder to create")
     found = read_store_json(path)
     made, asked = _leaves(found), _leaves(settings)
-    for name, want in asked.items():
+    steps = {name: None for name in made if name.startswith("preprocessing.")}  # those not asked for, too
+    for name, want in (steps | asked).items():
         if made.get(name) != want:
             raise EcgfastError(
                 f"store: {path} was made with {name} {made.get(name)!r}, asked for is {want!r}: "
@@ -518,10 +526,10 @@ def _is_entry(entry: Any) -> bool:
         return False
     if "row" not in entry:
         return entry.keys() == {"source", "reason"} and all(isinstance(v, str) for v in entry.values())
-    if not entry.keys() <= {"row", "warnings", "amplitude"}:
+    if not entry.keys() <= {"row", "warnings", "amplitude", "unused"}:
         return False
-    warnings, amplitude = entry.get("warnings", []), entry.get("amplitude", 0.0)
-    if not isinstance(warnings, list) or not all(isinstance(text, str) for text in warnings):
+    texts, amplitude = [entry.get(name, []) for name in ("warnings", "unused")], entry.get("amplitude", 0.0)
+    if not all(isinstance(some, list) and all(isinstance(text, str) for text in some) for some in texts):
         return False
     row = entry["row"]
     places = ("shard", "offset", "n_samples")

@@ -67,6 +67,7 @@ class Source(ABC):
         unit: Unit of the signals, where the source tells none and takes one; None: its usual one.
         form: Name of the format.
         takes_unit: Whether it takes one.
+        takes_names: Whether its signals may have other names, or none.
         wants: What a folder of this format holds, for people.
     """
 
@@ -74,6 +75,7 @@ class Source(ABC):
     unit: str | None = None
     form: ClassVar[str]
     takes_unit: ClassVar[bool] = False
+    takes_names: ClassVar[bool] = True
     wants: ClassVar[str]
 
     @classmethod

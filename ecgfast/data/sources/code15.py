@@ -46,6 +46,7 @@ class Code15(Source):
 
     form = "code15"
     takes_unit = True
+    takes_names = False
     wants = f"{_TABLE} beside exams_part*.hdf5"
 
     @classmethod
