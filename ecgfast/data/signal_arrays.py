@@ -98,7 +98,8 @@ def array_leads(
     if gain is not None:
         microvolts /= _gains(gain, len(indices))
     microvolts *= MICROVOLTS[unit]
-    leads = {index: Lead(row, rate) for index, row in zip(indices, microvolts, strict=True)}
+    rows = zip(indices, microvolts, strict=True)
+    leads = {index: Lead(row, rate) for index, row in rows if index is not None}
     return leads, unit if gain is None else None
 
 
@@ -189,9 +190,8 @@ def _unit(given: np.dtype, unit: Any, gain: Any) -> str:
 
 def _gains(gain: Any, n: int) -> np.ndarray:
     """Gains to divide [leads, samples] by."""
-    if isinstance(gain, str) or not isinstance(gain, Iterable) or getattr(gain, "ndim", 1) == 0:
-        gain = [gain] * n
-    gains = [number_of(one) for one in gain]
+    single = isinstance(gain, str) or not isinstance(gain, Iterable) or getattr(gain, "ndim", 1) == 0
+    gains = [number_of(one) for one in ([gain] * n if single else gain)]
     if len(gains) != n or not all(one is not None and one > 0 for one in gains):
         raise Rejected(f"gain: got {shown(gain)}, want a positive number, or one for each of the {n} leads")
     return np.array(gains, dtype=np.float64)[:, None]
