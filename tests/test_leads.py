@@ -14,7 +14,7 @@ def test_any_case_and_any_order():
 
 
 SPELLINGS = {
-    "I": "I|i| I |DI|D1|LI|Lead I|lead_I|LeadI|ECG I|ECG Lead I|EKG I|I (mV)|I [uV]|I (\u00b5V)|Lead-I|\u2160",
+    "I": "I|i| I |DI|D1|LI|Lead I|lead_I|LeadI|ECG I|ECG Lead I|EKG I|I (mV)|I [uV]|I (\u00b5V)|\u2160",
     "II": "DII|D2|ii|ECG II|lead II|LII|MDC_ECG_LEAD_II|Lead II (Einthoven)|Deriva\u00e7\u00e3o II|ECG_II",
     "III": "DIII|d3|ECG lead III|Ableitung III|III lead",
     "aVR": "AVR|avr|aVr|a-VR|aV R|ECG AVR|MDC_ECG_LEAD_AVR|aVR (mV)|Lead aVR",
@@ -28,10 +28,9 @@ def test_spellings_in_use(lead):
         assert (name, find_lead(name)) == (name, STANDARD_LEADS.index(lead))
 
 
-OTHERS = "MLII|V|V7|ECG 1||VI|1|-aVR|Lead -aVR|aVRneg|VR|C1|C3|ECG|ECG1|ECG I filtered|V3R|V1-V2|ML2|ST_I|I+|mod.V1"
-OTHERS += (
-    "|MLI|A-I|D4|Lead 1|Resp|CM5|MDC_ECG_LEAD_AVRneg|lead|E-S|vx|D12|MCL1|L1|V10|V01|I I|LL|V1-|aVR-|ECG - I"
-)
+OTHERS = "MLII|V|V7|ECG 1||VI|1|-aVR|Lead -aVR|aVRneg|VR|C1|C3|ECG|ECG1|ECG I filtered|V3R|V1-V2"
+OTHERS += "|ML2|ST_I|I+|mod.V1|MLI|A-I|D4|Lead 1|Resp|CM5|MDC_ECG_LEAD_AVRneg|lead|E-S|vx|D12|MCL1|L1|V10|V01"
+OTHERS += "|I I|LL|V1-|aVR-|ECG - I"
 
 
 def test_chest_leads_beside_limb_leads():
@@ -61,3 +60,12 @@ def test_other_leads_are_not_taken_for_standard_ones(name):
 def test_refused(names, message):
     with pytest.raises(EcgfastError, match=message):
         lead_indices(names)
+
+
+def test_encoders_know_the_same_spellings():
+    from ecgfast.nn import Encoder, EncoderConfig
+
+    config = EncoderConfig(
+        stem_channels=16, width=32, layers=1, heads=2, ffn=48, conv_pos=8, conv_pos_groups=2
+    )
+    assert Encoder(config)._channels(["DII", "Lead V1", "ECG I"]) == [1, 6, 0]

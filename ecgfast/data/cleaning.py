@@ -271,8 +271,20 @@ def _all_finite(values: np.ndarray) -> bool:
 
 
 @numba.njit(nogil=True, cache=True)
+def _has_three(signal: np.ndarray, value: float) -> bool:
+    """Whether three samples in a row are at a value, which few leads have: 32 are looked at at once."""
+    value = signal.dtype.type(value)
+    found = False
+    for i in range(len(signal) - 2):
+        found |= (signal[i] == value) & (signal[i + 1] == value) & (signal[i + 2] == value)
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
 def _has_run(signal: np.ndarray, value: float, length: int) -> bool:
     """Whether there is a run at a value of this length: every such run is met by looking once a length."""
+    if length >= CUT_SAMPLES and not _has_three(signal, value):
+        return False
     step = max(1, length)
     for at in range(step - 1, len(signal), step):
         if signal[at] == value:

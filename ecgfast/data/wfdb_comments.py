@@ -15,8 +15,9 @@ _FIELD = r"(?:^|\s)<?{}>?\s*:\s*(\S+)"
 _AGE = re.compile(_FIELD.format("age"), re.IGNORECASE)
 _SEX = re.compile(_FIELD.format("(?:sex|gender)"), re.IGNORECASE)
 _PATIENT = re.compile(_FIELD.format(r"(?:patient|subject)(?:[ _]?id)?"), re.IGNORECASE)
-_LABELS = re.compile(r"<?(?:dx|labels?)>?\s*:\s*(.*)", re.IGNORECASE)
-_CHAGAS = re.compile(r"chagas label\s*:\s*(?:true|1(?:\.0*)?)\s*", re.IGNORECASE)
+_LABELS = re.compile(
+    r"<?(?:dx|labels?)>?\s*:\s*(.*)|(chagas) label\s*:\s*(?:true|1(?:\.0*)?)\s*", re.IGNORECASE
+)
 _OVER_89 = 90.0  # what PTB-XL, and the Challenges made from it, write as 300
 
 
@@ -58,9 +59,8 @@ def _first(field: re.Pattern[str], comments: list[str]) -> str | None:
 def _labels(comments: list[str]) -> Iterable[str]:
     for comment in comments:
         if match := _LABELS.fullmatch(comment):
-            yield from filter(None, (code.strip() for code in match[1].split(",")))
-        elif _CHAGAS.fullmatch(comment):
-            yield "Chagas"
+            codes = "Chagas" if match[2] else match[1]
+            yield from filter(None, (code.strip() for code in codes.split(",")))
 
 
 def _age(text: str | None, warnings: list[str]) -> float | None:

@@ -135,6 +135,12 @@ def test_units_and_gains(tmp_path, imported, gain, factor):
         ([" <age>: 25  <sex>: M  <diagnoses>: (none)"], (25.0, "M", [])),
         (["Age: NaN", "Sex: Unknown", "Dx: "], (None, None, [])),
         (["Age: -1", "Stage: 4"], (None, None, [])),
+        ([" Age: 56", " Sex: Female", " Labels: NORM, STTC", " Image: a.png"], (56.0, "F", ["NORM", "STTC"])),
+        (["Age: 300", "Sex: Male", "Height: Unknown", "Dx: CD, HYP"], (90.0, "M", ["CD", "HYP"])),
+        (["Dx: 1, 2", "Labels: 2, 3"], (None, None, ["1", "2", "3"])),
+        ([" Age: 44", " Sex: Male", " Chagas label: True", " Source: CODE-15%"], (44.0, "M", ["Chagas"])),
+        ([" Age: 44.0", " Chagas label: False", " Source: PTB-XL"], (44.0, None, [])),
+        ([" Chagas label: 1", " Chagas probability: 0.8"], (None, None, ["Chagas"])),
         ([], (None, None, [])),
     ],
 )

@@ -34,7 +34,7 @@ def test_spellings_of_files(tmp_path, imported):
     for name, spelt in names.items():
         write_record(tmp_path / "in" / name, sines(leads=6), leads=spelt)
     store = imported(tmp_path / "in")
-    assert leads(store) == dict.fromkeys(sorted(names), ["I", "II", "III", "aVR", "aVL", "aVF"])
+    assert leads(store) == {name: ["I", "II", "III", "aVR", "aVL", "aVF"] for name in sorted(names)}
     assert store.description["unused_signals"] == {}
 
 
@@ -127,14 +127,13 @@ def test_leads_by_position(tmp_path):
     write_record(tmp_path / "in/same", sines(leads=3), leads=["", "resp", "V1"])
     write_record(tmp_path / "in/other", sines(leads=3), leads=["V2", "", ""])
     write_record(tmp_path / "in/more", sines(leads=4), leads=["", "", "", ""])
-    alone = tmp_path / "alone"
+    write_record(tmp_path / "alone/unnamed", sines(leads=3), leads=["", "", ""])
     with pytest.raises(EcgfastError, match="none of the 3 signals has a name, --leads can give them"):
-        write_record(alone / "unnamed", sines(leads=3), leads=["", "", ""])
-        prepare(alone, tmp_path / "store", **QUIET)
+        prepare(tmp_path / "alone", tmp_path / "store", **QUIET)
     how = Preprocessing(names=LeadNames.of(leads=["DII", "-", "v1"]))
     report = prepare(tmp_path / "in", tmp_path / "store", preprocessing=how, **QUIET)
     store = Store(tmp_path / "store")
-    assert leads(store) == dict.fromkeys(["named", "same", "unnamed"], ["II", "V1"])
+    assert leads(store) == {name: ["II", "V1"] for name in ("named", "same", "unnamed")}
     for i in range(3):
         np.testing.assert_array_equal(store.signal(i)[[1, 6]], sines(leads=3)[[0, 2]])
     assert report.unused == {"ECG 2": 1, "resp": 1, "unnamed": 1}
