@@ -143,9 +143,9 @@ def write_store(
 
     A recording is a mapping or an object with
 
-    - signal: [leads, n_samples], floating point in millivolts or int16 in microvolts, or any real numbers with
-      a unit or a gain; of NumPy, PyTorch (from any device) or another library, or a data frame whose columns
-      are leads; masked samples are missing ones;
+    - signal: [leads, n_samples], floating point in millivolts or int16 in microvolts, or any real numbers
+      with a unit or a gain; of NumPy, PyTorch (from any device) or another library, or a data frame whose
+      columns are leads; masked samples are missing ones;
     - rate: samples per second;
     - unit: V, mV, uV or nV;
     - gain: counts of a converter in one unit (in one mV where no unit is given), for all leads or for each;

@@ -68,7 +68,7 @@ def scale_advice(millivolts: float, unit: str | None) -> str | None:
         return f"{told}, usual is about 1 mV: is the gain or the unit in its header right?"
     for other, microvolts in MICROVOLTS.items():
         if _USUAL[0] <= millivolts * microvolts / MICROVOLTS[unit] <= _USUAL[1]:
-            return f"{told}: {_NAMES[other]}? pass unit={other!r}"
+            return f"{told}: {_NAMES[other]}? pass unit={other!r} (--unit {other})"
     return f"{told}, usual is about 1 mV: counts of a converter? pass its gain, in counts per mV"
 
 

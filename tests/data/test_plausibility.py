@@ -79,7 +79,7 @@ def test_volts_for_millivolts_are_taken_with_a_warning(tmp_path):
     records = [{"signal": signal * 1e-3, "rate": 500}] + [{"signal": signal * 2e-6, "rate": 500}] * 2
     report = write_store(records, tmp_path / "store")
     assert (report.n_imported, report.warnings) == (3, {"amplitude": 2})
-    advice = r"median peak-to-peak amplitude 0\.00\d+ mV: volts\? pass unit='V'"
+    advice = r"median peak-to-peak amplitude 0\.00\d+ mV: volts\? pass unit='V' \(--unit V\)"
     assert re.search(rf"\n  warning: amplitude: {advice} \(2 records, such as 1\)$", str(report))
     assert (tmp_path / "store/warnings.csv").read_text().count("volts? pass unit='V'") == 2
     summary = summarize(Store(tmp_path / "store"))
