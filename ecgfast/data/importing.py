@@ -232,7 +232,8 @@ def _complete(writer: StoreWriter, none: str) -> PrepareReport:
 def _names(counts: dict[str, int]) -> str:
     """Signals by name, the most frequent first: "MLII (48 records), RESP (3)"."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{name} ({count}{' records' if i == 0 else ''})" for i, (name, count) in enumerate(ordered)]
+    unit = " record" if ordered[0][1] == 1 else " records"
+    shown = [f"{name} ({count}{unit if i == 0 else ''})" for i, (name, count) in enumerate(ordered)]
     rest = len(shown) - _SHOWN_NAMES
     return ", ".join(shown[:_SHOWN_NAMES] + ([f"{rest} more in store.json"] if rest > 0 else []))
 

@@ -15,6 +15,7 @@ A recording is a `[12, n_samples]` block, lead-major, in microvolts, leads in th
 
 import json
 import os
+import stat
 import zlib
 from pathlib import Path
 from tokenize import TokenError
@@ -263,13 +264,25 @@ class Store:
             raise EcgfastError(f"store: record {record} lies outside its shard {file}")
 
 
+def array_shape(file: Path) -> tuple[int, ...]:
+    """The shape of a `.npy` file's array, of which its header alone is read.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: as `map_array`.
+    """
+    return map_array(file).shape
+
+
 def map_array(file: Path) -> np.ndarray:
     """The memory map of a `.npy` file, read-only.
 
     Raises:
         OSError: it can't be read.
-        ValueError: it is no such file, or damaged: NumPy raises more than that for a damaged header.
+        ValueError: it is no such file, a pipe, or damaged: NumPy raises more for a damaged header.
     """
+    if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe's writer may never come
+        raise ValueError("it is no file")
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except (

@@ -7,7 +7,7 @@ and be as long as the header says.
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -214,6 +214,21 @@ def check_files(folder: Path, header: Header, absent: frozenset[str] = frozenset
     Raises:
         Rejected: they are not, or lie elsewhere.
     """
+    return set(_frames(folder, header, absent))
+
+
+def with_length(folder: Path, header: Header) -> Header:
+    """An ordinary record's header with the number of samples that its files have, where it tells none.
+
+    Raises:
+        Rejected: as `check_files`.
+    """
+    frames = {} if header.n_samples or header.n_segments else _frames(folder, header, frozenset())
+    return replace(header, n_samples=next(iter(frames.values()))) if frames else header
+
+
+def _frames(folder: Path, header: Header, absent: frozenset[str]) -> dict[str, int]:
+    """Frames in each signal file, see `check_files`."""
     first: dict[str, Signal | _Layout] = {}
     per_frame: dict[str, list[int]] = {}
     layouts = [layout for layout in _layouts(header) if layout.file not in absent]
@@ -230,7 +245,7 @@ def check_files(folder: Path, header: Header, absent: frozenset[str] = frozenset
     for layout in layouts:  # the samples that a late signal lacks at its end would be made up
         if layout.skew > frames[layout.file]:
             raise Rejected(f"unreadable: a signal in {layout.file} is late by all its samples")
-    return set(first)
+    return frames
 
 
 def has_files(header: Header) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ecgfast.data import wfdb_signals
+from ecgfast.data.folders import walk_folders
 from ecgfast.data.preprocess import Lead, Leads, Preprocessing, Rejected, standard_block
 from ecgfast.data.wfdb_comments import read_comments
 from ecgfast.data.wfdb_direct import direct_block
@@ -26,6 +27,7 @@ from ecgfast.data.wfdb_header import (
     read_header,
     read_segments,
     segment_headers,
+    with_length,
 )
 from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError, one_line
@@ -46,18 +48,12 @@ def find_records(source: Path) -> Iterator[str]:
     Raises:
         EcgfastError: a folder cannot be listed.
     """
-
-    def refuse(error: OSError) -> None:
-        raise EcgfastError(f"source: can't list {error.filename}: {error.strerror}") from error
-
-    for folder, folders, files in os.walk(source, onerror=refuse):
-        folders.sort()
-        names = sorted(name for name in files if name.endswith(".hea"))
+    for folder, files in walk_folders(source):
+        names = [name for name in files if name.endswith(".hea")]
         segments: set[str] = set()
         for name in names:
-            segments.update(segment_headers(os.path.join(folder, name)))
-        below = Path(folder).relative_to(source).as_posix()
-        prefix = "" if below == "." else f"{below}/"
+            segments.update(segment_headers(os.path.join(source, folder, name)))
+        prefix = f"{folder}/" if folder else ""
         yield from (prefix + name for name in names if name not in segments)
 
 
@@ -77,7 +73,7 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
     except UnicodeEncodeError:
         raise Rejected("unreadable: the file name is not UTF-8") from None
     path = source / name
-    header = read_header(path)
+    header = with_length(path.parent, read_header(path))
     if wfdb_signals.can_decode(header):
         names, rate = [signal.name for signal in header.signals], header.rate
         block, present = _decoded(path.parent, header, how)

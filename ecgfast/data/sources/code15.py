@@ -7,6 +7,7 @@ about twice those of other sources. Another unit may be given.
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ecgfast.data.arrays import judged, plausible_block
+from ecgfast.data.folders import is_file
 from ecgfast.data.preprocess import Preprocessing, Rejected
 from ecgfast.data.signal_arrays import array_leads
 from ecgfast.data.sources.base import About, Item, Source, unseen
@@ -27,6 +29,7 @@ RATE = 400.0
 """Samples per second of the tracings."""
 
 _TABLE = "exams.csv"
+_PART = re.compile(r"(?:^|/)exams_part[^/]*\.hdf5$")
 _LABELS = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF")
 _TRUTH = {"true": 1, "1": 1, "1.0": 1, "false": 0, "0": 0, "0.0": 0}
 _MALE = {"true": "M", "false": "F"}
@@ -51,7 +54,7 @@ class Code15(Source):
 
     @classmethod
     def detect(cls, folder: Path) -> bool:
-        return (folder / _TABLE).is_file() and next(folder.rglob("exams_part*.hdf5"), None) is not None
+        return (folder / _TABLE).is_file() and any(_PART.search(name) for name in find_files(folder, ".hdf5"))
 
     def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
         _h5py()
@@ -61,7 +64,7 @@ class Code15(Source):
         yield from bad
         seen = np.zeros(len(exams), dtype=bool)
         for part in find_files(self.folder, ".hdf5"):
-            if Path(part).name.startswith("exams_part"):
+            if _PART.search(part):
                 yield from self._part_items(part, exams, odd, seen)
         for exam in exams["exam"][~seen].tolist():
             yield Item(
@@ -187,6 +190,8 @@ def _h5py() -> Any:
 
 
 def _open(path: Path) -> Any:
+    if path.exists() and not is_file(path):
+        raise Rejected(f"unreadable: {path.name} is no file")
     try:
         return _h5py().File(path, "r")
     except OSError as error:

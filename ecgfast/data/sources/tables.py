@@ -1,7 +1,6 @@
 """Reading the CSV tables of sources, which may be damaged, incomplete or made to do harm."""
 
 import csv
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgfast.data.arrays import did_you_mean
+from ecgfast.data.folders import is_file, walk_folders
 from ecgfast.data.sources.base import Item, unseen
 from ecgfast.errors import EcgfastError
 
@@ -33,6 +33,8 @@ def table_rows(
     Raises:
         EcgfastError: it can't be read, lacks a column, or has one twice or one of another name.
     """
+    if file.exists() and not is_file(file):
+        raise EcgfastError(f"source: can't read {file}: it is no file")
     try:
         with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
             reader = csv.reader(lines)
@@ -68,15 +70,9 @@ def find_files(folder: Path, suffix: str, below: str = "") -> Iterator[str]:
     Raises:
         EcgfastError: a folder can't be listed.
     """
-
-    def refuse(error: OSError) -> None:
-        raise EcgfastError(f"source: can't list {error.filename}: {error.strerror}") from error
-
-    for path, folders, files in os.walk(folder / below, onerror=refuse):
-        folders.sort()
-        for name in sorted(files):
-            if name.endswith(suffix):
-                yield Path(path, name).relative_to(folder).as_posix()
+    for path, files in walk_folders(folder, below):
+        prefix = f"{path}/" if path else ""
+        yield from (prefix + name for name in files if name.endswith(suffix))
 
 
 def safe_path(text: str) -> str | None:
