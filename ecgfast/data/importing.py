@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from ecgfast.data.arrays import array_recording, fields_of, judged, told_with_advice
 from ecgfast.data.folders import partial_folder
+from ecgfast.data.plausibility import typical_advice
 from ecgfast.data.preprocess import Preprocessing, Rejected
 from ecgfast.data.progress import Progress
 from ecgfast.data.readers import Outcome, read_in_order
@@ -66,7 +67,8 @@ class PrepareReport:
         if self.unused:
             parts.append(f"signals not taken: {_names(self.unused)}")
         if self.amplitude is not None:
-            parts.append(f"typically {self.amplitude:g} mV peak to peak")
+            advice = typical_advice(self.amplitude, self.n_imported)
+            parts.append(f"typically {self.amplitude:g} mV peak to peak{advice}")
         if self.nothing_to_do:
             told = f"{self.store}: nothing to do, the store is complete: {', '.join(parts)}"
         else:
@@ -166,14 +168,19 @@ def write_store(
         preprocessing: Filters and repairs; none by default.
 
     Raises:
-        EcgfastError: a recording has no signal, no rate or a field of another name; none can be taken;
-            `store` is there already or can't be created; another import into it runs; the disk is full.
+        EcgfastError: `records` is a table or a mapping; a recording has no signal, no rate or a field of
+            another name; none can be taken; `store` is there already or can't be created; another import into
+            it runs; the disk is full.
     """
     store = Path(store)
     how = preprocessing or Preprocessing()
     settings = store_description(how, {"importer": "arrays"})
     if finished_store(store, settings) is not None:
         raise EcgfastError(f"store: {store} is there already, want a folder to create")
+    if isinstance(records, Mapping | str) or hasattr(records, "columns"):
+        cure = "records.to_dict('records')" if hasattr(records, "to_dict") else "[records]"
+        kind = type(records).__name__
+        raise EcgfastError(f"records: must be an iterable of recordings, got one {kind}; pass {cure}")
     ids: set[str] = set()
     with StoreWriter(store, settings, resume=False) as writer:
         try:

@@ -157,3 +157,15 @@ def test_the_unit_of_a_folder(tmp_path):
     write_record(tmp_path / "wfdb/a")
     with pytest.raises(EcgfastError, match="unit: must be left out for format wfdb"):
         prepare(tmp_path / "wfdb", tmp_path / "other", progress=False, unit="V")
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1.0, False), (0.15, True), (6.0, True)])
+def test_many_recordings_together_tell_more_than_one(tmp_path, factor, told):
+    """Counts at 200 per mV that were taken for microvolts pass one by one."""
+    records = [{"signal": np.rint(heart() * factor).astype(np.int16), "rate": 500}] * 10
+    records[0] = {"signal": heart(), "rate": 500}
+    report = write_store([record | {"record_id": i} for i, record in enumerate(records)], tmp_path / "store")
+    assert report.warnings == {}
+    summary = str(summarize(Store(tmp_path / "store")))
+    for text in (str(report), summary):
+        assert ("usual is about 1 mV: is the unit or the gain right" in text) == told
