@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from ecgfast.data.arrays import array_recording, fields_of, judged, told_with_advice
 from ecgfast.data.folders import partial_folder
+from ecgfast.data.plausibility import typical_advice
 from ecgfast.data.preprocess import Preprocessing, Rejected
 from ecgfast.data.progress import Progress
 from ecgfast.data.readers import Outcome, read_in_order
@@ -66,7 +67,8 @@ class PrepareReport:
         if self.unused:
             parts.append(f"signals not taken: {_names(self.unused)}")
         if self.amplitude is not None:
-            parts.append(f"typically {self.amplitude:g} mV peak to peak")
+            advice = typical_advice(self.amplitude, self.n_imported)
+            parts.append(f"typically {self.amplitude:g} mV peak to peak{advice}")
         if self.nothing_to_do:
             told = f"{self.store}: nothing to do, the store is complete: {', '.join(parts)}"
         else:
@@ -87,8 +89,9 @@ def prepare(
     """Import a folder of records into a new store.
 
     Leads are found by name, converted to microvolts and resampled to 500 Hz; a record that cannot
-    be taken is noted in the store's `rejected.csv` with its reason. An interrupted import goes on
-    where it stopped when it is run again, and ends in the same bytes as an uninterrupted one.
+    be taken is noted in the store's `rejected.csv` with its reason (in `STORE.rejected.csv` if none can), and
+    what is odd about one that is taken in `warnings.csv`. An interrupted import goes on where it stopped when
+    it is run again, and ends in the same bytes as an uninterrupted one.
 
     Args:
         source: The folder, in one of the formats of `ecgfast.data.sources.FORMATS`.
@@ -138,18 +141,25 @@ def write_store(
     *,
     preprocessing: Preprocessing | None = None,
 ) -> PrepareReport:
-    """Write recordings that are NumPy arrays into a new store, one after another.
+    """Write recordings that are arrays into a new store, one after another.
 
     A recording is a mapping or an object with
 
-    - signal: [leads, n_samples], floating point in millivolts or int16 in microvolts;
+    - signal: [leads, n_samples], floating point in millivolts or int16 in microvolts, or any real numbers
+      with a unit or a gain; of NumPy, PyTorch (from any device) or another library, or a data frame whose
+      columns are leads; masked samples are missing ones;
     - rate: samples per second;
+    - unit: V, mV, uV or nV;
+    - gain: counts of a converter in one unit (in one mV where no unit is given), for all leads or for each;
     - leads: names of the leads, standard ones; all twelve in the standard order where it has none;
     - record_id: unique; its number, from 0, where it has none;
-    - patient_id: the same for all recordings of a patient; the record id where it has none;
-    - labels, age (years), sex (F or M), fold (a whole number): None, NaN or left out where unknown.
+    - patient_id: the same for all recordings of a patient; where it has none, the patient is like no other;
+    - labels, age (years), sex (F or M), fold (a whole number).
 
-    A recording that can't be taken is noted in the store's `rejected.csv` with its reason. An interrupted
+    What is None, NaN, NA, NaT, masked, "" or "nan" is unknown, as what is left out. So is what can't be
+    understood, such as an age of "old": it costs nothing but itself, and is noted in the store's
+    `warnings.csv`, as is an amplitude that no ECG has. A recording that can't be taken is noted in
+    `rejected.csv` with its reason; where none can, that list is kept as `STORE.rejected.csv`. An interrupted
     write leaves no store, and begins anew: what the records were isn't known afterwards.
 
     Args:
@@ -158,14 +168,19 @@ def write_store(
         preprocessing: Filters and repairs; none by default.
 
     Raises:
-        EcgfastError: a recording has no signal, no rate or a field of another name; none can be taken;
-            `store` is there already or can't be created; another import into it runs; the disk is full.
+        EcgfastError: `records` is a table or a mapping; a recording has no signal, no rate or a field of
+            another name; none can be taken; `store` is there already or can't be created; another import into
+            it runs; the disk is full.
     """
     store = Path(store)
     how = preprocessing or Preprocessing()
     settings = store_description(how, {"importer": "arrays"})
     if finished_store(store, settings) is not None:
         raise EcgfastError(f"store: {store} is there already, want a folder to create")
+    if isinstance(records, Mapping | str) or hasattr(records, "columns"):
+        cure = "records.to_dict('records')" if hasattr(records, "to_dict") else "[records]"
+        kind = type(records).__name__
+        raise EcgfastError(f"records: must be an iterable of recordings, got one {kind}; pass {cure}")
     ids: set[str] = set()
     with StoreWriter(store, settings, resume=False) as writer:
         try:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from ecgfast.data.plausibility import LEAST_MILLIVOLTS, MOST_MILLIVOLTS, lead_amplitudes
+from ecgfast.data.plausibility import LEAST_MILLIVOLTS, MOST_MILLIVOLTS, lead_amplitudes, typical_advice
 from ecgfast.data.store import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
@@ -97,7 +97,8 @@ class StoreSummary:
             f"leads        {_counts(self.leads, self.n_recordings, len(STANDARD_LEADS))}",
             f"             {_counts(lead_sets, None, _ROWS)}",
             *([f"not taken    {_counts(self.unused_signals, None, _ROWS)}"] if self.unused_signals else []),
-            f"amplitude    {_values(self.amplitude)} mV peak to peak",
+            f"amplitude    {_values(self.amplitude)} mV peak to peak"
+            + typical_advice(float(np.median(list(self.amplitude.values()))), self.n_looked_at),
             f"levels       {_values(self.levels)} distinct values in a recording",
             *([f"             {self._implausible()}"] if self.n_implausible else []),
             f"source rate  {_counts(rates, None, _ROWS)}",

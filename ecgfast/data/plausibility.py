@@ -14,6 +14,8 @@ MOST_MILLIVOLTS = 20.0
 MICROVOLTS = {"V": 1e6, "mV": 1e3, "uV": 1.0, "nV": 1e-3}
 """Microvolts in one unit."""
 
+_TYPICAL = (0.3, 4.0)  # millivolts, of many recordings together: sources of real ones have 0.8 to 1.5
+_MANY = 10
 _NAMES = {"V": "volts", "mV": "millivolts", "uV": "microvolts", "nV": "nanovolts"}
 _USUAL = (0.2, 5.0)  # millivolts
 _WINDOW = 3 * SAMPLE_RATE // 2  # samples that hold a QRS complex at 40 beats a minute and above
@@ -68,8 +70,19 @@ def scale_advice(millivolts: float, unit: str | None) -> str | None:
         return f"{told}, usual is about 1 mV: is the gain or the unit in its header right?"
     for other, microvolts in MICROVOLTS.items():
         if _USUAL[0] <= millivolts * microvolts / MICROVOLTS[unit] <= _USUAL[1]:
-            return f"{told}: {_NAMES[other]}? pass unit={other!r}"
+            return f"{told}: {_NAMES[other]}? pass unit={other!r} (--unit {other})"
     return f"{told}, usual is about 1 mV: counts of a converter? pass its gain, in counts per mV"
+
+
+def typical_advice(millivolts: float, n: int) -> str:
+    """What may be wrong with `n` recordings of this median amplitude, for the end of a line; "" if nothing.
+
+    A converter's counts at 200 per mV that are taken for microvolts are no more absurd than a weak heart, one
+    by one: together they are.
+    """
+    if n < _MANY or _TYPICAL[0] <= millivolts <= _TYPICAL[1]:
+        return ""
+    return " (usual is about 1 mV: is the unit or the gain right, were they standardized?)"
 
 
 @numba.njit(nogil=True, cache=True)

@@ -4,6 +4,7 @@
     signals-00000.npy   int16, one dimension: the recordings' blocks one after another
     store.json          format version, sample rate, preprocessing, provenance
     rejected.csv        source, reason: the records that were not taken
+    warnings.csv        source, warning: what is odd about records that were taken; older stores have none
 
 A recording is a `[12, n_samples]` block, lead-major, in microvolts, leads in the order of
 `STANDARD_LEADS`, absent leads zero. In its shard it starts at element `offset`:
@@ -36,7 +37,7 @@ SAMPLE_RATE = 500
 INDEX_SCHEMA = pa.schema(
     [
         ("record_id", pa.string()),  # unique in the store
-        ("patient_id", pa.string()),  # the record id where the source knows no patient
+        ("patient_id", pa.string()),  # one of its own where the source knows no patient: the record id
         ("source", pa.string()),  # path below the source folder
         ("shard", pa.int32()),
         ("offset", pa.int64()),  # of the block in the shard, in elements

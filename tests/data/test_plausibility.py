@@ -79,7 +79,7 @@ def test_volts_for_millivolts_are_taken_with_a_warning(tmp_path):
     records = [{"signal": signal * 1e-3, "rate": 500}] + [{"signal": signal * 2e-6, "rate": 500}] * 2
     report = write_store(records, tmp_path / "store")
     assert (report.n_imported, report.warnings) == (3, {"amplitude": 2})
-    advice = r"median peak-to-peak amplitude 0\.00\d+ mV: volts\? pass unit='V'"
+    advice = r"median peak-to-peak amplitude 0\.00\d+ mV: volts\? pass unit='V' \(--unit V\)"
     assert re.search(rf"\n  warning: amplitude: {advice} \(2 records, such as 1\)$", str(report))
     assert (tmp_path / "store/warnings.csv").read_text().count("volts? pass unit='V'") == 2
     summary = summarize(Store(tmp_path / "store"))
@@ -157,3 +157,15 @@ def test_the_unit_of_a_folder(tmp_path):
     write_record(tmp_path / "wfdb/a")
     with pytest.raises(EcgfastError, match="unit: must be left out for format wfdb"):
         prepare(tmp_path / "wfdb", tmp_path / "other", progress=False, unit="V")
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1.0, False), (0.15, True), (6.0, True)])
+def test_many_recordings_together_tell_more_than_one(tmp_path, factor, told):
+    """Counts at 200 per mV that were taken for microvolts pass one by one."""
+    records = [{"signal": np.rint(heart() * factor).astype(np.int16), "rate": 500}] * 10
+    records[0] = {"signal": heart(), "rate": 500}
+    report = write_store([record | {"record_id": i} for i, record in enumerate(records)], tmp_path / "store")
+    assert report.warnings == {}
+    summary = str(summarize(Store(tmp_path / "store")))
+    for text in (str(report), summary):
+        assert ("usual is about 1 mV: is the unit or the gain right" in text) == told

@@ -473,3 +473,19 @@ def test_arrays_with_a_table(tmp_path, imported):
         "g.npy": "sample rate",
         "z.npy": "not listed",
     }
+
+
+@pytest.mark.parametrize("kind", ["ptbxl", "mimic", "npy"])
+def test_rows_without_a_path(tmp_path, imported, kind):
+    if kind == "ptbxl":
+        write_ptbxl(tmp_path / "in", [ptbxl_row(1)])
+        write_csv(tmp_path / "in/ptbxl_database.csv", [ptbxl_row(1), ptbxl_row(2, filename_hr="")])
+    elif kind == "mimic":
+        write_mimic(tmp_path / "in", [mimic_row(1, 2)])
+        write_csv(tmp_path / "in/record_list.csv", [mimic_row(1, 2), mimic_row(1, 3, path="")])
+    else:
+        write_csv(tmp_path / "in/records.csv", [{"file": "a.npy", "age": 3}, {"file": "", "age": 4}])
+        np.save(tmp_path / "in/a.npy", sines())
+    store = imported(tmp_path / "in")
+    assert len(store) == 1
+    assert [reason.partition(" the row's")[0] for reason in reasons(store).values()] == ["missing file:"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ecgfast.data.sources.base import About, Item, unseen
-from ecgfast.data.sources.tables import find_files, safe_path, table_rows, with_unlisted
+from ecgfast.data.sources.tables import find_files, refused_path, safe_path, table_rows, with_unlisted
 from ecgfast.data.sources.wfdb import Tabled
 from ecgfast.data.values import identity
 
@@ -42,7 +42,7 @@ class _Rows:
             if row is None:
                 yield Item(where, refused="unreadable: the row has another number of fields than the header")
             elif (name := safe_path(row["path"])) is None:
-                yield Item(where, refused=f"unsafe path: path is {row['path']!r}")
+                yield Item(where, refused=refused_path("path", row["path"]))
             else:
                 warnings: list[str] = []
                 subject = identity(row["subject_id"], warnings, "subject_id")

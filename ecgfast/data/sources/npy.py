@@ -7,7 +7,7 @@ from pathlib import Path
 from ecgfast.data.arrays import FIELDS, array_recording
 from ecgfast.data.preprocess import Preprocessing, Rejected
 from ecgfast.data.sources.base import Item, Source, unseen
-from ecgfast.data.sources.tables import find_files, safe_path, table_rows, with_unlisted
+from ecgfast.data.sources.tables import find_files, refused_path, safe_path, table_rows, with_unlisted
 from ecgfast.data.store import array_shape, map_array
 from ecgfast.data.values import is_missing
 from ecgfast.data.writer import Recording
@@ -91,7 +91,7 @@ class _Rows:
             if row is None:
                 yield Item(where, refused="unreadable: the row has another number of fields than the header")
             elif (name := safe_path(row["file"])) is None:
-                yield Item(where, refused=f"unsafe path: file is {row['file']!r}")
+                yield Item(where, refused=refused_path("file", row["file"]))
             else:
                 place = tuple((key, _value(key, row[key])) for key in _TOLD if row.get(key))
                 yield from (Item(each, place=place) for each in _names(self._file.parent, name))

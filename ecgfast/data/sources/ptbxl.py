@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ecgfast.data.sources.base import About, Item, unseen
-from ecgfast.data.sources.tables import find_files, safe_path, table_rows, with_unlisted
+from ecgfast.data.sources.tables import find_files, refused_path, safe_path, table_rows, with_unlisted
 from ecgfast.data.sources.wfdb import Tabled
 from ecgfast.data.values import fold_of, identity, is_missing, number_of, sex_of, shown, years
 
@@ -69,7 +69,7 @@ def _item(where: str, row: dict[str, str] | None, column: str) -> Item:
         return Item(where, refused="unreadable: the row has another number of fields than the header")
     name = safe_path(row[column])
     if name is None:
-        return Item(where, refused=f"unsafe path: {column} is {row[column]!r}")
+        return Item(where, refused=refused_path(column, row[column]))
     name = f"{name.removesuffix('.hea')}.hea"
     warnings: list[str] = []
     about = About(

@@ -10,6 +10,7 @@ import numpy as np
 from ecgfast.data.arrays import did_you_mean
 from ecgfast.data.folders import is_file, walk_folders
 from ecgfast.data.sources.base import Item, unseen
+from ecgfast.data.values import is_missing
 from ecgfast.errors import EcgfastError
 
 _NAMELESS = re.compile(r"_|$|Unnamed: \d+$")
@@ -83,6 +84,13 @@ def safe_path(text: str) -> str | None:
     parts = [part for part in text.split("/") if part not in ("", ".")]
     harmless = text.isprintable() and "\\" not in text and not text.startswith("/")
     return "/".join(parts) if harmless and parts and ".." not in parts else None
+
+
+def refused_path(column: str, text: str) -> str:
+    """Why a row is refused whose path `safe_path` does not take."""
+    if is_missing(text):
+        return f"missing file: the row's {column} is empty"
+    return f"unsafe path: {column} is {text!r}"
 
 
 class Listed:
