@@ -82,8 +82,8 @@ class Encoder(nn.Module):
 
         Args:
             signal: [B, L, T], float millivolts or int16 microvolts, T at least one token's samples.
-            leads: names of the L leads in the signal's order; None: the encoder's own leads. Leads
-                not named count as zero.
+            leads: names of the L leads in the signal's order, in any usual spelling ("DII", see
+                `ecgfast.leads.find_lead`); None: the encoder's own leads. Leads not named count as zero.
             lengths: [B] int64 or int32, samples of each segment, 1..T (checked on the CPU, where that
                 waits for no device); the rest is padding, whatever it holds. None: all T.
             keep: [B, L] bool, leads to keep; the others count as zero. None keeps all.
