@@ -14,8 +14,8 @@ from tests.ops.helpers import generator
 
 SEEDS = (0, 1, 2)
 NOTHING = 1e-30  # below it terms of a softmax in fp32 are 0, or denormal numbers
-# Gradients that are sums of terms which cancel entirely are held to a few roundings of the terms in fp32: of the
-# upstream gradient over the temperature and the length of the rows.
+# Gradients that are sums of terms which cancel entirely are held to a few roundings of the terms in fp32: of
+# the upstream gradient over the temperature and the length of the rows.
 CANCELLED = 2.0**-22
 # Whole tensors, relative to what is wanted: within this factor of the fp32 reference's error, or of what one
 # rounding of the result makes.
