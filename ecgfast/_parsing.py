@@ -23,11 +23,17 @@ def parse(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:
         EcgfastError: the arguments don't fit; one line, with the near names of one that is mistyped.
     """
     if any(arg in _HELP for arg in args):
-        return tyro.cli(function, prog=prog, args=args)
-    errors = io.StringIO()
+        plain = {"TERM": "dumb"} if os.environ.get("NO_COLOR") else {}
+        with _environment(**plain):
+            return tyro.cli(function, prog=prog, args=args)
+    errors, unused = _Text(), _Text()
     try:
-        # So wide that no line of an error is broken.
-        with contextlib.redirect_stderr(errors), _columns(10000):
+        # So wide that no line of an error is broken. What tyro draws depends on stdout, also on stderr.
+        with (
+            contextlib.redirect_stdout(unused),
+            contextlib.redirect_stderr(errors),
+            _environment(COLUMNS="10000"),
+        ):
             return tyro.cli(function, prog=prog, args=args)
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -36,30 +42,41 @@ def parse(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:
     raise EcgfastError(f"{message} ({prog} --help shows what is taken)")
 
 
+class _Text(io.TextIOWrapper):
+    """Text in memory that is written as to a file: in UTF-8, without colours."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
+
+    def getvalue(self) -> str:
+        return self.buffer.getvalue().decode()
+
+
 @contextlib.contextmanager
-def _columns(n: int) -> Iterator[None]:
-    """Make tyro believe in a terminal of this width."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(n)
+def _environment(**values: str) -> Iterator[None]:
+    """Environment variables by which tyro knows the terminal, set for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        del os.environ["COLUMNS"]
-        if before is not None:
-            os.environ["COLUMNS"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def _help(function: Callable[..., Any], prog: str) -> str:
-    text = io.StringIO()
+    text = _Text()
     # Wide enough for every name, and too narrow for boxes side by side.
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit), _columns(100):
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit), _environment(COLUMNS="100"):
         tyro.cli(function, prog=prog, args=["--help"])
     return text.getvalue()
 
 
 def _options(help_text: str) -> list[str]:
     """The options that a help text describes."""
-    heads = re.findall(r"^[│ ] (?:-h, )?((?:--[\w.-]+(?:, )?)+)", help_text, re.MULTILINE)
+    heads = re.findall(r"^│ (?:-h, )?((?:--[\w.-]+(?:, )?)+)", help_text, re.MULTILINE)
     return [name for head in heads for name in head.rstrip(", ").split(", ")]
 
 
@@ -68,7 +85,7 @@ def _one_line(box: str, args: Sequence[str], get_help: Callable[[], str]) -> str
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
     body: list[str] = []
     for line in lines[1:]:
-        if re.fullmatch("[─-]*", line):
+        if re.fullmatch("─*", line):
             break
         body.append(line)
     text = " ".join(body) or " ".join(lines)
@@ -96,7 +113,7 @@ def _unknown_options(unknown: Sequence[str], known: Sequence[str]) -> str:
 
 def _too_many(text: str, args: Sequence[str], help_text: str) -> str:
     """The message on values without an option: given to a flag, or more than are taken."""
-    flags = set(re.findall(r"^[│ ] (--[\w.-]+), --", help_text, re.MULTILINE))
+    flags = set(re.findall(r"^│ (--[\w.-]+), --", help_text, re.MULTILINE))
     left = text.partition(": ")[2].split(", ")
     for arg, following in zip(args, [*args[1:], ""], strict=True):
         name, equals, value = arg.replace("_", "-").partition("=")
@@ -136,7 +153,8 @@ def _bad_value(text: str, body: Sequence[str]) -> str:
         return f"{name} must have {n}, got {got}"
     if text.startswith("Missing from ") and len(body) > 2:
         meaning = body[2].removesuffix("(required)").rstrip(" .")
-        meaning = meaning[:1].lower() + meaning[1:]
+        if meaning[1:2].islower():
+            meaning = meaning[:1].lower() + meaning[1:]
         return f"missing: {', '.join(body[1::2])}" + (f", {meaning}" if len(body) == 3 else "")
     text = text.removeprefix("Error parsing ")
     if found := re.match(r"(\S+): invalid literal for int\(\) with base 10: (.*)", text):

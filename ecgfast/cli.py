@@ -5,7 +5,9 @@ command needs is imported when it runs, so `ecgfast --help` answers at once.
 """
 
 import argparse
+import contextlib
 import functools
+import inspect as inspect_
 import itertools
 import os
 import re
@@ -26,7 +28,7 @@ from ecgfast._suggest import did_you_mean
 from ecgfast.errors import EcgfastError
 
 Argument = tyro.conf.Positional
-File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 
 
 def synth(
@@ -119,10 +121,10 @@ def _pairs(texts: tuple[tuple[str, ...], ...]) -> dict[str, str]:
 
 def inspect(
     store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
-    record: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None,
+    record: Annotated[str | None, tyro.conf.arg(metavar="ID", help_behavior_hint="")] = None,
     plot: File = None,
     start: float = 0.0,
-    rhythm: Annotated[str | None, tyro.conf.arg(metavar="LEAD")] = None,
+    rhythm: Annotated[str | None, tyro.conf.arg(metavar="LEAD", help_behavior_hint="")] = None,
     json: File = None,
     verify: bool = False,
 ) -> None:
@@ -254,23 +256,26 @@ def convert(
 def bench(
     op: Annotated[str, tyro.conf.arg(metavar="OP"), Argument],
     device: str = "cpu",
-    json: Path | None = None,
-    json_dir: Path | None = None,
-    markdown: Path | None = None,
-    sizes: dict[str, int] | None = None,
-    dtypes: tuple[str, ...] = (),
-    passes: tuple[str, ...] = (),
-    variants: tuple[str, ...] = (),
-    pages: tuple[str, ...] = (),
+    json: File = None,
+    json_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    markdown: File = None,
+    sizes: Annotated[
+        dict[str, int] | None, tyro.conf.arg(metavar="NAME INT ...", help_behavior_hint="")
+    ] = None,
+    dtypes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DTYPE ...", help_behavior_hint="")] = (),
+    passes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PASS ...", help_behavior_hint="")] = (),
+    variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="VARIANT ...", help_behavior_hint="")] = (),
+    pages: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PAGES ...", help_behavior_hint="")] = (),
     budget: float = 10.0,
     quick: bool = False,
 ) -> None:
     """Time an op against the official form and tuned PyTorch, in one interleaved run.
 
     Args:
-        op: Name of an op, or all.
+        op: patch_embed, gumbel_quantize, local_contrastive, global_contrastive, positional_conv,
+            gather_segments, lead_mask, span_mask, masks (both of them), or all.
         device: cpu or cuda.
-        json: File for the result.
+        json: File for the result; its folder is made if it is absent, as for the others.
         json_dir: Folder for a result per op (for all).
         markdown: File for the table; it is printed as well.
         sizes: Sizes in place of the defaults, such as B 16 T 1000.
@@ -349,6 +354,8 @@ def _parse_and_run(name: str, args: Sequence[str]) -> None:
     def bind(*positional: Any, **keywords: Any) -> Callable[[], None]:
         return functools.partial(function, *positional, **keywords)
 
+    # tyro keeps the line breaks of a description, wherever its own fall.
+    function.__doc__ = re.sub(r"(?<=\S)\n {8,}(?=\S)", " ", inspect_.cleandoc(function.__doc__ or ""))
     parse(bind, f"ecgfast {name}", args)()
 
 
@@ -375,6 +382,13 @@ def _reader_left() -> bool:
     poll = select.poll()
     poll.register(sys.__stdout__, 0)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _write_what_can_be() -> None:
+    """Make stdout show characters that its encoding lacks as escapes, as stderr does, rather than fail."""
+    if sys.stdout is not None and (sys.stdout.encoding or "").casefold().replace("-", "") != "utf8":
+        with contextlib.suppress(AttributeError):  # some other file of the caller's
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:
@@ -404,6 +418,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 2: bad input, told in one line on stderr; 128 + the signal: stopped by it, or by the
     end of the pipe it printed to.
     """
+    _write_what_can_be()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

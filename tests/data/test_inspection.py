@@ -210,7 +210,7 @@ def test_odd_names_are_drawn_as_they_are(tmp_path):
     lines = re.findall(r">([^<]+)</text>", text)
     assert max(map(len, lines)) < 140
     plot_recording(np.zeros((12, 5000), np.int16), ["I"], tmp_path / "x.png", title=title)
-    assert imread(tmp_path / "x.png").shape[0] == 650 + 10 * 4  # the head grew by a line
+    assert imread(tmp_path / "x.png").shape[0] == 650 + 84  # the head grew by two lines
 
 
 def test_names_are_clear_of_the_trace(tmp_path):
