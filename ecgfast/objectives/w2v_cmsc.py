@@ -197,20 +197,22 @@ def wide(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _ties_or_stands_alone(loss: Tensor, quantized: QuantizerOutput) -> Tensor:
+def _ties_or_stands_alone(loss: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
     """Masked tokens that can't be told from a negative, or that no negative counts against: bool [B, M].
 
     `loss` [B, M] is 0 where all negatives of a token have its codes, which excludes them. A tie is a
-    token of the segment with other codes but the same vector, which a codebook of equal entries makes;
-    their projections differ by rounding, so the vectors before it are compared.
+    token of the segment with other codes [B, M, G] but the same vector, which equal entries of the
+    codebook [G, V, D] make; the targets, which are projections, may differ by rounding.
     """
-    vectors, entries = wide(quantized.quantized), quantized.usage.shape[1]
-    # Equal vectors have equal sums; other ones practically never.
-    weights = torch.sin(torch.arange(1, vectors.shape[-1] + 1, device=loss.device) ** 2 * 0.7)
-    sums = (vectors * weights).sum(-1)
-    code = quantized.codes[..., 0].long()
-    for group in range(1, quantized.codes.shape[-1]):
-        code = code * entries + quantized.codes[..., group]
+    groups, entries, width = codebook.shape
+    # Equal entries have equal sums; other ones practically never.
+    weights = torch.sin(torch.arange(1, width + 1, device=loss.device) ** 2 * 0.7)
+    entry_sums = (wide(codebook) * weights).sum(-1)
+    sums, code = torch.zeros_like(loss), torch.zeros_like(codes[..., 0], dtype=torch.int64)
+    for group in range(groups):
+        chosen = codes[..., group].long()
+        sums = sums + (group + 1) * entry_sums[group][chosen]
+        code = code * entries + chosen
     ties = (sums[:, :, None] == sums[:, None]) & (code[:, :, None] != code[:, None])
     return ties.any(-1) | (loss == 0)
 
@@ -324,7 +326,7 @@ class W2VCMSC(nn.Module):
             prob_perplexity,
             temperature,
             details,
-            (correct & ~_ties_or_stands_alone(local, quantized)).sum(),
+            (correct & ~_ties_or_stands_alone(local, quantized.codes, self.quantizer.codebook)).sum(),
         )
 
     def _lead_keep(self, signal: Tensor, sample_ids: Tensor, rng: Tensor, draws: Draws) -> Tensor | None:
