@@ -75,7 +75,7 @@ _check_environment()
 
 
 def build_info() -> dict[str, str]:
-    """What the libraries were built with: compilers, flags, instruction sets, architectures, torch's headers."""
+    """What the libraries were built with: compilers, flags, instruction sets, CUDA architectures, torch."""
     return dict(_BUILT)
 
 
