@@ -13,6 +13,7 @@ CORES := $(shell nproc 2>/dev/null || echo 1)
 # Stamps: each is the time when a step was last done.
 REQUIREMENTS := $(VENV)/.requirements
 BUILT := $(VENV)/.built
+DEVELOPING := $(VENV)/.developing
 ASKED := $(VENV)/.cuda-archs
 BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt \
     $(shell find csrc cmake -type f 2>/dev/null)
@@ -29,7 +30,7 @@ help:
 
 # Python compiles modules when they are first imported: most of the packages' never are.
 $(REQUIREMENTS): requirements-dev.txt
-	@echo "== creating $(VENV) with PyTorch and the build's tools (downloads of some 200 MB; 1.5 GB where pip takes PyTorch with CUDA)"
+	@echo "== creating $(VENV) with PyTorch and the build's tools (downloads: 0.3 GB, or 2 GB where pip takes PyTorch with CUDA)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --no-compile -r requirements-dev.txt
 	@touch $@
@@ -44,11 +45,16 @@ FORCE:
 $(BUILT): $(REQUIREMENTS) $(ASKED) $(BUILD_INPUTS)
 	@echo "== building the kernels (a first build of the CPU's takes 4 minutes of one core; cores here: $(CORES))"
 	$(BIN)/python setup.py --quiet build_ext --inplace
-	@echo "== installing ecgfast with the packages that it and its tests use"
+	@echo "== installing ecgfast with the packages that it uses"
+	$(PIP) install --no-compile --no-build-isolation -c requirements-dev.txt -e .
+	@touch $@
+
+$(DEVELOPING): $(BUILT)
+	@echo "== installing what tests and style checks use"
 	$(PIP) install --no-compile --no-build-isolation -c requirements-dev.txt -e '.[dev]'
 	@touch $@
 
-install: $(BUILT)
+install: $(DEVELOPING)
 
 DEMO_RECORDS := $(RUNS)/demo-data/records
 DEMO_STORE := $(RUNS)/demo-data/store
@@ -69,7 +75,7 @@ demo: $(BUILT) $(DEMO_STORE)/store.json
 # are then made once. tests/conftest.py divides the threads among them.
 PARALLEL := -n auto --dist worksteal
 
-test: $(BUILT)
+test: $(DEVELOPING)
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 # A second copy of the package with instrumented CPU kernels; --import-mode=append lets it precede the checkout.
@@ -80,17 +86,17 @@ $(SANITIZED)/.built: $(REQUIREMENTS) $(BUILD_INPUTS) $(shell find ecgfast -name 
 	    $(BIN)/python setup.py --quiet build --build-base $(SANITIZED)/base --build-lib $(SANITIZED)/lib
 	touch $@
 
-sanitize: $(BUILT) $(SANITIZED)/.built
+sanitize: $(DEVELOPING) $(SANITIZED)/.built
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib $(BIN)/pytest --import-mode=append \
 	    $(PARALLEL) -p no:cacheprovider -q tests/ops --ignore tests/ops/test_compile.py -k "not opcheck and not gradcheck"
 
-lint: $(BUILT)
+lint: $(DEVELOPING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
-format: $(BUILT)
+format: $(DEVELOPING)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)

@@ -34,8 +34,7 @@ _OPS = frozenset(
         "span_mask",
     }
 )
-# On meta tensors the ops have shapes alone, and count as they would on a device with kernels.
-_KERNELS = {"cpu": _OPS, "meta": _OPS, "cuda": _OPS if cuda_loaded else frozenset()}
+_KERNELS = {"cpu": _OPS, "cuda": _OPS if cuda_loaded else frozenset()}
 
 
 def has_kernel(op: str, device_type: str) -> bool:
@@ -76,7 +75,7 @@ _check_environment()
 
 
 def build_info() -> dict[str, str]:
-    """What the libraries were built with: compilers, flags, ISAs, architectures, torch's headers."""
+    """What the libraries were built with: compilers, flags, instruction sets, CUDA architectures, torch."""
     return dict(_BUILT)
 
 
