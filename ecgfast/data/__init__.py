@@ -17,6 +17,7 @@ from ecgfast.data.resident import ResidentLoader
 from ecgfast.data.store import SAMPLE_RATE, Store
 from ecgfast.data.synthetic import SyntheticRecord, synthesize
 from ecgfast.data.synthetic_files import synthetic_store, write_synthetic
+from ecgfast.leads import LeadNames
 
 __all__ = [
     "SAMPLE_RATE",
@@ -25,6 +26,7 @@ __all__ = [
     "BaselineWander",
     "Batch",
     "EmgNoise",
+    "LeadNames",
     "PairLoader",
     "PowerlineNoise",
     "PrepareReport",

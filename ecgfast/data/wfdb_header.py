@@ -224,7 +224,13 @@ def with_length(folder: Path, header: Header) -> Header:
         Rejected: as `check_files`.
     """
     frames = {} if header.n_samples or header.n_segments else _frames(folder, header, frozenset())
-    return replace(header, n_samples=next(iter(frames.values()))) if frames else header
+    if not frames or not (n := next(iter(frames.values()))):
+        return header
+    first, _, rest = header.text.partition("\n")
+    fields = first.split()
+    if len(fields) > 2:  # without a rate, a number would be taken for one
+        first = " ".join([*fields[:3], str(n), *fields[4:]])
+    return replace(header, n_samples=n, text=f"{first}\n{rest}", repaired=True)
 
 
 def _frames(folder: Path, header: Header, absent: frozenset[str]) -> dict[str, int]:
