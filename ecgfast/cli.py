@@ -7,13 +7,14 @@ command needs is imported when it runs, so `ecgfast --help` answers at once.
 import argparse
 import contextlib
 import functools
-import io
+import inspect as inspect_
 import itertools
 import os
 import re
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from json import dumps
 from pathlib import Path
@@ -21,9 +22,13 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from ecgfast._outputs import PICTURES, check_output, write_whole
+from ecgfast._parsing import parse
+from ecgfast._suggest import did_you_mean
 from ecgfast.errors import EcgfastError
 
 Argument = tyro.conf.Positional
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 
 
 def synth(
@@ -116,11 +121,11 @@ def _pairs(texts: tuple[tuple[str, ...], ...]) -> dict[str, str]:
 
 def inspect(
     store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
-    record: str | None = None,
-    plot: Path | None = None,
+    record: Annotated[str | None, tyro.conf.arg(metavar="ID", help_behavior_hint="")] = None,
+    plot: File = None,
     start: float = 0.0,
-    rhythm: str = "II",
-    json: Path | None = None,
+    rhythm: Annotated[str | None, tyro.conf.arg(metavar="LEAD", help_behavior_hint="")] = None,
+    json: File = None,
     verify: bool = False,
 ) -> None:
     """Show what a store holds, or draw one of its recordings on ECG paper.
@@ -128,9 +133,10 @@ def inspect(
     Args:
         store: Folder written by `ecgfast prepare`.
         record: Id of a recording: show it alone.
-        plot: PNG file for a page of the recording: 3 x 4 leads and a rhythm strip, 25 mm/s, 10 mm/mV.
+        plot: File for a page of the recording, PNG, PDF or SVG by its name: its leads, a rhythm strip, heart
+            rate and labels, 25 mm/s, 10 mm/mV.
         start: Second at which the page begins.
-        rhythm: Lead of the rhythm strip.
+        rhythm: Lead of the rhythm strip; by default II, or I or V1, or the first that is there.
         json: File for the figures, for programs.
         verify: Read every signal and compare it with its checksum.
     """
@@ -139,6 +145,10 @@ def inspect(
 
     if plot is not None and record is None:
         raise EcgfastError("plot: want --record ID beside it")
+    if plot is not None:
+        check_output("plot", plot, PICTURES)
+    if json is not None:
+        check_output("json", json)
     opened = Store(store)
     if verify:
         opened.verify()
@@ -151,11 +161,12 @@ def inspect(
         figures = describe_recording(opened, at)
         print("\n".join(f"{name:<12} {value}" for name, value in figures.items()))
     if json is not None:
-        json.write_text(dumps(figures, indent=2) + "\n", encoding="utf-8")
+        text = dumps(figures, indent=2) + "\n"
+        write_whole(json, lambda path: path.write_text(text, encoding="utf-8"))
     if plot is not None:
         from ecgfast.plotting import plot_recording
 
-        title = f"{figures['record']}   {figures['patient']}   {figures['labels']}"
+        title = f"{figures['record']}   {figures['patient']}"
         plot_recording(
             opened.signal(at),
             opened.index["leads"][at].as_py(),
@@ -164,6 +175,7 @@ def inspect(
             start=start,
             rhythm=rhythm,
             title=title,
+            labels=opened.index["labels"][at].as_py(),
         )
         print(plot)
     if verify:
@@ -183,28 +195,46 @@ def _pretrain_command(args: Sequence[str]) -> Callable[..., None]:
         store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
         run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
         preset: Literal["demo", "small", "paper"] = "small",
+        init: Path | None = None,
         config: Annotated[training.PretrainConfig, tyro.conf.arg(name="")] = default,
     ) -> None:
         """Pre-train an encoder on a store with W2V + CMSC + RLM.
 
-        The same command takes a stopped run up again. Several processes: torchrun -m ecgfast
-        pretrain ...
+        The same command takes a stopped run up again; with a larger max-steps or epochs, a finished one
+        too. Several processes: torchrun -m ecgfast pretrain ...
 
         Args:
             store: Folder written by `ecgfast prepare`.
             run: Folder for the model, checkpoints, metrics and curves.
             preset: Where the settings below start from: demo takes minutes on two CPU cores,
                 small hours on a GPU, paper is the paper's. Their values are shown as defaults.
+            init: Model folder to start from (ecgfast export, convert, or a run's model).
             config: Settings.
         """
         is_main = os.environ.get("RANK", "0") == "0"
-        trained = training.pretrain(store, run, config, progress=is_main)
+        trained = training.pretrain(store, run, config, init=init, progress=is_main)
         if is_main:
             if not trained:
                 print(f"{run}: nothing to do, the run is finished")
             print(training.summarize_run(run))
 
     return pretrain
+
+
+def export(
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT"), Argument],
+) -> None:
+    """Write the model of a run's last checkpoint, also while it trains.
+
+    Args:
+        run: Folder of `ecgfast pretrain`.
+        out: New or empty folder for model.safetensors and config.json.
+    """
+    from ecgfast import training
+
+    step = training.export(run, out)
+    print(f"{out}: model.safetensors, config.json of step {step}")
 
 
 def convert(
@@ -219,30 +249,33 @@ def convert(
     """
     from ecgfast.interop import convert_fairseq
 
-    convert_fairseq(checkpoint, out)
+    print(convert_fairseq(checkpoint, out))
     print(f"{out}: model.safetensors, config.json")
 
 
 def bench(
     op: Annotated[str, tyro.conf.arg(metavar="OP"), Argument],
     device: str = "cpu",
-    json: Path | None = None,
-    json_dir: Path | None = None,
-    markdown: Path | None = None,
-    sizes: dict[str, int] | None = None,
-    dtypes: tuple[str, ...] = (),
-    passes: tuple[str, ...] = (),
-    variants: tuple[str, ...] = (),
-    pages: tuple[str, ...] = (),
+    json: File = None,
+    json_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    markdown: File = None,
+    sizes: Annotated[
+        dict[str, int] | None, tyro.conf.arg(metavar="NAME INT ...", help_behavior_hint="")
+    ] = None,
+    dtypes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DTYPE ...", help_behavior_hint="")] = (),
+    passes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PASS ...", help_behavior_hint="")] = (),
+    variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="VARIANT ...", help_behavior_hint="")] = (),
+    pages: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PAGES ...", help_behavior_hint="")] = (),
     budget: float = 10.0,
     quick: bool = False,
 ) -> None:
     """Time an op against the official form and tuned PyTorch, in one interleaved run.
 
     Args:
-        op: Name of an op, or all.
+        op: patch_embed, gumbel_quantize, local_contrastive, global_contrastive, positional_conv,
+            gather_segments, lead_mask, span_mask, masks (both of them), or all.
         device: cpu or cuda.
-        json: File for the result.
+        json: File for the result; its folder is made if it is absent, as for the others.
         json_dir: Folder for a result per op (for all).
         markdown: File for the table; it is printed as well.
         sizes: Sizes in place of the defaults, such as B 16 T 1000.
@@ -286,6 +319,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Callable[..., None]]]] 
     "inspect": ("show what a store holds, or draw a recording", lambda args: inspect),
     "pretrain": ("pre-train an encoder on a store", _pretrain_command),
     "convert": ("turn an official checkpoint into a model folder", lambda args: convert),
+    "export": ("write the model of a run that is not finished", lambda args: export),
     "show-config": ("print how this installation was built", lambda args: show_config),
     "bench": ("time the ops against other forms of them", lambda args: bench),
 }
@@ -293,6 +327,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Callable[..., None]]]] 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if found := re.match(r"unrecognized arguments: (--?[^\s=]+)", message):
+            message += did_you_mean(found[1], ["--version", "--help"])
         raise EcgfastError(f"{message} ({self.prog} --help shows what is taken)")
 
 
@@ -310,36 +346,17 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _flatten_error(box: str) -> str:
-    """The message of one of tyro's error boxes as one line, without its title and its advice."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
-    body: list[str] = []
-    for line in lines[1:]:
-        if re.fullmatch("─*", line):
-            break
-        body.append(line)
-    return " ".join(body) or " ".join(lines)
-
-
 def _parse_and_run(name: str, args: Sequence[str]) -> None:
     function = COMMANDS[name][1](args)
-    prog = f"ecgfast {name}"
-    errors = io.StringIO()
 
-    # Parsing alone has its errors caught and rewritten: the command runs after it.
+    # Parsing alone has its errors rewritten: the command runs after it.
     @functools.wraps(function)
     def bind(*positional: Any, **keywords: Any) -> Callable[[], None]:
         return functools.partial(function, *positional, **keywords)
 
-    try:
-        with contextlib.redirect_stderr(errors):
-            command = tyro.cli(bind, prog=prog, args=args)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        message = _flatten_error(errors.getvalue())
-        raise EcgfastError(f"{message} ({prog} --help shows what is taken)") from None
-    command()
+    # tyro keeps the line breaks of a description, wherever its own fall.
+    function.__doc__ = re.sub(r"(?<=\S)\n {8,}(?=\S)", " ", inspect_.cleandoc(function.__doc__ or ""))
+    parse(bind, f"ecgfast {name}", args)()
 
 
 def _run(args: Sequence[str]) -> None:
@@ -352,7 +369,8 @@ def _run(args: Sequence[str]) -> None:
     elif options.command is None:
         parser.error("no command given")
     elif options.command not in COMMANDS:
-        parser.error(f"COMMAND: got {options.command!r}; one of {', '.join(COMMANDS)} is taken")
+        near = did_you_mean(options.command, COMMANDS)
+        parser.error(f"COMMAND: got {options.command!r}; one of {', '.join(COMMANDS)} is taken{near}")
     else:
         _parse_and_run(options.command, options.arguments)
 
@@ -364,6 +382,13 @@ def _reader_left() -> bool:
     poll = select.poll()
     poll.register(sys.__stdout__, 0)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _write_what_can_be() -> None:
+    """Make stdout show characters that its encoding lacks as escapes, as stderr does, rather than fail."""
+    if sys.stdout is not None and (sys.stdout.encoding or "").casefold().replace("-", "") != "utf8":
+        with contextlib.suppress(AttributeError):  # some other file of the caller's
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:
@@ -380,14 +405,24 @@ def _drop_unwritten() -> None:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
+    text = " ".join(str(message).split())
+    if not issubclass(category, UserWarning):
+        text = f"{category.__name__}: {text}"
+    print(f"ecgfast: warning: {text}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
     0: done; 2: bad input, told in one line on stderr; 128 + the signal: stopped by it, or by the
     end of the pipe it printed to.
     """
+    _write_what_can_be()
     try:
-        _run(sys.argv[1:] if argv is None else argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            _run(sys.argv[1:] if argv is None else argv)
         _flush()
     except (EcgfastError, ImportError, OSError) as error:
         # Python's own ImportErrors name a module; ecgfast's tell a bad setting or installation.

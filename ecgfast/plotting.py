@@ -1,72 +1,159 @@
 """Pictures of runs and of recordings."""
 
-import os
-from collections.abc import Sequence
+import json
+import math
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ecgfast._outputs import PICTURES, check_output, write_whole
+from ecgfast._suggest import did_you_mean
+from ecgfast.data.codes import with_name
+from ecgfast.data.rhythm import heart_rate
 from ecgfast.errors import EcgfastError
-from ecgfast.leads import N_LEADS, STANDARD_LEADS
+from ecgfast.leads import N_LEADS, STANDARD_LEADS, find_lead
 
-# Title, y label, and the metrics drawn with their names in the legend (one needs none).
+
+class _Panel(NamedTuple):
+    """A quantity of a run: the metrics that are drawn with their names in the legend (one needs none)."""
+
+    title: str
+    unit: str
+    metrics: dict[str, str]
+    chance: str = ""  # of `_chance`
+
+
 _PANELS = (
-    ("Total loss", "nats", {"loss": ""}),
-    ("Local loss (W2V)", "nats per masked token", {"local": ""}),
-    ("Global loss (CMSC)", "nats", {"global": ""}),
-    ("Diversity loss", "with its weight", {"diversity": ""}),
-    ("Feature penalty", "with its weight", {"feature_penalty": ""}),
-    ("Masked tokens found among negatives", "share", {"accuracy": ""}),
-    (
+    _Panel("Total loss", "nats", {"loss": ""}),
+    _Panel("Local loss (W2V)", "nats per masked token", {"local": ""}, "local"),
+    _Panel("Global loss (CMSC)", "nats", {"global": ""}, "global"),
+    _Panel("Diversity loss", "with its weight", {"diversity": ""}),
+    _Panel("Feature penalty", "with its weight", {"feature_penalty": ""}),
+    _Panel(
+        "Masked tokens found among negatives",
+        "share",
+        {"accuracy": "official count", "accuracy_strict": "ties are no success"},
+        "accuracy",
+    ),
+    _Panel(
         "Codebook perplexity",
         "entries in use, all groups",
         {"code_perplexity": "chosen codes", "prob_perplexity": "mean probabilities"},
     ),
-    ("Gradient norm", "before clipping", {"grad_norm": ""}),
-    ("Throughput", "segments per second", {"segments_per_second": ""}),
+    _Panel("Gumbel-softmax temperature", "mean of the batches", {"temperature": ""}),
+    _Panel("Gradient norm", "before clipping", {"grad_norm": ""}),
+    _Panel("Learning rate", "of the update", {"lr": ""}),
+    _Panel("Throughput", "segments per second", {"segments_per_second": ""}),
 )
 
 
 def plot_curves(metrics: Path, out: Path) -> None:
-    """Draw the curves of a `metrics.jsonl` over the updates, one panel per quantity, as a PNG.
+    """Draw the curves of a `metrics.jsonl` over the updates, one panel per quantity.
+
+    Quantities that the file lacks have no panel. Where the run's `config.json` lies beside it, dotted lines
+    show what guessing would reach: ln(K + 1) nats and 1 / (K + 1) of the tokens with K negatives in the local
+    loss, ln(P) nats with P pairs in the global one.
+
+    Args:
+        metrics: The file, of a run's folder.
+        out: PNG, PDF or SVG file to write, by the end of its name.
 
     Raises:
-        EcgfastError: `metrics` holds no log point.
+        EcgfastError: `metrics` holds no log point; `out` has another end or no folder.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from ecgfast.training.metrics import read_metrics
 
+    check_output("out", out, PICTURES)
     points = read_metrics(metrics)
     if not points:
         raise EcgfastError(f"{metrics}: no log point to plot")
+    chance = _chance(metrics.with_name("config.json"))
     steps = [point["step"] for point in points]
-    figure = Figure(figsize=(13, 9), layout="constrained")
+    panels = [panel for panel in _PANELS if any(name in point for name in panel.metrics for point in points)]
+    columns = 4 if len(panels) > 9 else 3
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.4 * columns, 3 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, label, names) in zip(figure.subplots(3, 3, sharex=True).flat, _PANELS, strict=True):
-        for name, legend in names.items():
-            values = [point[name] for point in points]
-            axes.plot(steps, values, marker="." if len(points) < 60 else "", label=legend)
-        axes.set_title(title)
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_tick_params(labelbottom=True)
-        if len(names) > 1:
-            axes.legend()
-    for axes in figure.axes[-3:]:
+    for axes in figure.subplots(rows, columns, sharex=True, squeeze=False).flat[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(figure.axes, panels, strict=True):
+        _draw_panel(axes, panel, steps, points, chance)
+    for axes in figure.axes[-columns:]:
         axes.set_xlabel("update")
-    figure.suptitle(f"{metrics.parent}: {steps[-1]} updates")
-    partial = out.with_name(out.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png")
-    os.replace(partial, out)
+    figure.suptitle(
+        "\n".join(textwrap.wrap(f"{metrics.parent}: {steps[-1]:,} updates", 120)), parse_math=False
+    )
+    _save(figure, out, dpi=110)
 
 
-_GRID = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
-_MM_PER_SECOND, _MM_PER_MILLIVOLT = 25.0, 10.0
+def _draw_panel(
+    axes: Any,
+    panel: _Panel,
+    steps: Sequence[int],
+    points: Sequence[dict[str, float]],
+    chance: dict[str, tuple[float, str]],
+) -> None:
+    logged = {
+        name: legend for name, legend in panel.metrics.items() if any(name in point for point in points)
+    }
+    for name, legend in logged.items():
+        values = [point.get(name, math.nan) for point in points]
+        axes.plot(
+            steps, values, marker="." if len(points) < 60 else "", label=legend if len(logged) > 1 else None
+        )
+    if panel.chance in chance:
+        value, name = chance[panel.chance]
+        axes.axhline(value, color="0.35", linestyle=":", label=f"chance: {name}")
+    axes.set_title(panel.title)
+    axes.set_ylabel(panel.unit)
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_tick_params(labelbottom=True)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize="small")
+
+
+def _chance(config: Path) -> dict[str, tuple[float, str]]:
+    """What guessing reaches, with its formula, as far as the run's configuration is there and tells it."""
+    try:
+        run = json.loads(config.read_text(encoding="utf-8"))
+        negatives, pairs = run["config"]["model"]["n_negatives"], run["config"]["batch_pairs"]
+        if run["config"].get("global_batch"):
+            pairs *= run["world_size"]
+        return {
+            "local": (math.log(negatives + 1), f"ln {negatives + 1} = {math.log(negatives + 1):.2f}"),
+            "accuracy": (1 / (negatives + 1), f"1/{negatives + 1}"),
+            "global": (math.log(pairs), f"ln {pairs} = {math.log(pairs):.2f}"),
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _save(figure: Any, out: Path, **options: Any) -> None:
+    """Write a figure in the format that the end of the name tells; text stays text in PDF and SVG."""
+    import matplotlib
+
+    kind = out.suffix.casefold().removeprefix(".")
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    settings = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "ecgfast"}
+    with warnings.catch_warnings(), matplotlib.rc_context(settings):
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a box stands for it
+        write_whole(out, lambda path: figure.savefig(path, format=kind, metadata=undated, **options))
+
+
+_MM_PER_SECOND = 25.0
+_MM_PER_MILLIVOLT = (10.0, 5.0, 2.5, 1.0, 0.5)  # the first at which the page's largest wave fits
+_TALLEST_MM = 40.0  # of a wave above or below its baseline; neighbouring rows may overlap
+_SHIFTED_MV = 1.5  # of a lead's median, from which it is drawn about its median
 _PAGE_SECONDS = 10.0
-_ROW_MM, _MARGIN_MM, _HEAD_MM = 30.0, 10.0, 15.0
+_ROW_MM, _MARGIN_MM, _HEAD_MM, _LINE_MM = 30.0, 10.0, 15.0, 4.2
+_LINES, _LINE_CHARACTERS = 3, 138  # lines of text that the head holds, and how long they are
 _NAME_MM, _NAME_WIDTH_MM = 10.0, 8.0  # where a lead's name stands above its baseline, if the trace allows
 _PULSE_MM = 15.0  # where the calibration pulse stands, left of every row
 _PAPER, _FINE, _COARSE, _INK = "#fffafa", "#f9d5d5", "#eea6a6", "#101010"
@@ -79,54 +166,138 @@ def plot_recording(
     *,
     rate: float = 500.0,
     start: float = 0.0,
-    rhythm: str = "II",
+    rhythm: str | None = None,
     title: str = "",
+    labels: Sequence[str] = (),
 ) -> None:
-    """Draw ten seconds of a recording on ECG paper: 3 x 4 leads of 2.5 s each, and a rhythm strip.
+    """Draw ten seconds of a recording on ECG paper: the leads that are there, and a rhythm strip.
+
+    Twelve leads have the usual 3 rows of 4 leads, 2.5 s each; up to three leads have rows of their own, up to
+    eight share rows by two. Every row is as wide as the page. Where leads share rows, a strip of one lead
+    stands below. A column shows its own part of the ten seconds, or, of a shorter recording, the last part
+    that fills it.
 
     The scale is the usual one, 25 mm/s and 10 mm/mV, with a calibration pulse of 1 mV for 0.2 s before every
-    row; printed at 100 % the PNG's millimetres are millimetres.
+    row; printed at 100 % the page's millimetres are millimetres. It is 5 mm/mV or less for waves above 4 mV.
+    A lead whose median is more than 1.5 mV from zero is drawn about its median, which stands beside its name.
+
+    The heart rate is that of the seconds shown, in beats per minute, "HR ?" where it can't be told.
 
     Args:
         signal: int16 microvolts [12, n], leads in standard order.
         present: Names of the leads present; the others are left out.
-        out: PNG file to write.
+        out: PNG, PDF or SVG file to write, by the end of its name.
         rate: Samples per second.
         start: Second at which the page begins.
-        rhythm: Lead of the strip below.
+        rhythm: Lead of the strip below, one of those present; None: II, I, V1 or the first that is there.
         title: Line above the page.
+        labels: Labels of the recording; known SNOMED CT and SCP-ECG codes are shown with their names.
 
     Raises:
-        EcgfastError: a signal of another shape, a start beyond it, an unknown rhythm lead.
+        EcgfastError: a signal of another shape, a start beyond it, an unknown or absent rhythm lead, no lead;
+            `out` has another end or no folder.
     """
+    check_output("out", out, PICTURES)
+    leads, strip = _check_recording(signal, present, rate, start, rhythm)
+    first = int(start * rate)
+    page = {
+        lead: signal[STANDARD_LEADS.index(lead), first : first + int(_PAGE_SECONDS * rate)] / 1000.0
+        for lead in leads
+    }
+    beats = heart_rate(np.stack(list(page.values())), rate)
+    shown = ", ".join(map(with_name, labels)) or "no labels"
+    head = _wrap(title) + _wrap(f"HR {'?' if beats is None else f'{beats:.0f} /min'}   {shown}")
+    _draw_page(page, strip, rate, start, head, out)
+
+
+def _check_recording(
+    signal: np.ndarray, present: Sequence[str], rate: float, start: float, rhythm: str | None
+) -> tuple[list[str], str]:
+    """The leads to draw, in standard order, and that of the strip."""
     if signal.ndim != 2 or signal.shape[0] != N_LEADS:
         raise EcgfastError(f"signal: got shape {list(signal.shape)}, want [12, n]")
-    if rhythm not in STANDARD_LEADS:
-        raise EcgfastError(f"rhythm: got {rhythm!r}, want one of {', '.join(STANDARD_LEADS)}")
+    strip = None
+    if rhythm is not None:
+        index = find_lead(rhythm)
+        if index is None:
+            near = did_you_mean(rhythm, STANDARD_LEADS)
+            raise EcgfastError(f"rhythm: got {rhythm!r}, want one of {', '.join(STANDARD_LEADS)}{near}")
+        strip = STANDARD_LEADS[index]
     if not 0 <= start < signal.shape[1] / rate:
         raise EcgfastError(f"start: got {start:g} s of a recording of {signal.shape[1] / rate:g} s")
-    first = int(start * rate)
-    millivolts = signal[:, first : first + int(_PAGE_SECONDS * rate)] / 1000.0
+    leads = [lead for lead in STANDARD_LEADS if lead in present]
+    if not leads:
+        raise EcgfastError("present: got no standard lead, want at least one")
+    if strip is None:
+        return leads, next(lead for lead in ("II", "I", "V1", *leads) if lead in leads)
+    if strip not in leads:
+        raise EcgfastError(
+            f"rhythm: got {rhythm!r}, which the recording lacks, want one of {', '.join(leads)}"
+        )
+    return leads, strip
+
+
+def _wrap(text: str) -> list[str]:
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return textwrap.wrap(printable, _LINE_CHARACTERS)
+
+
+def arrange_leads(leads: Sequence[str]) -> list[list[str]]:
+    """Rows of leads for a page, each as wide as the page: down the columns in the order given.
+
+    Columns: one for up to three leads, two for up to eight, three for nine, else four.
+    """
+    n = len(leads)
+    columns = 1 if n <= 3 else 2 if n <= 8 else 3 if n <= 9 else 4
+    heights = [n // columns + (column < n % columns) for column in range(columns)]
+    starts = np.cumsum([0, *heights])
+    return [[leads[starts[c] + row] for c in range(columns) if row < heights[c]] for row in range(heights[0])]
+
+
+def _draw_page(
+    page: dict[str, np.ndarray], strip: str, rate: float, start: float, head: Sequence[str], out: Path
+) -> None:
+    rows = arrange_leads(list(page))
+    if len(rows[0]) > 1:
+        rows.append([strip])
+    head_mm = _HEAD_MM + _LINE_MM * max(0, len(head) - _LINES)
     width = 2 * _MARGIN_MM + _PULSE_MM + _PAGE_SECONDS * _MM_PER_SECOND
-    height = 2 * _MARGIN_MM + _HEAD_MM + (len(_GRID) + 1) * _ROW_MM
+    height = 2 * _MARGIN_MM + head_mm + len(rows) * _ROW_MM
     axes, save = _paper(width, height)
-    column_seconds = _PAGE_SECONDS / len(_GRID[0])
-    for row, leads in enumerate((*_GRID, (rhythm,))):
-        baseline = height - _MARGIN_MM - _HEAD_MM - (row + 0.5) * _ROW_MM
-        _pulse(axes, _MARGIN_MM, baseline)
-        span = column_seconds if len(leads) > 1 else _PAGE_SECONDS
+    offsets = {lead: float(np.median(trace)) for lead, trace in page.items()}
+    offsets = {lead: offset for lead, offset in offsets.items() if abs(offset) > _SHIFTED_MV}
+    page = {lead: trace - offsets.get(lead, 0.0) for lead, trace in page.items()}
+    gain = _gain(page)
+    seconds = len(page[strip]) / rate
+    aligned = True
+    for row, leads in enumerate(rows):
+        baseline = height - _MARGIN_MM - head_mm - (row + 0.5) * _ROW_MM
+        _pulse(axes, _MARGIN_MM, baseline, gain)
+        span = _PAGE_SECONDS / len(leads)
         for column, lead in enumerate(leads):
-            trace = millivolts[STANDARD_LEADS.index(lead)] if lead in present else None
-            begin = column * span
-            left = _MARGIN_MM + _PULSE_MM + begin * _MM_PER_SECOND
-            _trace(axes, lead, trace, rate, (begin, begin + span), (left, baseline))
-    axes.text(_MARGIN_MM, height - _MARGIN_MM, title, fontsize=9, va="top", color=_INK)
-    scale = f"{_MM_PER_SECOND:g} mm/s   {_MM_PER_MILLIVOLT:g} mm/mV   from {start:g} s"
-    axes.text(_MARGIN_MM, _MARGIN_MM / 2, scale, fontsize=7, va="center", color=_INK)
+            begin = max(0.0, min(column * span, seconds - span))
+            aligned = aligned and begin == column * span
+            left = _MARGIN_MM + _PULSE_MM + column * span * _MM_PER_SECOND
+            shown = page[lead][round(begin * rate) : round((begin + span) * rate)]
+            name = f"{lead} ({offsets[lead]:+.1f} mV)" if lead in offsets else lead
+            _trace(axes, name, shown, rate, gain, (left, baseline))
+    top = height - _MARGIN_MM / 2
+    for number, line in enumerate(head):
+        _text(axes, _MARGIN_MM, top - number * _LINE_MM, line, fontsize=9, va="top")
+    scale = f"{_MM_PER_SECOND:g} mm/s   {gain:g} mm/mV   from {start:g} s"
+    _text(axes, _MARGIN_MM, _MARGIN_MM / 2, scale, fontsize=7, va="center")
+    if not aligned:
+        note = f"{seconds:g} s in all: columns overlap in time"
+        _text(axes, _MARGIN_MM, _MARGIN_MM / 2 - 3, note, fontsize=7, va="center")
     save(out)
 
 
-def _paper(width: float, height: float) -> tuple[Any, Any]:
+def _gain(page: dict[str, np.ndarray]) -> float:
+    tallest = max(float(np.abs(trace).max(initial=0.0)) for trace in page.values())
+    return next((gain for gain in _MM_PER_MILLIVOLT if gain * tallest <= _TALLEST_MM), _MM_PER_MILLIVOLT[-1])
+
+
+def _paper(width: float, height: float) -> tuple[Any, Callable[[Path], None]]:
     """Axes in millimetres over a whole page with its grid, and a function that saves it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -141,49 +312,37 @@ def _paper(width: float, height: float) -> tuple[Any, Any]:
         axes.hlines(np.arange(0, height + 1, step), 0, width, colors=colour, linewidth=line)
 
     def save(out: Path) -> None:
-        partial = out.with_name(out.name + ".partial")
-        figure.savefig(partial, dpi=254, format="png", facecolor=_PAPER)  # ten pixels per millimetre
-        os.replace(partial, out)
+        _save(figure, out, dpi=254, facecolor=_PAPER)  # ten pixels per millimetre
 
     return axes, save
 
 
-def _pulse(axes: Any, left: float, baseline: float) -> None:
+def _text(axes: Any, x: float, y: float, text: str, **options: Any) -> None:
+    # Names of records and labels are text, whatever dollar signs are in them.
+    axes.text(x, y, text, color=_INK, parse_math=False, **options)
+
+
+def _pulse(axes: Any, left: float, baseline: float, gain: float) -> None:
     """1 mV for 0.2 s."""
     x = left + np.array([0, 2.5, 2.5, 7.5, 7.5, 10])
-    y = baseline + _MM_PER_MILLIVOLT * np.array([0, 0, 1, 1, 0, 0])
+    y = baseline + gain * np.array([0, 0, 1, 1, 0, 0])
     axes.plot(x, y, color=_INK, linewidth=0.9, solid_joinstyle="miter")
 
 
-def _name_height(millivolts: np.ndarray, rate: float, begin: float) -> float:
+def _name_height(millimetres: np.ndarray, rate: float) -> float:
     """Millimetres above the baseline at which a name is clear of the trace below it, within the row."""
-    below = millivolts[int(begin * rate) : int((begin + _NAME_WIDTH_MM / _MM_PER_SECOND) * rate)]
-    peak = _MM_PER_MILLIVOLT * below.max(initial=0.0)
+    peak = millimetres[: int(_NAME_WIDTH_MM / _MM_PER_SECOND * rate)].max(initial=0.0)
     return min(max(_NAME_MM, peak + 1.0), 0.7 * _ROW_MM)
 
 
 def _trace(
-    axes: Any,
-    lead: str,
-    millivolts: np.ndarray | None,
-    rate: float,
-    seconds: tuple[float, float],
-    origin: tuple[float, float],
+    axes: Any, name: str, millivolts: np.ndarray, rate: float, gain: float, origin: tuple[float, float]
 ) -> None:
     """One lead's seconds at a place on the page, its name above it."""
     left, baseline = origin
+    millimetres = gain * millivolts
     axes.vlines(left, baseline - 3, baseline + 3, colors=_INK, linewidth=0.6)
-    absent = millivolts is None
-    axes.text(
-        left + 1.5,
-        baseline + (_NAME_MM if absent else _name_height(millivolts, rate, seconds[0])),
-        f"{lead} (absent)" if absent else lead,
-        fontsize=8,
-        weight="bold",
-        color=_INK,
-    )
-    if absent:
-        return
-    shown = millivolts[int(seconds[0] * rate) : int(seconds[1] * rate)]
-    x = left + np.arange(len(shown)) / rate * _MM_PER_SECOND
-    axes.plot(x, baseline + shown * _MM_PER_MILLIVOLT, color=_INK, linewidth=0.7)
+    height = baseline + _name_height(millimetres, rate)
+    _text(axes, left + 1.5, height, name, fontsize=8, weight="bold")
+    x = left + np.arange(len(millimetres)) / rate * _MM_PER_SECOND
+    axes.plot(x, baseline + millimetres, color=_INK, linewidth=0.7)

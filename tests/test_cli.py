@@ -1,6 +1,8 @@
 """The command line: help, one-line errors, and the way from records to an encoder."""
 
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import time
 import pytest
 
 from ecgfast.cli import COMMANDS, main
+from ecgfast.data import Store
 from ecgfast.nn import Encoder
 from ecgfast.training import read_metrics
 
@@ -113,6 +116,137 @@ def test_bad_arguments(args, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in error_of(capsys, *args)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        ("pretian", "did you mean pretrain?"),
+        ("showconfig", "did you mean show-config?"),
+        ("--verison", "did you mean --version?"),
+        ("pretrain S R --lr 1e-3", "Unrecognized options: --lr; did you mean --optim.lr?"),
+        ("pretrain --lr=1e-3 S R", "--lr; did you mean --optim.lr?"),
+        ("pretrain S R --learning-rate 1e-3", "did you mean --optim.lr?"),
+        ("pretrain S R --lead_mask_prob 0.5", "did you mean --model.lead-mask-prob?"),
+        ("pretrain S R --model.lead_maskprob 0.5", "did you mean --model.lead-mask-prob?"),
+        ("pretrain S R --batch-size 8", "did you mean --batch-pairs?"),
+        ("pretrain S R --warmup 8", "did you mean --optim.warmup-steps?"),
+        ("pretrain S R --dropout 0", "did you mean --model.encoder.dropout"),
+        (
+            "pretrain S R --seeds 8 --lr 1",
+            "for --seeds did you mean --seed?; for --lr did you mean --optim.lr?",
+        ),
+        ("pretrain S R --no-compiled", "did you mean --no-compile"),
+        ("pretrain --lr", "Unrecognized options: --lr; did you mean --optim.lr?"),
+        ("pretrain S R --preset smal", "must be one of demo, small, paper, got 'smal'; did you mean small?"),
+        ("pretrain S R --preset=smal", "did you mean small?"),
+        (
+            "pretrain S R --precision fp23",
+            "--precision must be one of fp32, bf16, got 'fp23'; did you mean fp32?",
+        ),
+        ("synth OUT --patient 3", "did you mean --patients?"),
+        ("synth --patient 3", "did you mean --patients?"),
+        ("prepare . STORE --format ptbx", "did you mean ptbxl"),
+        ("prepare S T --baselin", "did you mean --baseline"),
+        ("inspect --recrod", "did you mean --record?"),
+        ("bench lead-mask", "did you mean lead_mask?"),
+        ("bench masks --variants offical", "did you mean official?"),
+        ("bench masks --sizes b 3", "did you mean B?"),
+        ("bench masks --device cuba", "did you mean cuda?"),
+        ("bench masks --json-dri x", "did you mean --json-dir"),
+    ],
+)
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_near_names(args, wanted, columns, capsys, tmp_path, monkeypatch):
+    """A mistyped name is told with the one that it may stand for, on terminals of any width."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert wanted in error_of(capsys, *args.split())
+    assert os.environ["COLUMNS"] == columns
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        ("pretrain", "missing: STORE, RUN ("),
+        ("convert x", "missing: OUT, new or empty folder for model.safetensors and config.json ("),
+        ("bench", "lead_mask, span_mask"),
+        ("convert a b c", "Unrecognized options: c; besides options it takes CHECKPOINT OUT ("),
+        ("synth a b", "Unrecognized options: b; besides options it takes OUT ("),
+        ("show-config x", "besides options it takes nothing ("),
+        ("synth OUT --patients many", "--patients must be an integer, got 'many' ("),
+        ("synth OUT --patients 1.5", "--patients must be an integer, got '1.5' ("),
+        ("synth OUT --seconds long", "--seconds must be a number, got 'long' ("),
+        ("synth OUT --patients", "--patients must have a value, got none ("),
+        ("pretrain S R --optim.betas 0.9", "--optim.betas must have 2 values, got fewer ("),
+        ("pretrain S R --optim.betas 0.9 x", "--optim.betas must be 2 numbers, got 0.9 x ("),
+        ("pretrain S R --model.n-masked x", "--model.n-masked must be None or an integer, got x ("),
+        ("prepare S T --bandpass 3", "--bandpass must be"),
+        ("prepare S T --baseline yes", "--baseline is a flag and must have no value, got 'yes' ("),
+        ("pretrain S R --global-batch=1", "--global-batch is a flag and must have no value, got '1' ("),
+        ("pretrain S R --xyzzy 3", "Unrecognized options: --xyzzy ("),
+    ],
+)
+def test_errors_of_parsing(args, wanted, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert wanted in error_of(capsys, *args.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_breaks_no_line_early(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["inspect", "--help"])
+    text = capsys.readouterr().out
+    assert re.search("its name: its leads, a rhythm strip, heart rate and +│? *\n", text)
+    assert "{None}" not in text
+    assert "(default: None)" not in text
+
+
+def on_terminal(*args, **env):
+    """What the command prints on a terminal, and its exit code."""
+    leader, follower = pty.openpty()
+    try:
+        ended = run_process(*args, stdout=follower, stderr=follower, env={"TERM": "xterm", **env})
+        return os.read(leader, 1 << 16).decode(), ended.returncode
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+
+def test_errors_are_plain_on_terminals():
+    text, code = on_terminal("pretrain", "S", "R", "--lr", "1", FORCE_COLOR="1")
+    assert code == 2
+    assert text.startswith("ecgfast: error: Unrecognized options: --lr; did you mean --optim.lr? (")
+    assert text.count("\n") == 1
+    text, code = on_terminal("convert", "--help", NO_COLOR="1")
+    assert code == 0
+    assert "CHECKPOINT" in text
+    assert "\x1b" not in text
+
+
+def test_errors_without_stdout():
+    command = [sys.executable, "-m", "ecgfast", "pretrain", "S", "R", "--lr", "1"]
+    ended = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2
+    assert "did you mean --optim.lr?" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_characters_that_stdout_lacks(tmp_path):
+    store = tmp_path / "心 store"
+    assert main(["synth", str(store), "--patients", "1", "--records", "1", "--into-store"]) == 0
+    ended = run_process("inspect", store, env={"PYTHONIOENCODING": "ascii"})
+    assert ended.returncode == 0, ended.stderr
+    assert "\\u5fc3 store" in ended.stdout
+
+
+def test_near_records(store, capsys):
+    ids = Store(store).index["record_id"].to_pylist()
+    wrong = ids[1].upper() + "x"
+    assert f"did you mean {ids[1]}" in error_of(capsys, "inspect", store, "--record", wrong)
+    for odd in ("", "$x {0} %s", "心", "a/../b", "-1"):
+        assert f"has no {odd!r}" in error_of(capsys, "inspect", store, f"--record={odd}")
 
 
 @pytest.mark.parametrize(

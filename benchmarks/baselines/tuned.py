@@ -314,6 +314,24 @@ def masks(
     device: torch.device | str = "cpu",
     n_masked: int | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Both masks of a step, :func:`lead_mask` and :func:`span_mask`."""
+    keep = lead_mask(batch, n_leads, p, device)
+    return keep, span_mask(batch, n_tokens, prob, length, device, n_masked)
+
+
+def lead_mask(batch: int, n_leads: int, p: float, device: torch.device | str = "cpu") -> Tensor:
+    """All rows at once."""
+    return torch.rand((batch, n_leads), device=device) >= p
+
+
+def span_mask(
+    batch: int,
+    n_tokens: int,
+    prob: float,
+    length: int,
+    device: torch.device | str = "cpu",
+    n_masked: int | None = None,
+) -> Tensor:
     """All rows at once: starts and cuts are the smallest of random keys.
 
     With ``n_masked``, the masked tokens of each row, nothing waits for the device and shapes are static.
@@ -322,7 +340,6 @@ def masks(
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, device=device)
 
-    keep = uniform(batch, n_leads) >= p
     n_spans = (prob * n_tokens / length + uniform(batch, 1)).floor().clamp(min=2)
     rank = uniform(batch, max(n_tokens - length, 3)).argsort(1).argsort(1)
     starts = F.pad((rank < n_spans).float(), (length - 1, n_tokens - rank.shape[1]))
@@ -330,4 +347,4 @@ def masks(
     common = int(covered.sum(1).min()) if n_masked is None else n_masked
     key = uniform(batch, n_tokens) + torch.where(covered, 0.0, 1.0)
     index = key.topk(common, dim=1, largest=False, sorted=False).indices
-    return keep, torch.zeros_like(covered).scatter_(1, index, True)
+    return torch.zeros_like(covered).scatter_(1, index, True)

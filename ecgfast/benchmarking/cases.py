@@ -11,6 +11,7 @@ from torch import Tensor
 
 import ecgfast
 from ecgfast import ops
+from ecgfast._suggest import did_you_mean
 from ecgfast.errors import EcgfastError
 
 Sizes = dict[str, int]
@@ -88,7 +89,8 @@ def merge_sizes(op: str, given: Sizes | None, quick: bool, device: str = "cpu") 
     sizes = dict(case.quick if quick else case.sizes | (case.cuda if device == "cuda" else {}))
     for name, value in (given or {}).items():
         if name not in sizes:
-            raise EcgfastError(f"bench: sizes of {op} are {', '.join(sizes)}, got {name!r}")
+            near = did_you_mean(name, sizes)
+            raise EcgfastError(f"bench: sizes of {op} are {', '.join(sizes)}, got {name!r}{near}")
         if value < 1:
             raise EcgfastError(f"bench: size {name} must be at least 1, got {value}")
         sizes[name] = value
@@ -218,6 +220,48 @@ def _gather(official: Any, tuned: Any) -> dict[str, Form]:
     return found
 
 
+def _lead_mask_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
+    return torch.arange(s["B"]), s["L"], 0.5
+
+
+def _lead_mask(official: Any, tuned: Any) -> dict[str, Form]:
+    rng = _Rng()
+
+    def ours(ids: Tensor, n_leads: int, p: float) -> Tensor:
+        return ops.lead_mask(ids, n_leads, p, rng(ids))
+
+    if official is None:
+        return {"ecgfast": ours}
+
+    def plain(ids: Tensor, n_leads: int, p: float) -> Tensor:
+        return tuned.lead_mask(ids.shape[0], n_leads, p, device=ids.device)
+
+    return {
+        "official": lambda ids, *rest: official.lead_mask(len(ids), *rest).to(ids.device),
+        "tuned_eager": plain,
+        "tuned_compiled": _Compiled(plain),
+        "ecgfast": ours,
+    }
+
+
+def _span_mask_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
+    return torch.arange(s["B"]), s["N"], 0.65, 10
+
+
+def _span_mask(official: Any, tuned: Any) -> dict[str, Form]:
+    rng = _Rng()
+
+    def ours(ids: Tensor, n_tokens: int, prob: float, length: int) -> tuple[Tensor, ...]:
+        return ops.span_mask(ids, n_tokens, prob, length, rng(ids), n_masked=None)
+
+    found: dict[str, Form] = {"ecgfast": ours}
+    if official is not None:
+        # The count of masked tokens depends on the draw, so there is no one graph to compile.
+        found["official"] = lambda ids, *rest: official.span_mask(len(ids), *rest).to(ids.device)
+        found["tuned_eager"] = lambda ids, *rest: tuned.span_mask(len(ids), *rest, device=ids.device)
+    return found
+
+
 def _mask_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
     return torch.arange(s["B"]), s["L"], 0.5, s["N"], 0.65, 10
 
@@ -321,6 +365,23 @@ CASES: dict[str, Case] = {
         dtypes=("float32", "bfloat16", "int16"),
         read_bytes=lambda s: 2 * s["B"] * 12 * s["T"],
     ),
+    "lead_mask": Case(
+        sizes={"B": 128, "L": 12},
+        quick={"B": 4, "L": 12},
+        inputs=_lead_mask_inputs,
+        forms=_lead_mask,
+        dtypes=("bool",),
+        passes=("forward",),
+    ),
+    "span_mask": Case(
+        sizes={"B": 128, "N": 156},
+        quick={"B": 4, "N": 40},
+        inputs=_span_mask_inputs,
+        forms=_span_mask,
+        dtypes=("bool",),
+        passes=("forward",),
+    ),
+    # Both, one after the other, as a step of training draws them.
     "masks": Case(
         sizes={"B": 128, "L": 12, "N": 156},
         quick={"B": 4, "L": 12, "N": 40},

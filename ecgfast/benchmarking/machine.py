@@ -5,7 +5,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -72,26 +72,68 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+_MOST_S = 2.0  # that repeats of one measurement may take together
+_PROBE = 256  # order of the products by which larger ones are foreseen
+
+
 def _best_seconds(function: Callable[[], object], device: str, repeats: int = 7) -> float:
-    best = float("inf")
+    """The shortest of several calls, fewer where they would take more than two seconds together."""
+    best, deadline = float("inf"), time.perf_counter() + _MOST_S
     for _ in range(repeats):
         synchronize(device)
         start = time.perf_counter()
         function()
         synchronize(device)
         best = min(best, time.perf_counter() - start)
+        if time.perf_counter() + best > deadline:
+            break
     return best
 
 
-def rates(device: str, quick: bool) -> dict[str, float]:
-    """Measured limits: products in GFLOP/s for each dtype, and copied GB/s (read + written)."""
-    n = 256 if quick else (8192 if device == "cuda" else 2048)
+def _product_seconds(n: int, dtype: str, device: str) -> float:
+    a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
+    out = torch.empty_like(a)
+    return _best_seconds(lambda: torch.mm(a, a, out=out), device)
+
+
+def _product_rate(largest: int, dtype: str, device: str) -> float:
+    """GFLOP/s of a product of this order, or of the largest that doesn't take seconds.
+
+    A CPU without products in bfloat16 does them element by element, hundreds of times slower than in float32.
+    """
+    n = _PROBE
+    seconds = _product_seconds(n, dtype, device)
+    while n < largest and 8 * seconds < _MOST_S / 2:  # an order twice as large takes eight times as long
+        n *= 2
+        seconds = _product_seconds(n, dtype, device)
+    return round(2 * n**3 / seconds / 1e9, 1)
+
+
+def rates(
+    device: str,
+    quick: bool = False,
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, float]:
+    """Measured limits: products in GFLOP/s for each dtype asked for, and copied GB/s (read + written).
+
+    Takes a few seconds for each, however slow the machine is.
+
+    Args:
+        device: "cpu" or "cuda".
+        quick: small sizes.
+        dtypes: names of the dtypes of products; none: copies alone.
+        log: told of each measurement.
+
+    Returns:
+        ``gemm_<dtype>_gflops`` for each of ``dtypes``, and ``copy_gb_per_s``.
+    """
+    n = _PROBE if quick else (8192 if device == "cuda" else 2048)
     found = {}
-    for name in ("float32", "bfloat16"):
-        a = torch.randn(n, n, device=device).to(getattr(torch, name))
-        out = torch.empty_like(a)
-        seconds = _best_seconds(lambda a=a, out=out: torch.mm(a, a, out=out), device)
-        found[f"gemm_{name}_gflops"] = round(2 * n**3 / seconds / 1e9, 1)
+    for name in dtypes:
+        log(f"the rate of products in {name}")
+        found[f"gemm_{name}_gflops"] = _product_rate(n, name, device)
+    log("the rate of copies")
     source = torch.ones(n**2 * 16, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = _best_seconds(lambda: target.copy_(source), device)

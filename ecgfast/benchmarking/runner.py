@@ -1,11 +1,14 @@
 """Starts the measuring processes and puts their answers together."""
 
+import contextlib
 import datetime
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,11 @@ import torch
 
 import ecgfast
 from ecgfast._build import has_kernel
+from ecgfast._outputs import check_output, make_folder, write_whole
+from ecgfast._suggest import did_you_mean
 from ecgfast.benchmarking import machine
 from ecgfast.benchmarking.cases import CASES, Sizes, baselines, merge_sizes, other_sizes
+from ecgfast.benchmarking.progress import listen
 from ecgfast.benchmarking.report import markdown
 from ecgfast.errors import EcgfastError
 
@@ -40,46 +46,64 @@ def _environment(pages: str) -> dict[str, str]:
     return env
 
 
-def _ask(request: dict[str, Any], pages: str) -> dict[str, Any]:
-    """One worker's answer."""
+def _ask(request: dict[str, Any], pages: str, log: Log) -> dict[str, Any]:
+    """One worker's answer; `log` is told what it does meanwhile."""
     command = [sys.executable, "-m", "ecgfast.benchmarking.worker"]
-    done = subprocess.run(  # noqa: S603
-        command, input=json.dumps(request), capture_output=True, text=True, env=_environment(pages)
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes, text=True, env=_environment(pages)) as worker:  # noqa: S603
+        messages: list[str] = []
+        listener = threading.Thread(target=listen, args=(worker.stderr, log, messages))
+        listener.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it ended before; its exit code tells
+                worker.stdin.write(json.dumps(request))
+                worker.stdin.close()
+            answer = worker.stdout.read()
+        except BaseException:
+            worker.kill()
+            raise
+        finally:
+            listener.join()
+    if worker.returncode:
+        last = (messages or ["no message"])[-1]
         what = f"{request['op']} ({request['task']}, {pages})"
-        raise EcgfastError(f"bench: measuring {what} ended with {done.returncode}: {last}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        raise EcgfastError(f"bench: measuring {what} ended with {worker.returncode}: {last}")
+    return json.loads(answer.strip().splitlines()[-1])
 
 
 def _choose(name: str, given: Sequence[str] | None, possible: Sequence[str]) -> list[str]:
     """The given values in the order of the possible ones, all of which are the default."""
     for value in given or ():
         if value not in possible:
-            raise EcgfastError(f"bench: {name} must be of {', '.join(possible)}, got {value!r}")
+            near = did_you_mean(value, possible)
+            raise EcgfastError(f"bench: {name} must be of {', '.join(possible)}, got {value!r}{near}")
     return [value for value in possible if not given or value in given]
 
 
 def _check_op(op: str) -> None:
     if op not in CASES:
-        raise EcgfastError(f"bench: OP must be one of {', '.join(CASES)} or all, got {op!r}")
+        near = did_you_mean(op, [*CASES, "all"])
+        raise EcgfastError(f"bench: OP must be one of {', '.join(CASES)} or all, got {op!r}{near}")
 
 
 def _check_device(device: str) -> None:
     if device not in ("cpu", "cuda"):
-        raise EcgfastError(f"bench: device must be cpu or cuda, got {device!r}")
+        near = did_you_mean(device, ("cpu", "cuda"))
+        raise EcgfastError(f"bench: device must be cpu or cuda, got {device!r}{near}")
     if device == "cuda" and not torch.cuda.is_available():
         raise EcgfastError("bench: device cuda asked for, but torch finds no CUDA device")
 
 
-def _peaks(request: dict[str, Any], variants: Sequence[str]) -> dict[tuple[str, str, str], float | None]:
+def _peaks(
+    request: dict[str, Any], variants: Sequence[str], log: Log
+) -> dict[tuple[str, str, str], float | None]:
     found = {}
     for variant in variants:
         for dtype in request["dtypes"]:
             for pass_ in request["passes"]:
                 one = request | {"task": "memory", "variant": variant, "dtype": dtype, "pass": pass_}
-                found[variant, dtype, pass_] = _ask(one, "plain")["peak_mib"]
+                log(f"{request['op']}: memory of {variant}, {dtype}, {pass_}")
+                found[variant, dtype, pass_] = _ask(one, "plain", log)["peak_mib"]
     return found
 
 
@@ -134,6 +158,8 @@ def run(
     """
     _check_op(op)
     _check_device(device)
+    if not 0 <= budget_s < math.inf:
+        raise EcgfastError(f"bench: budget must be a number of seconds of at least 0, got {budget_s}")
     case = CASES[op]
     # A case without a choice of dtype or pass (the masks) takes no notice of one.
     dtypes = _choose("dtype", dtypes, case.dtypes) if len(case.dtypes) > 1 else list(case.dtypes)
@@ -160,14 +186,13 @@ def run(
     answers = {}
     for mode in _choose("pages", pages, modes):
         log(f"{op}: timing, pages {mode}")
-        answers[mode] = _ask(request, mode)
+        answers[mode] = _ask(request, mode, lambda line: log(f"{op}: {line}"))
         request["measure_rates"] = False
     first = next(iter(answers.values()))
     peaks = {}
     if device == "cpu":  # on CUDA the rows have them
         timed = [v for v in variants if any(row["variant"] == v for row in first["rows"])]
-        log(f"{op}: memory")
-        peaks = _peaks(request, timed)
+        peaks = _peaks(request, timed, log)
     return _result(request, answers, first, peaks)
 
 
@@ -231,8 +256,11 @@ def bench(
 ) -> list[dict[str, Any]]:
     """Measure an op, or with "all" every op at every default size, and write what was asked for.
 
-    ``json_file`` takes one op's result; ``json_dir`` a file per op and size; ``markdown_file`` a table.
-    ``options`` are those of :func:`run`.
+    ``json_file`` takes one op's result; ``json_dir`` a file per op and size; ``markdown_file`` a table. Their
+    folders are made if they are absent. ``options`` are those of :func:`run`.
+
+    Raises:
+        EcgfastError: an option out of its values, or a file that can't be written; nothing is measured then.
     """
     if op == "all":
         if json_file is not None or sizes:
@@ -244,6 +272,13 @@ def bench(
     else:
         _check_op(op)
         todo = [(op, "", sizes)]
+    _check_device(device)
+    for argument, path in (("json", json_file), ("markdown", markdown_file)):
+        if path is not None:
+            make_folder(argument, path.parent)
+            check_output(argument, path)
+    if json_dir is not None:
+        make_folder("json_dir", json_dir)
     results = []
     for name, suffix, chosen in todo:
         if options.get("quick") and suffix:
@@ -257,5 +292,4 @@ def bench(
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ import torch
 
 from ecgfast.benchmarking import machine
 from ecgfast.benchmarking.cases import CASES, flatten, forms, merge_sizes
+from ecgfast.benchmarking.progress import report
 
 _MIB = 2**20
 # A fast form may run several times per turn while it takes less than this share of the slowest form.
 _TURN_SHARE = 0.1
 _MOST_PER_TURN = 5
+_SLOW_MS = 2500.0  # of a call, from which there is no other before the rounds
 
 
 class Subject:
@@ -116,7 +118,11 @@ def time_forms(request: dict[str, Any], dtype: str, direction: str) -> tuple[lis
     for variant, form in kinds.items():
         try:
             subject(form)
-            cost[variant] = min(_timed(subject, form, device) for _ in range(2))
+            cost[variant] = _timed(subject, form, device)
+            if cost[variant] < _SLOW_MS:
+                cost[variant] = min(cost[variant], _timed(subject, form, device))
+            else:
+                report(f"{dtype}, {direction}: {variant} takes {cost[variant] / 1e3:.1f} s a call")
         except (RuntimeError, MemoryError) as error:
             reason = str(error).split("\n")[0][:200]
             failed.append({"variant": variant, "dtype": dtype, "pass": direction, "error": reason})
@@ -158,16 +164,25 @@ def time_forms(request: dict[str, Any], dtype: str, direction: str) -> tuple[lis
     return rows, failed
 
 
+def rated_dtypes(op: str, dtypes: Sequence[str]) -> list[str]:
+    """Those of the dtypes in which the op multiplies matrices: their product rate is a limit."""
+    case = CASES[op]
+    multiplies = any((*case.products(case.sizes), *(case.direct or case.products)(case.sizes)))
+    return [name for name in dtypes if multiplies and getattr(torch, name).is_floating_point]
+
+
 def task_time(request: dict[str, Any]) -> dict[str, Any]:
     """All dtypes and passes of one op under this process's allocator."""
     if request["device"] == "cpu" and sys.platform == "linux":
         _limit_memory()
     answer: dict[str, Any] = {"rows": [], "failed": [], "floors": []}
     if request["measure_rates"]:
-        answer["rates"] = machine.rates(request["device"], request["quick"])
+        dtypes = rated_dtypes(request["op"], request["dtypes"])
+        answer["rates"] = machine.rates(request["device"], request["quick"], dtypes, report)
     ours = forms(request["op"])["ecgfast"]
     for dtype in request["dtypes"]:
         for direction in request["passes"]:
+            report(f"{dtype}, {direction}")
             rows, failed = time_forms(request, dtype, direction)
             answer["rows"] += rows
             answer["failed"] += failed

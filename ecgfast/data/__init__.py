@@ -14,6 +14,7 @@ from ecgfast.data.loader import SegmentLoader
 from ecgfast.data.pairs import Batch, PairLoader
 from ecgfast.data.preprocess import Preprocessing
 from ecgfast.data.resident import ResidentLoader
+from ecgfast.data.rhythm import heart_rate
 from ecgfast.data.store import SAMPLE_RATE, Store
 from ecgfast.data.synthetic import SyntheticRecord, synthesize
 from ecgfast.data.synthetic_files import synthetic_store, write_synthetic
@@ -37,6 +38,7 @@ __all__ = [
     "StoreSummary",
     "SyntheticRecord",
     "TurnDipole",
+    "heart_rate",
     "prepare",
     "summarize",
     "synthesize",

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from ecgfast._suggest import among, did_you_mean
+from ecgfast.data.codes import name_of, with_name
 from ecgfast.data.plausibility import LEAST_MILLIVOLTS, MOST_MILLIVOLTS, lead_amplitudes, typical_advice
+from ecgfast.data.rhythm import heart_rate
 from ecgfast.data.store import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
@@ -79,14 +82,17 @@ class StoreSummary:
     provenance: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return asdict(self)
+        """The same as plain values, for JSON, and the names of the labels that are known codes."""
+        return asdict(self) | {
+            "label_names": {label: name_of(label) for label in self.labels if name_of(label)}
+        }
 
     def __str__(self) -> str:
         low, middle, high = self.recordings_per_patient
         shortest, typical, longest = self.seconds
         rates = {f"{rate} Hz": n for rate, n in self.source_rates.items()}
         lead_sets = {f"{n} leads": k for n, k in self.lead_sets.items()}
+        labels = {with_name(label): n for label, n in self.labels.items()}
         lacking = {name: n for name, n in self.without.items() if n}
         lines = [
             f"{self.path}",
@@ -105,7 +111,7 @@ class StoreSummary:
             f"age          {_span(self.age)}",
             f"sex          {_counts(self.sex, None, _ROWS)}",
             *([f"folds        {_counts(self.folds, None, _ROWS)}"] if self.folds else []),
-            f"labels       {_counts(self.labels, None, _ROWS) or 'none'}; {self.n_unlabelled:,} without",
+            f"labels       {_counts(labels, None, _ROWS) or 'none'}; {self.n_unlabelled:,} without",
             f"rejected     {self.n_rejected:,}"
             + (f": {_counts(self.rejected, None, _ROWS)} (rejected.csv)" if self.n_rejected else ""),
             *(
@@ -198,8 +204,10 @@ def find_recording(store: Store, record_id: str) -> int:
     """
     at = pc.index(store.index["record_id"], record_id).as_py()
     if at < 0:
-        some = ", ".join(store.index["record_id"].slice(0, 3).to_pylist())
-        raise EcgfastError(f"record: {store.path} has no {record_id!r}; it has {some}, ...")
+        ids = store.index["record_id"].to_pylist()
+        some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+        near = did_you_mean(record_id, among(record_id, ids))
+        raise EcgfastError(f"record: {store.path} has no {record_id!r}; it has {some}{near}")
     return at
 
 
@@ -214,13 +222,16 @@ def describe_recording(store: Store, i: int) -> dict[str, Any]:
         for k, lead in enumerate(STANDARD_LEADS)
         if lead in row["leads"]
     }
+    present = [STANDARD_LEADS.index(lead) for lead in row["leads"]]
+    beats = heart_rate(signal[present], store.rate)
     age = "age unknown" if row["age"] is None else f"{row['age']:g} years"
     return {
         "record": row["record_id"],
         "patient": f"{row['patient_id']}, {age}, sex {row['sex'] or 'unknown'}",
         "source": f"{row['source']} at {row['source_rate']:g} Hz",
         "duration": f"{row['n_samples'] / store.rate:g} s",
-        "labels": ", ".join(row["labels"]) or "no labels",
+        "heart rate": "unknown" if beats is None else f"{beats:.0f} /min",
+        "labels": ", ".join(map(with_name, row["labels"])) or "no labels",
         **ranges,
     }
 

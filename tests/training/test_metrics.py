@@ -1,6 +1,7 @@
 """Metrics files: written once per step, whatever happened to the process."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -65,6 +66,46 @@ def test_no_number_is_an_error(loss):
     with pytest.raises(EcgfastError, match=r"the loss became .* by step 3.* in a new run folder"):
         check_finite("loss", loss, 3)
     check_finite("loss", 1.0, 3)
+
+
+def draw(folder, points, config=None):
+    """The texts of the curves of a run with these log points, and those of its dotted lines' heights."""
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, points)))
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    plot_curves(folder / "metrics.jsonl", folder / "curves.svg")
+    return re.findall(r">([^<]+)</text>", (folder / "curves.svg").read_text())
+
+
+def test_curves_show_chance(tmp_path):
+    config = {
+        "config": {"batch_pairs": 8, "model": {"n_negatives": 100}, "global_batch": True},
+        "world_size": 4,
+    }
+    texts = draw(tmp_path / "run", [point(1), point(10, 2.0)], config)
+    assert {"chance: ln 101 = 4.62", "chance: 1/101", "chance: ln 32 = 3.47"} <= set(texts)
+    config["config"]["global_batch"] = False
+    assert "chance: ln 8 = 2.08" in draw(tmp_path / "run", [point(1)], config)
+    for bad in (None, {}, {"config": None}, [], {"config": {"batch_pairs": 0, "model": {"n_negatives": 1}}}):
+        texts = draw(tmp_path / f"bad {bad is None}", [point(1)], bad)
+        assert not any(text.startswith("chance") for text in texts)
+
+
+def test_curves_show_what_was_logged(tmp_path):
+    old = draw(tmp_path / "old", [point(1), point(10)])
+    assert "Learning rate" not in old
+    assert "ties are no success" not in old
+    assert "nan" not in old
+    new = draw(tmp_path / "new", [point(1), point(10) | {"lr": 1e-3, "accuracy_strict": 0.5, "other": 1.0}])
+    assert {"Learning rate", "ties are no success", "official count"} <= set(new)
+    plot_curves(tmp_path / "new/metrics.jsonl", tmp_path / "curves.pdf")
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+    for name, message in (("curves.gif", "must end in one of"), ("no/curves.png", "in a folder that exists")):
+        with pytest.raises(EcgfastError, match=message):
+            plot_curves(tmp_path / "new/metrics.jsonl", tmp_path / name)
+    odd = draw(tmp_path / "$x_1$ \\frac{", [point(1)])
+    assert any("$x_1$ \\frac{: 1 updates" in text for text in odd)
 
 
 def test_curves_and_summary(tmp_path):

@@ -6,6 +6,7 @@ arrays.
 
 from pathlib import Path
 
+from ecgfast._suggest import did_you_mean
 from ecgfast.data.plausibility import MICROVOLTS, find_unit
 from ecgfast.data.sources.base import About, Item, Source
 from ecgfast.data.sources.code15 import Code15
@@ -35,7 +36,8 @@ def open_source(folder: Path, form: str = "auto", unit: str | None = None) -> So
         EcgfastError: no such folder, format or unit; the folder is not of the format, or has its own units.
     """
     if form != "auto" and form not in FORMATS:
-        raise EcgfastError(f"format: got {form!r}, want auto, {', '.join(FORMATS)}")
+        near = did_you_mean(form, FORMATS)
+        raise EcgfastError(f"format: got {form!r}, want auto, {', '.join(FORMATS)}{near}")
     if not folder.is_dir():
         raise EcgfastError(f"source: no such folder: {folder}")
     kinds = FORMATS.values() if form == "auto" else [FORMATS[form]]
