@@ -18,6 +18,7 @@ from ecgfast.data.rhythm import heart_rate
 from ecgfast.data.store import SAMPLE_RATE, Store
 from ecgfast.data.synthetic import SyntheticRecord, synthesize
 from ecgfast.data.synthetic_files import synthetic_store, write_synthetic
+from ecgfast.leads import LeadNames
 
 __all__ = [
     "SAMPLE_RATE",
@@ -26,6 +27,7 @@ __all__ = [
     "BaselineWander",
     "Batch",
     "EmgNoise",
+    "LeadNames",
     "PairLoader",
     "PowerlineNoise",
     "PrepareReport",

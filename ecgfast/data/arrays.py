@@ -1,10 +1,10 @@
 """Recordings that are arrays, with what is known of them beside."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ecgfast._suggest import did_you_mean
 from ecgfast.data.plausibility import amplitude, scale_advice
 from ecgfast.data.preprocess import Lead, Preprocessing, Rejected, standard_block
 from ecgfast.data.signal_arrays import array_leads
@@ -55,12 +55,11 @@ _OTHER_NAMES = {
 _MEANT = {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """What a wrong name may stand for, such as ` (did you mean rate?)`; nothing where that is unclear."""
-    known, plain = list(known), name.strip().casefold().replace(" ", "_").replace("-", "_")
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """`; did you mean rate?` for a name that others use, or that is near a known one; nothing otherwise."""
+    known, plain = list(known), str(name).strip().casefold().replace(" ", "_").replace("-", "_")
     meant = _MEANT.get(plain)
-    close = [meant] if meant in known else difflib.get_close_matches(plain, known, 1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f"; did you mean {meant}?" if meant in known else did_you_mean(name, known)
 
 
 def fields_of(record: Any, i: int = 0) -> dict[str, Any]:
@@ -75,10 +74,8 @@ def fields_of(record: Any, i: int = 0) -> dict[str, Any]:
     """
     if isinstance(record, Mapping):
         if others := [name for name in record if name not in FIELDS]:
-            meant = did_you_mean(str(others[0]), FIELDS)
-            raise EcgfastError(
-                f"records: one has the field {others[0]!r}, want of {', '.join(FIELDS)}{meant} (number {i})"
-            )
+            told = f"records: one has the field {others[0]!r}, want of {', '.join(FIELDS)} (number {i})"
+            raise EcgfastError(f"{told}{suggestion(others[0], FIELDS)}")
         values = dict(record)
     else:
         values = {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}

@@ -219,8 +219,10 @@ def cut_off_lead(
     held_run, cut_run = runs
     if bottom == top:
         return bottom, 0
-    for value, at_rail in ((bottom, bottom <= low), (top, top >= high)):
-        if not _has_run(signal, value, int(np.ceil(min(held_run, cut_run)))):
+    shortest = int(np.ceil(min(held_run, cut_run)))
+    at_bottom, at_top = _have_three(signal, bottom, top)
+    for value, three, at_rail in ((bottom, at_bottom, bottom <= low), (top, at_top, top >= high)):
+        if (shortest >= CUT_SAMPLES and not three) or not _has_run(signal, value, shortest):
             continue
         total, held, n_held = _runs_at(signal, value, held_run)
         share = HELD_SHARE if n_held > 1 else HELD_SHARE_ONCE
@@ -271,20 +273,20 @@ def _all_finite(values: np.ndarray) -> bool:
 
 
 @numba.njit(nogil=True, cache=True)
-def _has_three(signal: np.ndarray, value: float) -> bool:
-    """Whether three samples in a row are at a value, which few leads have: 32 are looked at at once."""
-    value = signal.dtype.type(value)
-    found = False
+def _have_three(signal: np.ndarray, bottom: float, top: float) -> tuple[bool, bool]:
+    """Whether three samples in a row are at either value, which few leads have: 32 are looked at at once."""
+    low, high = signal.dtype.type(bottom), signal.dtype.type(top)
+    at_bottom = at_top = False
     for i in range(len(signal) - 2):
-        found |= (signal[i] == value) & (signal[i + 1] == value) & (signal[i + 2] == value)
-    return found
+        a, b, c = signal[i], signal[i + 1], signal[i + 2]
+        at_bottom |= (a == low) & (b == low) & (c == low)
+        at_top |= (a == high) & (b == high) & (c == high)
+    return at_bottom, at_top
 
 
 @numba.njit(nogil=True, cache=True)
 def _has_run(signal: np.ndarray, value: float, length: int) -> bool:
     """Whether there is a run at a value of this length: every such run is met by looking once a length."""
-    if length >= CUT_SAMPLES and not _has_three(signal, value):
-        return False
     step = max(1, length)
     for at in range(step - 1, len(signal), step):
         if signal[at] == value:

@@ -40,7 +40,6 @@ _SIGNAL_LINE = re.compile(  # the lines in whose reading no two programs differ
 )
 _SEGMENTED = re.compile(r"\S*/")
 _FOLDERS = re.compile(r"(?:[-\w]+(?:\.[-\w]+)*/)+(?=[-\w])")  # before a name, as PTB-XL+ has them
-_ANY_FOLDER = re.compile(r"^[ \t]*[^#\s/]+/", re.MULTILINE)
 _DEFAULT_GAIN = 200.0  # of a header that has none, or 0
 
 
@@ -127,7 +126,7 @@ def parse_header(name: str, original: str) -> Header:
     lines = [line.strip() for line in original.splitlines()]
     comments = [line.strip(" \t#") for line in lines if line.startswith("#")]
     lines = [line for line in lines if line and not line.startswith("#")]
-    bare = _without_folders(lines) if _ANY_FOLDER.search(original) else lines
+    bare = _without_folders(lines) if any("/" in line.partition(" ")[0] for line in lines) else lines
     form = _RECORD_LINE.fullmatch(bare[0]) if bare else None
     if form is None:
         raise Rejected(f"unreadable: {name} is no WFDB header")
@@ -224,7 +223,13 @@ def with_length(folder: Path, header: Header) -> Header:
         Rejected: as `check_files`.
     """
     frames = {} if header.n_samples or header.n_segments else _frames(folder, header, frozenset())
-    return replace(header, n_samples=next(iter(frames.values()))) if frames else header
+    if not frames or not (n := next(iter(frames.values()))):
+        return header
+    first, _, rest = header.text.partition("\n")
+    fields = first.split()
+    if len(fields) > 2:  # without a rate, a number would be taken for one
+        first = " ".join([*fields[:3], str(n), *fields[4:]])
+    return replace(header, n_samples=n, text=f"{first}\n{rest}", repaired=True)
 
 
 def _frames(folder: Path, header: Header, absent: frozenset[str]) -> dict[str, int]:

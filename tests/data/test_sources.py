@@ -170,12 +170,12 @@ def test_an_unknown_patient_is_none_of_the_known(tmp_path, imported):
 @pytest.mark.parametrize(
     ("column", "told"),
     [
-        ("fs", r"a column 'fs', want of file, rate, .* \(did you mean rate\?\); a name that begins with _"),
-        ("Rate", r"'Rate', .* \(did you mean rate\?\)"),
-        ("patient", r"\(did you mean patient_id\?\)"),
-        ("gender", r"\(did you mean sex\?\)"),
-        ("label", r"\(did you mean labels\?\)"),
-        ("notes", r"'notes', want of .*fold; a name that begins with _ is left alone"),
+        ("fs", r"a column 'fs', want of file, rate, .* \(names that begin with _ .*\); did you mean rate\?"),
+        ("Rate", r"'Rate', .*; did you mean rate\?"),
+        ("patient", r"; did you mean patient_id\?"),
+        ("gender", r"; did you mean sex\?"),
+        ("label", r"; did you mean labels\?"),
+        ("notes", r"'notes', want of .*fold \(names that begin with _ are left alone\)$"),
     ],
 )
 def test_unknown_columns_are_an_error(tmp_path, column, told):

@@ -147,6 +147,21 @@ def test_without_a_number_of_samples(tmp_path):
     assert reason(tmp_path, "u.hea").startswith("unreadable: the signal files differ in length")
 
 
+@pytest.mark.parametrize("form", ["516", "16x2"])
+def test_files_for_wfdb_without_a_number_of_samples(tmp_path, form):
+    signal = write_checked(tmp_path, form.removesuffix("x2"))
+    path = tmp_path / "r.hea"
+    if form == "16x2":  # two samples of I in a frame of three
+        lines = ["r 2 250", "r.dat 16x2 1000/mV 16 0 0 0 0 I", "r.dat 16 1000/mV 16 0 0 0 0 V1"]
+        path.write_text("\n".join(lines))
+        found = read_recording(tmp_path, "r.hea", Preprocessing()).signal[0]
+        np.testing.assert_array_equal(found, signal[:, :2].ravel())
+    else:
+        path.write_text(path.read_text().replace("r 3 500 1000", "r 3 500"))
+        found = read_recording(tmp_path, "r.hea", Preprocessing()).signal[[0, 1, 6]]
+        np.testing.assert_array_equal(found, signal.T)
+
+
 CHECKED = ["16", "24", "32", "80", "212", "516", "508", "524"]
 
 

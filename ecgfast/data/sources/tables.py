@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgfast.data.arrays import did_you_mean
+from ecgfast.data.arrays import suggestion
 from ecgfast.data.folders import is_file, walk_folders
 from ecgfast.data.sources.base import Item, unseen
 from ecgfast.data.values import is_missing
@@ -59,10 +59,9 @@ def _check_columns(file: Path, header: list[str], columns: list[str], others: li
         raise EcgfastError(f"source: {file} has {header.count(repeated[0])} columns {repeated[0]}, want one")
     unknown = [name for name in header if name not in known and not _NAMELESS.match(name)]
     if others is not None and unknown:
-        raise EcgfastError(
-            f"source: {file} has a column {unknown[0]!r}, want of {', '.join(known)}"
-            f"{did_you_mean(unknown[0], known)}; a name that begins with _ is left alone"
-        )
+        told = f"source: {file} has a column {unknown[0]!r}, want of {', '.join(known)}"
+        alone = " (names that begin with _ are left alone)"
+        raise EcgfastError(f"{told}{alone}{suggestion(unknown[0], known)}")
 
 
 def find_files(folder: Path, suffix: str, below: str = "") -> Iterator[str]:
