@@ -40,9 +40,8 @@ def check_space(argument: str, n_bytes: float, path: Path) -> None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
-        raise EcgfastError(
-            f"{argument}: these would take {n_bytes / 1e9:,.1f} GB at {str(path)!r}, where {free / 1e9:,.1f} GB are free"
-        )
+        wanted, left = f"{n_bytes / 1e9:,.1f} GB", f"{free / 1e9:,.1f} GB"
+        raise EcgfastError(f"{argument}: these would take {wanted} at {str(path)!r}, where {left} are free")
 
 
 def make_folder(argument: str, folder: Path) -> None:

@@ -52,7 +52,8 @@ def synth(
     """
     from ecgfast.data import synthetic_store, write_synthetic
 
-    check_space("patients", patients * records * seconds * 500 * 12 * 2, out)
+    if not out.exists():  # else it may hold them already
+        check_space("patients", patients * records * seconds * 500 * 12 * 2, out)
     written = (synthetic_store if into_store else write_synthetic)(
         out,
         patients=patients,
