@@ -1,6 +1,6 @@
 # `make help` lists the targets. Needs Python >= 3.10 with venv, a C++17 compiler and make.
 .DELETE_ON_ERROR:
-.PHONY: help install demo test sanitize lint format clean
+.PHONY: help install demo test sanitize lint format clean FORCE
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,31 +9,44 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+CORES := $(shell nproc 2>/dev/null || echo 1)
 # Stamps: each is the time when a step was last done.
 REQUIREMENTS := $(VENV)/.requirements
 BUILT := $(VENV)/.built
+ASKED := $(VENV)/.cuda-archs
 BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt \
     $(shell find csrc cmake -type f 2>/dev/null)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 help:
 	@echo "make demo     pre-train a small model on synthetic records; the result is in $(RUNS)/demo"
-	@echo "make test     run all tests (PYTEST_ARGS=... for pytest's own arguments)"
+	@echo "make test     run all tests on all cores (PYTEST_ARGS=... for pytest's own arguments)"
 	@echo "make sanitize run the op tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint     ruff and clang-format, changing nothing"
 	@echo "make format   ruff and clang-format, changing files"
 	@echo "make install  only the virtual environment and the build, in $(VENV)"
 	@echo "make clean    remove build outputs and $(VENV); $(RUNS) stays"
 
+# Python compiles modules when they are first imported: most of the packages' never are.
 $(REQUIREMENTS): requirements-dev.txt
+	@echo "== creating $(VENV) with PyTorch and the build's tools (downloads of some 200 MB; 1.5 GB where pip takes PyTorch with CUDA)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -r requirements-dev.txt
-	touch $@
+	$(PIP) install --no-compile -r requirements-dev.txt
+	@touch $@
 
-# An editable install: changes to Python files need no rebuild.
-$(BUILT): $(REQUIREMENTS) $(BUILD_INPUTS)
-	$(PIP) install --quiet --no-build-isolation -c requirements-dev.txt -e '.[dev]'
-	touch $@
+# What the last build was asked for. ECGFAST_CUDA_ARCHS builds anew when it is set to something else.
+$(ASKED): $(if $(ECGFAST_CUDA_ARCHS),FORCE) | $(REQUIREMENTS)
+	@test "$$(cat $@ 2>/dev/null)" = "$(ECGFAST_CUDA_ARCHS)" && test -e $@ || echo "$(ECGFAST_CUDA_ARCHS)" >$@
+FORCE:
+
+# An editable install: changes to Python files need no rebuild. setup.py is run by itself first, because pip
+# does not show how a build proceeds; under pip it finds nothing left to build.
+$(BUILT): $(REQUIREMENTS) $(ASKED) $(BUILD_INPUTS)
+	@echo "== building the kernels (a first build of the CPU's takes 4 minutes of one core; cores here: $(CORES))"
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@echo "== installing ecgfast with the packages that it and its tests use"
+	$(PIP) install --no-compile --no-build-isolation -c requirements-dev.txt -e '.[dev]'
+	@touch $@
 
 install: $(BUILT)
 
@@ -41,20 +54,28 @@ DEMO_RECORDS := $(RUNS)/demo-data/records
 DEMO_STORE := $(RUNS)/demo-data/store
 
 $(DEMO_RECORDS)/synthetic.json: | $(BUILT)
+	@echo "== writing 512 synthetic records of 10 s"
 	$(BIN)/ecgfast synth $(DEMO_RECORDS) --patients 256 --records 2 --seconds 10
 
 $(DEMO_STORE)/store.json: $(DEMO_RECORDS)/synthetic.json
+	@echo "== importing them into a store (for the first time, 10 s of compiling Numba functions)"
 	$(BIN)/ecgfast prepare $(DEMO_RECORDS) $(DEMO_STORE)
 
 demo: $(BUILT) $(DEMO_STORE)/store.json
+	@echo "== pre-training a small model (800 steps; a minute on 2 cores)"
 	$(BIN)/ecgfast pretrain $(DEMO_STORE) $(RUNS)/demo --preset demo
 
+# A process per core, each with the tests of one half, third, ... of the files at first: drivers and fixtures
+# are then made once. tests/conftest.py divides the threads among them.
+PARALLEL := -n auto --dist worksteal
+
 test: $(BUILT)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 # A second copy of the package with instrumented CPU kernels; --import-mode=append lets it precede the checkout.
 SANITIZED := build/sanitized
 $(SANITIZED)/.built: $(REQUIREMENTS) $(BUILD_INPUTS) $(shell find ecgfast -name '*.py')
+	@echo "== building the CPU kernels with sanitizers"
 	CMAKE_ARGS=-DECGFAST_SANITIZE=ON ECGFAST_CUDA_ARCHS=none ECGFAST_BUILD_DIR=$(SANITIZED)/cmake \
 	    $(BIN)/python setup.py --quiet build --build-base $(SANITIZED)/base --build-lib $(SANITIZED)/lib
 	touch $@
@@ -62,7 +83,7 @@ $(SANITIZED)/.built: $(REQUIREMENTS) $(BUILD_INPUTS) $(shell find ecgfast -name 
 sanitize: $(BUILT) $(SANITIZED)/.built
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib $(BIN)/pytest --import-mode=append \
-	    -p no:cacheprovider -q tests/ops --ignore tests/ops/test_compile.py -k "not opcheck and not gradcheck"
+	    $(PARALLEL) -p no:cacheprovider -q tests/ops --ignore tests/ops/test_compile.py -k "not opcheck and not gradcheck"
 
 lint: $(BUILT)
 	$(BIN)/ruff check .

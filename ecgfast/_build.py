@@ -6,20 +6,19 @@ from pathlib import Path
 
 import torch
 
-try:
-    from ecgfast import _C
-except ImportError as error:
-    raise ImportError(
-        "ecgfast's compiled part is missing or does not fit this Python; install it with "
-        f"'pip install .' (or 'pip install -e .') in its repository: {error}"
-    ) from error
-
 _HERE = Path(__file__).resolve().parent
 _CUDA_LIBRARY = _HERE / "libecgfast_cuda.so"
 
 # The CPU library defines the ops, so it comes first; the CUDA one needs a torch built with CUDA.
-torch.ops.load_library(str(_HERE / "libecgfast_cpu.so"))
-cuda_loaded = bool(torch.version.cuda and _C.build_info()["cuda_architectures"] and _CUDA_LIBRARY.exists())
+try:
+    torch.ops.load_library(str(_HERE / "libecgfast_cpu.so"))
+    _BUILT = dict(line.split("=", 1) for line in torch.ops.ecgfast.build_info().splitlines())
+except (OSError, AttributeError) as error:  # absent or of another machine; of another version of ecgfast
+    raise ImportError(
+        "ecgfast's compiled part is missing or does not fit this torch or machine; install it with "
+        f"'pip install .' (or 'pip install -e .') in its repository: {error}"
+    ) from error
+cuda_loaded = bool(torch.version.cuda and _BUILT["cuda_architectures"] and _CUDA_LIBRARY.exists())
 if cuda_loaded:
     torch.ops.load_library(str(_CUDA_LIBRARY))
 
@@ -35,7 +34,8 @@ _OPS = frozenset(
         "span_mask",
     }
 )
-_KERNELS = {"cpu": _OPS, "cuda": _OPS if cuda_loaded else frozenset()}
+# On meta tensors the ops have shapes alone, and count as they would on a device with kernels.
+_KERNELS = {"cpu": _OPS, "meta": _OPS, "cuda": _OPS if cuda_loaded else frozenset()}
 
 
 def has_kernel(op: str, device_type: str) -> bool:
@@ -75,11 +75,16 @@ def _check_environment() -> None:
 _check_environment()
 
 
+def build_info() -> dict[str, str]:
+    """What the libraries were built with: compilers, flags, instruction sets, architectures, torch's headers."""
+    return dict(_BUILT)
+
+
 def config() -> dict[str, str]:
     """What was built and what runs: see :func:`show_config`."""
     from ecgfast import __version__
 
-    built = _C.build_info()
+    built = build_info()
     cuda = built["cuda_architectures"]
     return {
         "ecgfast": __version__,

@@ -8,11 +8,13 @@ import argparse
 import contextlib
 import functools
 import inspect as inspect_
+import itertools
 import os
 import re
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from json import dumps
 from pathlib import Path
@@ -74,6 +76,9 @@ def prepare(
     source: Annotated[Path, tyro.conf.arg(metavar="SOURCE"), Argument],
     store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
     form: Annotated[str, tyro.conf.arg(name="format")] = "auto",
+    unit: str | None = None,
+    rename: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = (),
+    leads: str | None = None,
     workers: int = 0,
     bandpass: tuple[float, float] | None = None,
     notch: float | None = None,
@@ -87,6 +92,10 @@ def prepare(
         source: Folder of WFDB records at any depth, PTB-XL, MIMIC-IV-ECG, CODE-15, ECG-ID or .npy files.
         store: Folder to write; taken up again if an earlier import of SOURCE was stopped.
         form: ptbxl, ptbxl100, mimic, code15, ecgid, wfdb or npy; auto: the first that SOURCE looks like.
+        unit: V, mV, uV or nV, where SOURCE tells no unit (npy, code15); its usual one otherwise.
+        rename: NAME=LEAD ...: signals of these names are these leads, such as MLII=II.
+        leads: Leads that the signals of each record are, in its order, such as I,II,-,V1: for signals with
+            other or no names; - is none.
         workers: Processes that read records; 0: one per core.
         bandpass: Lower and upper cut-off in Hz of a zero-phase Butterworth filter; 0 as the lower: low-pass.
         notch: Mains frequency in Hz to take out.
@@ -96,9 +105,24 @@ def prepare(
     """
     from ecgfast.data import Preprocessing
     from ecgfast.data import prepare as run
+    from ecgfast.leads import LeadNames
 
-    how = Preprocessing(bandpass, notch, baseline, derive_leads, longest_gap)
-    print(run(source, store, form=form, preprocessing=how, workers=workers or os.cpu_count() or 1))
+    names = LeadNames.of(_pairs(rename), leads.split(",") if leads is not None else None)
+    how = Preprocessing(bandpass, notch, baseline, derive_leads, longest_gap, names)
+    workers = workers or os.cpu_count() or 1
+    print(run(source, store, form=form, unit=unit, preprocessing=how, workers=workers))
+
+
+def _pairs(texts: tuple[tuple[str, ...], ...]) -> dict[str, str]:
+    """The pairs of `--rename NAME=LEAD ...`, in one option or several."""
+    pairs: dict[str, str] = {}
+    for text in itertools.chain.from_iterable(texts):
+        name, equals, lead = text.rpartition("=")
+        if not equals or not name.strip():
+            raise EcgfastError(f"rename: must be NAME=LEAD, such as MLII=II, got {text!r}")
+        if pairs.setdefault(name, lead) != lead:
+            raise EcgfastError(f"rename: {name!r} must become one lead, got {pairs[name]} and {lead}")
+    return pairs
 
 
 def inspect(
@@ -177,28 +201,46 @@ def _pretrain_command(args: Sequence[str]) -> Callable[..., None]:
         store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
         run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
         preset: Literal["demo", "small", "paper"] = "small",
+        init: Path | None = None,
         config: Annotated[training.PretrainConfig, tyro.conf.arg(name="")] = default,
     ) -> None:
         """Pre-train an encoder on a store with W2V + CMSC + RLM.
 
-        The same command takes a stopped run up again. Several processes: torchrun -m ecgfast
-        pretrain ...
+        The same command takes a stopped run up again; with a larger max-steps or epochs, a finished one
+        too. Several processes: torchrun -m ecgfast pretrain ...
 
         Args:
             store: Folder written by `ecgfast prepare`.
             run: Folder for the model, checkpoints, metrics and curves.
             preset: Where the settings below start from: demo takes minutes on two CPU cores,
                 small hours on a GPU, paper is the paper's. Their values are shown as defaults.
+            init: Model folder to start from (ecgfast export, convert, or a run's model).
             config: Settings.
         """
         is_main = os.environ.get("RANK", "0") == "0"
-        trained = training.pretrain(store, run, config, progress=is_main)
+        trained = training.pretrain(store, run, config, init=init, progress=is_main)
         if is_main:
             if not trained:
                 print(f"{run}: nothing to do, the run is finished")
             print(training.summarize_run(run))
 
     return pretrain
+
+
+def export(
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT"), Argument],
+) -> None:
+    """Write the model of a run's last checkpoint, also while it trains.
+
+    Args:
+        run: Folder of `ecgfast pretrain`.
+        out: New or empty folder for model.safetensors and config.json.
+    """
+    from ecgfast import training
+
+    step = training.export(run, out)
+    print(f"{out}: model.safetensors, config.json of step {step}")
 
 
 def convert(
@@ -213,7 +255,7 @@ def convert(
     """
     from ecgfast.interop import convert_fairseq
 
-    convert_fairseq(checkpoint, out)
+    print(convert_fairseq(checkpoint, out))
     print(f"{out}: model.safetensors, config.json")
 
 
@@ -283,6 +325,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Callable[..., None]]]] 
     "inspect": ("show what a store holds, or draw a recording", lambda args: inspect),
     "pretrain": ("pre-train an encoder on a store", _pretrain_command),
     "convert": ("turn an official checkpoint into a model folder", lambda args: convert),
+    "export": ("write the model of a run that is not finished", lambda args: export),
     "show-config": ("print how this installation was built", lambda args: show_config),
     "bench": ("time the ops against other forms of them", lambda args: bench),
 }
@@ -370,6 +413,13 @@ def _drop_unwritten() -> None:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
+    text = " ".join(str(message).split())
+    if not issubclass(category, UserWarning):
+        text = f"{category.__name__}: {text}"
+    print(f"ecgfast: warning: {text}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
@@ -378,7 +428,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _write_what_can_be()
     try:
-        _run(sys.argv[1:] if argv is None else argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            _run(sys.argv[1:] if argv is None else argv)
         _flush()
     except (EcgfastError, ImportError, OSError) as error:
         # Python's own ImportErrors name a module; ecgfast's tell a bad setting or installation.

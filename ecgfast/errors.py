@@ -1,8 +1,18 @@
 """Errors that tell a user what was wrong with an input."""
 
+_LONGEST = 500  # characters of an error that is told in one line
+
 
 class EcgfastError(ValueError):
     """Bad input outside the ops: a file, a folder, a lead name, a configuration.
 
     The command line prints its one-line message and exits with code 2.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """An error's whole message in one line; with the error's name where it says little without."""
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, LookupError):  # a KeyError's message is the key alone
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

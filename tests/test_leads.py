@@ -13,7 +13,34 @@ def test_any_case_and_any_order():
     assert lead_indices(["v6", "AVR", "avl", "iii", " I "]) == [11, 3, 4, 2, 0]
 
 
-@pytest.mark.parametrize("name", ["MLII", "V", "V7", "ECG 1", "", "VI", "1"])
+SPELLINGS = {
+    "I": "I|i| I |DI|D1|LI|Lead I|lead_I|LeadI|ECG I|ECG Lead I|EKG I|I (mV)|I [uV]|I (\u00b5V)|\u2160",
+    "II": "DII|D2|ii|ECG II|lead II|LII|MDC_ECG_LEAD_II|Lead II (Einthoven)|Deriva\u00e7\u00e3o II|ECG_II",
+    "III": "DIII|d3|ECG lead III|Ableitung III|III lead",
+    "aVR": "AVR|avr|aVr|a-VR|aV R|ECG AVR|MDC_ECG_LEAD_AVR|aVR (mV)|Lead aVR",
+    "V1": "v1|Lead V1|V-1|V 1|V_1|ECG V1|lead v1|MDC_ECG_LEAD_V1|V1:",
+}
+
+
+@pytest.mark.parametrize("lead", SPELLINGS)
+def test_spellings_in_use(lead):
+    for name in SPELLINGS[lead].split("|"):
+        assert (name, find_lead(name)) == (name, STANDARD_LEADS.index(lead))
+
+
+OTHERS = "MLII|V|V7|ECG 1||VI|1|-aVR|Lead -aVR|aVRneg|VR|C1|C3|ECG|ECG1|ECG I filtered|V3R|V1-V2"
+OTHERS += "|ML2|ST_I|I+|mod.V1|MLI|A-I|D4|Lead 1|Resp|CM5|MDC_ECG_LEAD_AVRneg|lead|E-S|vx|D12|MCL1|L1|V10|V01"
+OTHERS += "|I I|LL|V1-|aVR-|ECG - I"
+
+
+def test_chest_leads_beside_limb_leads():
+    assert lead_indices(["DI", "C1", "c6"]) == [0, 6, 11]
+    for names in (["C3", "C4"], ["I", "V1", "C2"]):
+        with pytest.raises(EcgfastError, match="unknown lead"):
+            lead_indices(names)
+
+
+@pytest.mark.parametrize("name", [*OTHERS.split("|"), "I" * 10**6])
 def test_other_leads_are_not_taken_for_standard_ones(name):
     assert find_lead(name) is None
     with pytest.raises(EcgfastError, match=r"unknown lead .* want of I, II, III, aVR"):
@@ -24,6 +51,7 @@ def test_other_leads_are_not_taken_for_standard_ones(name):
     ("names", "message"),
     [
         (["I", "i"], "I is named twice"),
+        (["Lead II", "DII"], "II is named twice"),
         ([], "at least one"),
         ("II", "want a list"),
         ([0, 1], "want a list"),
@@ -32,3 +60,12 @@ def test_other_leads_are_not_taken_for_standard_ones(name):
 def test_refused(names, message):
     with pytest.raises(EcgfastError, match=message):
         lead_indices(names)
+
+
+def test_encoders_know_the_same_spellings():
+    from ecgfast.nn import Encoder, EncoderConfig
+
+    config = EncoderConfig(
+        stem_channels=16, width=32, layers=1, heads=2, ffn=48, conv_pos=8, conv_pos_groups=2
+    )
+    assert Encoder(config)._channels(["DII", "Lead V1", "ECG I"]) == [1, 6, 0]

@@ -3,9 +3,9 @@
     python -m benchmarks.training.step --device cuda --preset paper --json out.json
 
 Forms: ``official`` (its ops, eager), ``tuned_compiled`` (the tuned ops, the model under torch.compile),
-``ecgfast`` and ``ecgfast_compiled``. All share the transformer (scaled_dot_product_attention), bf16 autocast
-and the fused AdamW. The official form draws its masks on the host, with as many masked tokens as the
-batch's fewest; the others mask 62 tokens of each segment.
+``ecgfast``, ``ecgfast_graph`` (the step as one CUDA graph) and ``ecgfast_compiled``. All share the
+transformer (scaled_dot_product_attention), bf16 autocast and the fused AdamW. The official form draws its
+masks on the host, with as many masked tokens as the fewest in the batch; the others mask 62 of each segment.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from ecgfast.ops import make_rng
 from ecgfast.training import PRESETS, PretrainConfig
 from ecgfast.training.optim import make_optimizer
 
-FORMS = ("official", "tuned_compiled", "ecgfast", "ecgfast_compiled")
+# In the order in which they are prepared: what is worth most first, for where time runs out.
+FORMS = ("ecgfast", "official", "ecgfast_graph", "ecgfast_compiled", "tuned_compiled")
 _MASKED = 62
 
 
@@ -45,10 +47,10 @@ class Step:
 
     def __init__(self, form: str, config: PretrainConfig, device: str) -> None:
         torch.manual_seed(0)
-        self.ops, _, compiled = form.partition("_")
+        self.ops, _, mode = form.partition("_")
         n_masked = None if form == "official" else _MASKED
         self.model = W2VCMSC(dataclasses.replace(config.model, n_masked=n_masked)).to(device).train()
-        self.forward = torch.compile(self.model, dynamic=False) if compiled else self.model
+        self.forward = torch.compile(self.model, dynamic=False) if mode == "compiled" else self.model
         self.optimizer = make_optimizer(self.model.parameters(), config.optim)
         self.rng = make_rng(0, 0, device)
         b, leads = 2 * config.batch_pairs, config.model.encoder.n_leads
@@ -57,8 +59,31 @@ class Step:
         self.signal = signal.to(device, torch.int16)
         self.ids = torch.arange(b, device=device)
         self.device = device
+        self.graph = self._captured() if mode == "graph" else None
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        if self.device != "cuda":
+            raise RuntimeError("a graph needs a CUDA device")
+        for group in self.optimizer.param_groups:
+            group["capturable"] = True
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._update()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._update()
+        return graph
 
     def __call__(self) -> None:
+        if self.graph is None:
+            self._update()
+        else:
+            self.graph.replay()
+
+    def _update(self) -> None:
         with ops_of(self.ops), torch.autocast(self.device, torch.bfloat16):
             out = self.forward(self.signal, self.ids % (len(self.ids) // 2), self.ids, self.rng)
         (out.loss / out.sample_size).backward()
@@ -87,9 +112,36 @@ class Step:
         return (time.perf_counter() - start) / steps
 
 
-def measure(config: PretrainConfig, device: str, forms: list[str], rounds: int, steps: int) -> dict[str, Any]:
-    """Medians of turns of all forms (A B C A B C ...), each of some steps."""
-    built, rows, failed = {}, [], []
+def measure(
+    config: PretrainConfig,
+    device: str,
+    forms: list[str],
+    rounds: int,
+    steps: int,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Medians of turns of all forms (A B C A B C ...), each of some steps.
+
+    ``keep`` is called with the result so far after each form's preparation, with a turn of its own, and after
+    each round.
+    """
+    built: dict[str, tuple[Step, float | None]] = {}
+    taken: dict[str, list[float]] = {}
+    result: dict[str, Any] = {
+        "device": device,
+        "hardware": machine.hardware(device),
+        "torch": torch.__version__,
+        "commit": machine.commit(),
+        "segments": 2 * config.batch_pairs,
+        "parameters": sum(p.numel() for p in W2VCMSC(config.model).parameters()),
+        "rows": [],
+        "failed": [],
+    }
+
+    def tell() -> None:
+        result["rows"] = [_row(form, *built[form], taken[form]) for form in built]
+        keep(result)
+
     for form in forms:
         try:
             step = Step(form, config, device)
@@ -97,25 +149,22 @@ def measure(config: PretrainConfig, device: str, forms: list[str], rounds: int, 
                 step()
             built[form] = step, step.peak_mib()
         except RuntimeError as error:
-            failed.append({"form": form, "error": str(error).split("\n")[0][:200]})
-    taken: dict[str, list[float]] = {form: [] for form in built}
-    for _ in range(rounds):
+            result["failed"].append({"form": form, "error": str(error).split("\n")[0][:200]})
+        else:
+            taken[form] = [step.seconds(steps)]
+        tell()
+    for i in range(rounds):
         for form, (step, _) in built.items():
-            taken[form].append(step.seconds(steps))
-    for form, (step, peak) in built.items():
-        seconds = statistics.median(taken[form])
-        row = {"form": form, "ms": round(seconds * 1e3, 3), "peak_mib": peak}
-        rows.append(row | {"segments_per_second": round(len(step.ids) / seconds, 1)})
-    return {
-        "device": device,
-        "hardware": machine.hardware(device),
-        "torch": torch.__version__,
-        "commit": machine.commit(),
-        "segments": 2 * config.batch_pairs,
-        "parameters": sum(p.numel() for p in W2VCMSC(config.model).parameters()),
-        "rows": rows,
-        "failed": failed,
-    }
+            turn = step.seconds(steps)
+            taken[form] = [turn] if i == 0 else [*taken[form], turn]
+        tell()
+    return result
+
+
+def _row(form: str, step: Step, peak: float | None, taken: list[float]) -> dict[str, Any]:
+    seconds = statistics.median(taken)
+    row = {"form": form, "ms": round(seconds * 1e3, 3), "peak_mib": peak, "turns": len(taken)}
+    return row | {"segments_per_second": round(len(step.ids) / seconds, 1)}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -148,10 +197,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     config = tiny() if args.preset == "tiny" else PRESETS[args.preset]()
-    result = measure(config, args.device, args.forms, args.rounds, args.steps)
+
+    def keep(result: dict[str, Any]) -> None:
+        if args.json is not None:
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+    result = measure(config, args.device, args.forms, args.rounds, args.steps, keep)
     print(markdown(result), end="")
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,21 @@
 namespace ecgfast {
 
 #define ECGFAST_ENTRY(result, name, args) name,
-#define ECGFAST_TABLE(isa)                                             \
-  namespace isa {                                                      \
-  ECGFAST_KERNELS(ECGFAST_DECLARE)                                     \
-  static const Kernels table = {#isa, ECGFAST_KERNELS(ECGFAST_ENTRY)}; \
+#define ECGFAST_AVX512_ENTRY(result, name, args) avx512::name,
+#define ECGFAST_TABLE_OF(isa, vector_entry)                                               \
+  namespace isa {                                                                         \
+  ECGFAST_KERNELS(ECGFAST_DECLARE)                                                        \
+  static const Kernels table = {                                                          \
+      #isa, ECGFAST_PRODUCT_KERNELS(ECGFAST_ENTRY) ECGFAST_VECTOR_KERNELS(vector_entry)}; \
   }
+#define ECGFAST_TABLE(isa) ECGFAST_TABLE_OF(isa, ECGFAST_ENTRY)
+// What AVX-512 is extended by serves products alone: the vector kernels are those of avx512, where it is
+// built.
+#ifdef ECGFAST_HAS_avx512
+#define ECGFAST_EXTENDED_TABLE(isa) ECGFAST_TABLE_OF(isa, ECGFAST_AVX512_ENTRY)
+#else
+#define ECGFAST_EXTENDED_TABLE(isa) ECGFAST_TABLE(isa)
+#endif
 
 ECGFAST_TABLE(baseline)
 #ifdef ECGFAST_HAS_avx2
@@ -29,10 +39,10 @@ ECGFAST_TABLE(avx2)
 ECGFAST_TABLE(avx512)
 #endif
 #ifdef ECGFAST_HAS_avx512_bf16
-ECGFAST_TABLE(avx512_bf16)
+ECGFAST_EXTENDED_TABLE(avx512_bf16)
 #endif
 #ifdef ECGFAST_HAS_amx
-ECGFAST_TABLE(amx)
+ECGFAST_EXTENDED_TABLE(amx)
 #endif
 
 namespace {

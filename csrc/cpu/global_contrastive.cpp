@@ -21,10 +21,10 @@ static int64_t blocks_of(int64_t n, int64_t most, int64_t multiple) {
   return round_up((n + count - 1) / count, multiple);
 }
 
-template <class In>
+// `P`: the products.
+template <class In, class P>
 struct Layout {
   using T = Acc<In>;
-  using P = typename ProductsOf<In>::type;
   using Element = typename P::Element;
   static constexpr int64_t W = P::kColumns, R = P::kRows;
   static constexpr bool kWide = kSame<In, T>;  // gradients are accumulated where they belong
@@ -67,14 +67,13 @@ struct Layout {
 };
 
 // One thread's scratch.
-template <class In>
+template <class In, class P>
 struct Scratch {
-  using P = typename ProductsOf<In>::type;
   Acc<In>*rows, *tile;
   typename P::Element* left;
   int64_t bytes;
 
-  Scratch(const GlobalArgs& a, const Layout<In>& l, void* base) {
+  Scratch(const GlobalArgs& a, const Layout<In, P>& l, void* base) {
     Arena arena(base);
     rows = arena.take<Acc<In>>((l.W > l.R ? l.W : l.R) * l.dp);
     tile = arena.take<Acc<In>>(P::kGroup * l.ld);
@@ -94,16 +93,16 @@ static void merge(T& max, T& sum, T other_max, T other_sum) {
   }
 }
 
-template <class In>
+template <class In, class P>
 struct Contrast {
   using T = Acc<In>;
   using V = Vec<T>;
   using Index = decltype(V{} > V{});
-  using P = typename ProductsOf<In>::type;
+  static constexpr bool kRounds = kSame<typename P::Element, uint16_t> && P::kRaw;
   static constexpr int64_t L = kLanes<T>, W = P::kColumns, R = P::kRows;
   const GlobalArgs& a;
-  Layout<In> w;
-  Scratch<In> s;
+  Layout<In, P> w;
+  Scratch<In, P> s;
   bool bounded;
   T shift;
 
@@ -116,7 +115,7 @@ struct Contrast {
 
   const In* x(int side, int64_t i) const { return static_cast<const In*>(a.x[side]) + i * a.D; }
   T* inv_norm(int side) const { return static_cast<T*>(a.inv_norms[side]); }
-  T* lse(int side) const { return static_cast<T*>(a.lse[side]); }
+  T lse(int side, int64_t i) const { return static_cast<T>(a.lse[side][i]); }
   // Forward: maxima and sums of exponentials of each side, and each row's sum over positives.
   // Backward: factors of exp(s - shift) where bounded.
   T* sums(int side) const { return static_cast<T*>(a.sums) + (side ? a.N[0] : 0); }
@@ -137,9 +136,8 @@ struct Contrast {
     for (int side = 0; side < 2; ++side)
       for (int64_t i = 0; i < a.N[side]; ++i) {
         if (a.backward) {
-          sums(side)[i] =
-              static_cast<T>(gradient_scale() * a.positives[side][i] *
-                             __builtin_exp(a.inv_temperature - static_cast<double>(lse(side)[i])));
+          sums(side)[i] = static_cast<T>(gradient_scale() * a.positives[side][i] *
+                                         __builtin_exp(a.inv_temperature - a.lse[side][i]));
           continue;
         }
         sums(side)[i] = 0;
@@ -187,7 +185,7 @@ struct Contrast {
     w.col_group[c] = exists ? a.group[1][j] : -1;  // equal to none
     if (P::kRaw) w.col_norm[c] = exists ? inv_norm(1)[j] : T(0);
     if (!a.backward) return;
-    w.col_factor[c] = exists ? (bounded ? sums(1) : lse(1))[j] : T(0);
+    w.col_factor[c] = exists ? (bounded ? sums(1)[j] : lse(1, j)) : T(0);
     if (!bounded) w.col_count[c] = exists ? static_cast<T>(a.positives[1][j]) : T(0);
   }
 
@@ -310,9 +308,9 @@ struct Contrast {
     double total = 0, pairs = 0;
     for (int side = 0; side < 2; ++side)
       for (int64_t i = 0; i < a.N[side]; ++i) {
-        lse(side)[i] = maxima(side)[i] + log_scalar(sums(side)[i]);
+        a.lse[side][i] = maxima(side)[i] + __builtin_log(static_cast<double>(sums(side)[i]));
         const double n = a.positives[side][i];
-        if (n > 0) total += n * lse(side)[i];
+        if (n > 0) total += n * a.lse[side][i];
         pairs += n;  // both sides: twice the number of pairs
       }
     for (int64_t i = 0; i < a.N[0]; ++i) total -= 2.0 * positive_sums()[i];
@@ -325,7 +323,7 @@ struct Contrast {
       for (int64_t r = 0; r < panels * R; ++r) {
         T* row = s.tile + r * w.ld;
         const int64_t i = panel * R + r;
-        if (i < a.size[0]) bounded ? differentiate_bounded(i, row) : differentiate(i, row);
+        if (i < a.size[0]) a.moments ? differentiate_row<true>(i, row) : differentiate_row<false>(i, row);
         const int64_t valid = i < a.size[0] ? a.size[1] : 0;  // the rest is padding of the products
         memset(row + valid, 0, sizeof(T) * (w.ld - valid));
       }
@@ -335,31 +333,74 @@ struct Contrast {
 
   // A row's dot products become the gradients of the loss to them. (Unless they are of raw rows, a missing
   // factor of the norms follows in finish_row.)
+  template <bool Moments>
   void differentiate_bounded(int64_t block_row, T* row) const {
     const int64_t i = a.begin[0] + block_row;
     const T own = sums(0)[i], hit = static_cast<T>(-2 * gradient_scale()), by = row_scale(block_row);
     const T norm = P::kRaw ? inv_norm(0)[i] : T(1);
+    const T typical = static_cast<T>(a.moment_shift);
+    V moment = {};
+    Noise error;
     for (int64_t j = 0; j < a.size[1]; j += L) {
-      const V raw = raw_scale(j), e = exp_nonpositive(load(row + j) * raw * by - shift);
+      const V raw = raw_scale(j), v = load(row + j) * raw * by, e = exp_nonpositive(v - shift);
       const V grad = e * (load(w.col_factor + j) + own) + (positives(a.group[0][i], j) ? V{} + hit : V{});
+      if constexpr (Moments) moment += existing(j, grad * (v - typical));
+      if constexpr (kRounds) error.add(grad, raw, existing(j, V{} + T(1)));
       store(row + j, P::kRaw ? grad * raw * norm : grad);
     }
+    note(i, norm, error);
+    if constexpr (Moments) a.moments[i] += reduce_add<T>(moment);
   }
 
   // No similarity is above its logsumexp, but by rounding.
   static V softmax(V v, V lse) { return exp_nonpositive(v > lse ? V{} : v - lse); }
 
+  template <bool Moments>
   void differentiate(int64_t block_row, T* row) const {
     const int64_t i = a.begin[0] + block_row;
     const T scale = static_cast<T>(gradient_scale()), own = scale * static_cast<T>(a.positives[0][i]);
     const T by = row_scale(block_row), norm = P::kRaw ? inv_norm(0)[i] : T(1);
+    const T typical = static_cast<T>(a.moment_shift);
+    V moment = {};
+    Noise error;
     for (int64_t j = 0; j < a.size[1]; j += L) {
       const V raw = raw_scale(j), v = load(row + j) * raw * by;
-      const V of_row = softmax(v, V{} + lse(0)[i]), of_column = softmax(v, load(w.col_factor + j));
+      const V of_row = softmax(v, V{} + lse(0, i)), of_column = softmax(v, load(w.col_factor + j));
       const V hit = positives(a.group[0][i], j) ? V{} + T(2) : V{};
       const V grad = own * of_row + scale * (load(w.col_count + j) * of_column - hit);
+      if constexpr (Moments) moment += existing(j, grad * (v - typical));
+      if constexpr (kRounds) error.add(grad, raw, existing(j, V{} + T(1)));
       store(row + j, P::kRaw ? grad * raw * norm : grad);
     }
+    note(i, norm, error);
+    if constexpr (Moments) a.moments[i] += reduce_add<T>(moment);
+  }
+
+  // The squares of a row's gradients of cosines, and of those that b's rows get.
+  struct Noise {
+    V left = {}, right = {};
+    void add(V grad, V raw, V exists) {
+      const V square = grad * grad * exists;
+      left += square;
+      right += square * raw * raw;
+    }
+  };
+  void note(int64_t i, T norm, const Noise& error) const {
+    if constexpr (kRounds) {
+      a.noise[0][i] += static_cast<double>(norm) * norm * reduce_add<T>(error.left);
+      if (a.noise[1]) a.noise[1][i] += reduce_add<T>(error.right);
+    }
+  }
+
+  // The lanes of columns j to j + L - 1 that exist, the others 0.
+  V existing(int64_t j, V v) const {
+    for (int64_t l = a.size[1] - j; l < L; ++l) v[l] = 0;
+    return v;
+  }
+
+  template <bool Moments>
+  void differentiate_row(int64_t block_row, T* row) const {
+    bounded ? differentiate_bounded<Moments>(block_row, row) : differentiate<Moments>(block_row, row);
   }
 
   // Where the gradient of the block's row i accumulates.
@@ -390,13 +431,17 @@ struct Contrast {
     });
   }
 
-  // The gradient through x / |x|, or through x / constant.
+  // The gradient through x / |x|, or through x / constant; none where the norm was clamped.
   void finish_row(int side, int64_t i, const T* grad) const {
     In* out = static_cast<In*>(a.grad[side]) + i * a.D;
     const T inverse = inv_norm(side)[i];
+    if (is_clamped(inverse, kEps)) {
+      if (a.D > 0) memset(out, 0, sizeof(In) * a.D);
+      return;
+    }
     T* unit = s.rows;
     T along = 0;
-    if (!a.detach_norm && inverse < T(1 / kEps)) {
+    if (!a.detach_norm) {
       widen(x(side, i), a.D, w.dp, unit);
       scale(unit, inverse, w.dp);
       T* padded = s.rows + w.dp;
@@ -404,6 +449,14 @@ struct Contrast {
       along = dot(padded, unit, w.dp);
     }
     const T by = P::kRaw ? T(1) : inverse;
+    if constexpr (kRounds) {
+      double square = 0;
+      for (int64_t d = 0; d < a.D; ++d) {
+        const double x = along != T(0) ? grad[d] - along * unit[d] : grad[d];
+        square += x * x;
+      }
+      a.square[side][i] = square;
+    }
     int64_t d = 0;
     for (; d + L <= a.D; d += L)
       store_acc(out + d, by * (along != T(0) ? load(grad + d) - along * load(unit + d) : load(grad + d)));
@@ -459,11 +512,29 @@ struct Contrast {
   }
 };
 
-template <class In>
+template <class In, class P>
 static GlobalSizes sizes(const GlobalArgs& a) {
-  const Layout<In> l(a, nullptr);
-  const Scratch<In> s(a, l, nullptr);
-  return {{l.rows, l.cols}, {l.R, l.W}, l.bytes, s.bytes, Contrast<In>::sum_size(a)};
+  using C = Contrast<In, P>;
+  const Layout<In, P> l(a, nullptr);
+  const Scratch<In, P> s(a, l, nullptr);
+  return {{l.rows, l.cols}, {l.R, l.W}, l.bytes, s.bytes, C::sum_size(a), C::kRounds};
+}
+
+// f(an element of the inputs' type, products of that type).
+template <class F>
+static auto with_products(const GlobalArgs& a, F f) {
+  switch (a.dtype) {
+    case DType::f32:
+      return f(float(), ProductsOf<float>::type());
+    case DType::bf16:
+      if (a.precise) return f(BFloat16(), ProductsOf<float>::type());
+      return f(BFloat16(), ProductsOf<BFloat16>::type());
+    case DType::f16:
+      return f(Half(), ProductsOf<Half>::type());
+    case DType::f64:
+      break;
+  }
+  return f(double(), ProductsOf<double>::type());
 }
 
 }  // namespace
@@ -473,30 +544,14 @@ namespace ECGFAST_ISA {
 ECGFAST_KERNELS(ECGFAST_DECLARE)
 
 GlobalSizes global_sizes(const GlobalArgs& args) {
-  switch (args.dtype) {
-    case DType::f32:
-      return sizes<float>(args);
-    case DType::bf16:
-      return sizes<BFloat16>(args);
-    case DType::f16:
-      return sizes<Half>(args);
-    case DType::f64:
-      break;
-  }
-  return sizes<double>(args);
+  return with_products(args,
+                       [&](auto in, auto products) { return sizes<decltype(in), decltype(products)>(args); });
 }
 
 void global_contrastive(const GlobalArgs& args, GlobalPass pass, int64_t begin, int64_t end, void* scratch) {
-  switch (args.dtype) {
-    case DType::f32:
-      return Contrast<float>(args, scratch).run(pass, begin, end);
-    case DType::bf16:
-      return Contrast<BFloat16>(args, scratch).run(pass, begin, end);
-    case DType::f16:
-      return Contrast<Half>(args, scratch).run(pass, begin, end);
-    case DType::f64:
-      return Contrast<double>(args, scratch).run(pass, begin, end);
-  }
+  with_products(args, [&](auto in, auto products) {
+    Contrast<decltype(in), decltype(products)>(args, scratch).run(pass, begin, end);
+  });
 }
 
 }  // namespace ECGFAST_ISA

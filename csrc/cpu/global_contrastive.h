@@ -14,7 +14,7 @@ struct GlobalArgs {
   const void* x[2];             // [N, D]
   const int32_t* group[2];      // [N]: equal numbers are positives, none is negative
   const int32_t* positives[2];  // [N]: how many the other side has
-  void* lse[2];                 // wide [N], written forward, read backward
+  double* lse[2];               // [N], written forward, read backward
   void* inv_norms[2];           // wide [N], written forward, read backward
   void* loss;                   // wide, written forward
   void* grad[2];                // [N, D]; grad[1] null: not wanted
@@ -24,6 +24,15 @@ struct GlobalArgs {
   void* workspace;            // global_sizes().workspace bytes, shared by all threads
   void* sums;  // wide [global_sizes().sums]: forward, running sums; backward, factors of rows and columns
   void* grad_right;  // wide [N[1], D]: accumulates b's gradient; grad[1] itself where that is wide
+  // [N[0]] or null: backward, clear; gets sum_j (s_ij - moment_shift) times the gradient to cosine_ij. These
+  // gradients sum up to 0, so that any shift gives the same but for rounding; the best is a typical s_ij.
+  double* moments;
+  double moment_shift;
+  // Backward, where products round the gradients of the similarities to bf16 (global_sizes().rounds):
+  // the squares of what is rounded, by rows of a, as far as they enter the gradients of a and of b ([N[0]],
+  // clear; the second null where b's gradient is not wanted), and of these gradients ([N]).
+  double *noise[2], *square[2];
+  bool precise;  // don't round them
 };
 
 // The parts of both passes, each over a range of independent pieces of work.
@@ -46,6 +55,7 @@ struct GlobalSizes {
   int64_t panel[2];            // rows of a row panel, columns of a column panel
   int64_t workspace, scratch;  // bytes
   int64_t sums;                // elements of the wide type
+  bool rounds;                 // see GlobalArgs::noise
 };
 
 }  // namespace ecgfast

@@ -278,14 +278,20 @@ struct Segment {
     }
   }
 
-  // out = (grad - (grad . unit) unit) / norm, the gradient through x / max(norm, eps).
-  void write_gradient(const T* grad, const T* x, T inverse, In* out) const {
-    const bool clamped = inverse >= T(1) / T(kEps);
-    const T project = clamped ? T(0) : dot(grad, x, w.dp) * inverse * inverse;
+  // out = (grad - (grad . unit) unit) / norm, the gradient through x / norm; none where the norm was clamped.
+  // Returns grad . unit.
+  T write_gradient(const T* grad, const T* x, T inverse, In* out) const {
+    const T along = dot(grad, x, w.dp) * inverse;
+    if (is_clamped(inverse, kEps)) {
+      if (a.D > 0) memset(out, 0, sizeof(In) * a.D);
+      return along;
+    }
+    const T project = along * inverse;
     constexpr int L = kLanes<T>;
     int64_t d = 0;
     for (; d + L <= a.D; d += L) store_acc(out + d, inverse * (load(grad + d) - project * load(x + d)));
     for (; d < a.D; ++d) from_acc(inverse * (grad[d] - project * x[d]), out + d);
+    return along;
   }
 
   void forward() const {
@@ -305,9 +311,11 @@ struct Segment {
       a.weights ? read_weights(i0, n) : weigh(i0, n, p);
       scale_weights(i0, n);
       gemm(n, a.D, a.M, w.s, w.mp, int64_t{1}, t, w.dp, w.dp_rows, w.dp);
-      for (int64_t i = 0; i < n; ++i)
-        write_gradient(w.dp_rows + i * w.dp, p + i * w.dp, inv_norm(0, i0 + i),
-                       row(a.grad_predictions, i0 + i));
+      for (int64_t i = 0; i < n; ++i) {
+        const T moment = write_gradient(w.dp_rows + i * w.dp, p + i * w.dp, inv_norm(0, i0 + i),
+                                        row(a.grad_predictions, i0 + i));
+        if (a.moments) stat(a.moments, i0 + i) = moment;
+      }
       const auto multiply = i0 == 0 ? gemm<false, T> : gemm<true, T>;
       multiply(a.M, a.D, n, w.by_row, 1, w.mp, p, w.dp, w.dt, w.dp);
     }

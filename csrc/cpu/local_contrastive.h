@@ -29,6 +29,7 @@ struct LocalArgs {
   const void* grad_loss;   // [B, M]
   void* grad_predictions;  // [B, M, D]
   void* grad_targets;      // [B, M, D]
+  void* moments;  // [B, M] or null: sum_j cosine_ij times the gradient to it, for the temperature's gradient
 };
 
 }  // namespace ecgfast

@@ -24,6 +24,7 @@ struct StemForward : Stem<In> {
   using S::products;
   using S::rows_of;
   using S::saved;
+  using S::scale;
   using S::shift;
   using S::tile_tokens;
   using S::values;
@@ -36,12 +37,16 @@ struct StemForward : Stem<In> {
 
   StemForward(const StemArgs& args, void* base) : S(args, false, base) {}
 
-  // h = gelu(products + bias); the pre-activations go to `keep` unless null.
+  // h = gelu(products + bias), in layer 0 of products times the norm's scale; the pre-activations go to `keep`
+  // unless null.
+  template <bool Layer0>
   void activate(int64_t rows, const T* z, const T* biases, In* keep, El* out) const {
     const Gelu<T> gelu = act;  // a copy that no store can change: its tables stay in registers
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < cp; c += kLanes<T>) {
-        const Vec<T> v = load(z + r * cp + c) + load(biases + c);
+        Vec<T> v = load(z + r * cp + c);
+        if constexpr (Layer0) v *= load(scale + c);
+        v += load(biases + c);
         if (keep) store_acc(keep + r * cp + c, v);
         store_acc(out + r * cp + c, gelu.value(v));
       }
@@ -66,7 +71,7 @@ struct StemForward : Stem<In> {
     for (int64_t r = 0; r < rows; r += kBlock) {
       const int64_t n = rows - r < kBlock ? rows - r : kBlock;
       E0::gemm(n, cp, k0, values + r * ld0, ld0, weight0_panels, products, cp, work);
-      activate(n, products, shift, nullptr, h[0] + r * cp);
+      activate<true>(n, products, shift, nullptr, h[0] + r * cp);
     }
   }
 
@@ -80,7 +85,8 @@ struct StemForward : Stem<In> {
       for (int64_t r = 0; r < rows; r += kBlock) {
         const int64_t n = rows - r < kBlock ? rows - r : kBlock;
         E::gemm(n, cp, 2 * cp, in + r * 2 * cp, 2 * cp, panels(layer), products, cp, work);
-        activate(n, products, biases, a.saved ? saved(b, layer, at + r) : nullptr, h[layer % 2] + r * cp);
+        activate<false>(n, products, biases, a.saved ? saved(b, layer, at + r) : nullptr,
+                        h[layer % 2] + r * cp);
       }
     }
     emit_tokens(tokens, h[(a.n_layers - 1) % 2], static_cast<In*>(a.tokens) + (b * a.N + first) * a.C);
@@ -142,6 +148,7 @@ void patch_embed(const StemArgs& args, int64_t begin, int64_t end, void* scratch
     using S = StemForward<decltype(in)>;
     const S stem(args, scratch);
     S::E::begin();
+    stem.begin();
     for (int64_t b = begin; b < end; ++b) stem.forward_segment(b);
     S::E::end();
   });
@@ -155,6 +162,7 @@ void patch_embed_backward(const StemArgs& args, int64_t begin, int64_t end, void
     memset(partials, 0, sizeof(T) * S::Partials::elements(stem.cp, stem.k0, args.n_layers));
     const typename S::Partials sums(static_cast<T*>(partials), stem.cp, stem.k0);
     S::E::begin();
+    stem.begin();
     for (int64_t b = begin; b < end; ++b) stem.backward_segment(b, sums);
     S::E::end();
   });

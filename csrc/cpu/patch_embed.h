@@ -13,6 +13,7 @@ struct StemArgs {
   double eps;
   const void* signal;          // [B, L, T]
   const bool* keep;            // [B, L] or null
+  const int64_t* lengths;      // [B] or null: samples that count; the others read as zero, see stem.h
   const void* const* weights;  // n_layers of [C, Cin, 2]
   const void* const* biases;   // n_layers of [C] where has_bias
   const void* gn_weight;       // [C]

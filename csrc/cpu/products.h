@@ -60,7 +60,7 @@ struct ProductsOf<float> {
 };
 template <>
 struct ProductsOf<Half> {
-  using type = SplitTiles<2>;
+  using type = SplitTiles<3>;  // two parts would do for the results, but not where these cancel
 };
 #endif
 #if defined(__AVX512BF16__)

@@ -1,6 +1,8 @@
 // Rows of vectors in the accumulation type, padded with zeros to whole registers: conversion, dot products,
 // norms.
 #pragma once
+#include <limits>
+
 #include "simd.h"
 #include "types.h"
 
@@ -76,11 +78,24 @@ static void scale(T* x, T by, int64_t padded) {
   for (int64_t i = 0; i < padded; i += kLanes<T>) store(x + i, load(x + i) * by);
 }
 
-// 1 / max(|x|, eps)
+// 1 / max(|x|, eps), NaN for a NaN. Squares that overflow are those of scaled numbers instead.
 template <class T>
 static T inverse_norm(const T* x, int64_t padded, double eps) {
-  const T norm = sqrt_scalar(dot(x, x, padded));
-  return T(1) / (norm > T(eps) ? norm : T(eps));
+  T squares = dot(x, x, padded), by = 1;
+  if (squares > std::numeric_limits<T>::max()) {
+    by = kSame<T, float> ? T(0x1p-70) : T(0x1p-520);
+    Vec<T> sum = {};
+    for (int64_t i = 0; i < padded; i += kLanes<T>) sum += load(x + i) * by * (load(x + i) * by);
+    squares = reduce_add<T>(sum);
+  }
+  const T norm = sqrt_scalar(squares);
+  return by / (norm < T(eps) ? T(eps) : norm);
+}
+
+// Whether x / max(|x|, eps) was x / eps: a vector as good as zero, which has no direction and so no gradient.
+template <class T>
+static bool is_clamped(T inverse_norm, double eps) {
+  return inverse_norm >= T(1) / T(eps);
 }
 
 }  // namespace

@@ -2,12 +2,14 @@
 // norm.
 //
 // The GroupNorm after layer 0 needs no pass over its output: with mu and Cov the mean and covariance of a
-// segment's patches, channel c has mean w_c mu and variance w_c Cov w_c. The signal is centred by mu, the
-// norm's scale goes into the weights of the segment.
+// segment's patches, channel c has mean w_c mu and variance w_c Cov w_c, in double precision (moments.h): 0.4
+// million multiply-adds of the 150 million of a segment of the paper's size. The norm's scale and shift are
+// applied to the products of the signal and the weights as they are.
 #pragma once
 #include "arena.h"
 #include "engine_split.h"
 #include "gelu.h"
+#include "moments.h"
 #include "patch_embed.h"
 
 namespace ecgfast {
@@ -30,14 +32,19 @@ struct Stem {
   const bool backward;
   const Gelu<T> act{};
 
-  T *signal, *cov, *products, *scale, *shift;
-  T *weight0, *spread, *rstd;  // of layer 0: W^T [k0, cp]; Cov W^T; 1 / deviation of each channel
+  T *signal, *products, *scale, *shift;
+  double *means, *cov, *moments_work;  // of the patches' values as they are multiplied
+  double *wide_weight0, *spread, *rstd;  // W^T; Cov W^T; 1 / deviation of each channel
+  T* weight0;  // of layer 0: W^T [k0, cp]
   typename E0::El* values;
   El* h[2];
   Panel0 *weight0_panels, *values_panels, *pull_panels;
   void* work;  // of a product
   // backward only
-  T *grad_h[2], *grad_weight0, *grad_sum, *grad_patches, *pull;
+  T *grad_h[2], *grad_patches, *pull, *slide;
+  double *grad_weight0, *grad_sum, *turns;  // of a segment: dz^T patches, as [k0, cp]; the sums of dz
+  T* grad_tiles0;                   // dz^T patches as the matrix tiles add them up
+  double* products_work;
   El* dz[2];
   Panel* x_panels;
   int64_t scratch_bytes;
@@ -52,10 +59,13 @@ struct Stem {
     Arena arena(base);
     const int64_t rows0 = tile_tokens() << (a.n_layers - 1), rows1 = (rows0 + 1) / 2;
     signal = arena.take<T>(a.L * 2 * n0 + kF32Lanes);
-    cov = arena.take<T>(k0 * ld0);
+    means = arena.take<double>(k0);
+    cov = arena.take<double>(k0 * k0);
+    moments_work = arena.take<double>(moment_scratch(a.L));
+    wide_weight0 = arena.take<double>(k0 * cp);
+    spread = arena.take<double>(k0 * cp);
+    rstd = arena.take<double>(cp);
     weight0 = arena.take<T>(k0 * cp);
-    spread = arena.take<T>(k0 * cp);
-    rstd = arena.take<T>(cp);
     scale = arena.take<T>(cp);
     shift = arena.take<T>(cp);
     values = arena.take<typename E0::El>((rows0 + kSlack) * ld0);
@@ -72,12 +82,19 @@ struct Stem {
     }
     if (backward) {
       x_panels = arena.take<Panel>(E::panel_elements(rows1 > 0 ? rows1 : 1, 2 * cp));
-      grad_weight0 = arena.take<T>(cp * ld0);
-      grad_sum = arena.take<T>(cp);
-      values_panels = arena.take<Panel0>(E0::panel_elements(rows0, k0));
+      grad_weight0 = arena.take<double>(product_rows(k0) * cp);
+      grad_sum = arena.take<double>(cp);
+      turns = arena.take<double>(cp);
+      if (E0::kPairs) {
+        grad_tiles0 = arena.take<T>(cp * ld0);
+        values_panels = arena.take<Panel0>(E0::panel_elements(rows0, k0));
+      } else {
+        products_work = arena.take<double>(kProductBlock * product_rows(k0));
+      }
       if (a.grad_signal) {
         grad_patches = arena.take<T>((n0 + kSlack) * ld0);
-        pull = arena.take<T>(k0 * ld0);
+        pull = arena.take<T>(k0 * k0);
+        slide = arena.take<T>(k0);
         pull_panels = arena.take<Panel0>(E0::panel_elements(cp, k0));
       }
     }
@@ -109,48 +126,71 @@ struct Stem {
     return a.has_bias ? T(to_acc(static_cast<const In*>(a.biases[layer])[c])) : T(0);
   }
 
-  // The segment in millivolts, masked leads zero, each lead's even and odd samples centred on their means.
+  // Patches that the norm's statistics are of.
+  int64_t valid_patches(int64_t b) const { return valid_samples(b) / 2; }
+  int64_t valid_samples(int64_t b) const {
+    if (!a.lengths) return a.T;
+    const int64_t length = a.lengths[b];
+    return length < 0 ? 0 : length < a.T ? length : a.T;
+  }
+
+  // The segment in millivolts as layer 0 multiplies it, and the means of its leads' even and odd samples;
+  // masked leads and padding are zero. It is centred on the means, for sums of large offsets would be less
+  // exact, but bf16 is left as it is, which is exact where a difference would be rounded.
   void load_signal(int64_t b) const {
-    const int64_t n = 2 * n0;
+    const int64_t n = 2 * n0, valid = valid_samples(b), read = valid < n ? valid : n;
     for (int64_t l = 0; l < a.L; ++l) {
       T* x = signal + l * n;
       if (a.keep && !a.keep[b * a.L + l]) {
         memset(x, 0, sizeof(T) * n);
+        means[2 * l] = means[2 * l + 1] = 0;
         continue;
       }
       const int64_t at = (b * a.L + l) * a.T;
       if (a.signal_is_int16) {
         const int16_t* s = static_cast<const int16_t*>(a.signal) + at;
-        for (int64_t t = 0; t < n; ++t) x[t] = T(s[t]) * T(1e-3);
+        for (int64_t t = 0; t < read; ++t) x[t] = T(s[t]) * T(1e-3);
       } else {
         const In* s = static_cast<const In*>(a.signal) + at;
-        for (int64_t t = 0; t < n; ++t) x[t] = T(to_acc(s[t]));
+        for (int64_t t = 0; t < read; ++t) x[t] = T(to_acc(s[t]));
       }
-      // Twice, since the first mean of a large offset is only as exact as the offset.
-      centre(x, n);
-      centre(x, n);
+      memset(x + read, 0, sizeof(T) * (n - read));
+      centre(x, n, valid / 2 * 2, means + 2 * l);
     }
   }
 
-  static void centre(T* x, int64_t n) {
-    constexpr int64_t L = kLanes<T>;
-    Vec<T> sums = {};
-    int64_t t = 0;
-    for (; t + L <= n; t += L) sums += load(x + t);
-    T lanes[L];
-    store(lanes, sums);
-    for (int64_t i = 0; t + i < n; ++i) lanes[i] += x[t + i];
-    T means[2] = {0, 0};
-    for (int64_t i = 0; i < L; ++i) means[i % 2] += lanes[i];
-    means[0] /= T(n / 2);
-    means[1] /= T(n / 2);
-    for (int64_t i = 0; i < L; ++i) lanes[i] = means[i % 2];
-    const Vec<T> both = load(lanes);
-    for (t = 0; t + L <= n; t += L) store(x + t, load(x + t) - both);
-    for (; t < n; ++t) x[t] -= means[t % 2];
+  void centre(T* x, int64_t n, int64_t valid, double* of) const {
+    constexpr bool narrow = sizeof(typename E0::El) < sizeof(T);
+    pair_means(x, valid, of);
+    if (narrow && !a.signal_is_int16) return;
+    subtract_means(x, n, of);
+    if constexpr (narrow) {
+      for (int64_t t = 0; t < n; ++t) x[t] = rounded(x[t]);
+      pair_means(x, valid, of);
+    } else {
+      if constexpr (sizeof(T) == sizeof(double)) {  // its first means are only as exact as the offset
+        pair_means(x, valid, of);
+        subtract_means(x, n, of);
+      }
+      of[0] = of[1] = 0;
+    }
   }
 
-  // Patches [first, first + n) of the centred signal as rows of k0 values (lead, tap), padded with zeros to
+  static T rounded(T x) {
+    typename E0::El y;
+    from_acc(x, &y);
+    return to_acc(y);
+  }
+
+  static void subtract_means(T* x, int64_t n, const double* of) {
+    Vec<double> both;
+    for (int64_t i = 0; i < kLanes<double>; ++i) both[i] = of[i % 2];
+    int64_t t = 0;
+    for (; t + kLanes<double> <= n; t += kLanes<double>) store_wide(x + t, load_wide(x + t) - both);
+    for (; t < n; ++t) x[t] = T(x[t] - of[t % 2]);
+  }
+
+  // Patches [first, first + n) of the signal as rows of k0 values (lead, tap), padded with zeros to
   // ld0.
   template <class U>
   void patches(int64_t first, int64_t n, U* out) const {
@@ -166,45 +206,50 @@ struct Stem {
     }
   }
 
-  void covariance() const {
-    T* block = products;  // free until the first product
-    const int64_t fit = (2 * kBlock * cp + ld0) / ld0, rows = fit < 128 ? fit : 128;  // at least one
-    memset(cov, 0, sizeof(T) * k0 * ld0);
-    for (int64_t t = 0; t < n0; t += rows) {
-      const int64_t n = n0 - t < rows ? n0 - t : rows;
-      patches(t, n, block);
-      gemm<true>(k0, k0, n, block, int64_t{1}, ld0, block, ld0, cov, ld0);
-    }
-    for (int64_t i = 0; i < k0 * ld0; ++i) cov[i] /= T(n0);
+  void covariance(int64_t n) const {
+    second_moments(signal, a.L, 2 * n0, 2 * n, cov, k0, moments_work);
+    for (int64_t k = 0; k < k0; ++k)
+      for (int64_t m = 0; m < k0; ++m) cov[k * k0 + m] = n > 0 ? cov[k * k0 + m] / n - means[k] * means[m] : 0;
   }
 
+  // The norm of a segment: z = scale * (w . patch) + shift.
   void deviations() const {
+    gemm(k0, cp, k0, cov, k0, int64_t{1}, wide_weight0, cp, spread, cp);
+    for (int64_t c = 0; c < cp; c += kLanes<double>) {
+      Vec<double> variance = {}, mean = {};
+      for (int64_t k = 0; k < k0; ++k) {
+        const Vec<double> w = load(wide_weight0 + k * cp + c);
+        variance += w * load(spread + k * cp + c);
+        mean += w * means[k];
+      }
+      for (int64_t i = 0; i < kLanes<double>; ++i) set_norm(c + i, variance[i], mean[i]);
+    }
+  }
+
+  void set_norm(int64_t c, double variance, double mean) const {
+    const double inverse = 1 / sqrt_scalar((variance < 0 ? 0.0 : variance) + a.eps);
+    const double by = c < a.C ? to_acc(static_cast<const In*>(a.gn_weight)[c]) * inverse : 0;
+    const double to = c < a.C ? to_acc(static_cast<const In*>(a.gn_bias)[c]) : 0;
+    rstd[c] = inverse;
+    scale[c] = T(by);
+    shift[c] = T(to - by * mean);
+  }
+
+  // Before the first segment.
+  void begin() const {
     const In* w = static_cast<const In*>(a.weights[0]);
     for (int64_t k = 0; k < k0; ++k)
-      for (int64_t c = 0; c < cp; ++c) weight0[k * cp + c] = c < a.C ? T(to_acc(w[c * k0 + k])) : T(0);
-    gemm(k0, cp, k0, cov, ld0, int64_t{1}, weight0, cp, spread, cp);
-    for (int64_t c = 0; c < cp; c += kLanes<T>) {
-      Vec<T> variance = {};
-      for (int64_t k = 0; k < k0; ++k) variance += load(weight0 + k * cp + c) * load(spread + k * cp + c);
-      variance = (variance > T(0) ? variance : Vec<T>{}) + T(a.eps);
-      for (int64_t i = 0; i < kLanes<T>; ++i) rstd[c + i] = T(1) / sqrt_scalar(variance[i]);
-    }
-  }
-
-  // Layer 0 with this segment's norm: weights times scale = gn_weight / deviation, plus shift = gn_bias.
-  void fold_norm() const {
-    for (int64_t c = 0; c < cp; ++c) {
-      scale[c] = c < a.C ? T(to_acc(static_cast<const In*>(a.gn_weight)[c])) * rstd[c] : T(0);
-      shift[c] = c < a.C ? T(to_acc(static_cast<const In*>(a.gn_bias)[c])) : T(0);
-    }
-    E0::pack(k0, cp, weight0_panels, [&](int64_t k, int64_t c) { return scale[c] * weight0[k * cp + c]; });
+      for (int64_t c = 0; c < cp; ++c) {
+        weight0[k * cp + c] = c < a.C ? T(to_acc(w[c * k0 + k])) : T(0);
+        wide_weight0[k * cp + c] = weight0[k * cp + c];
+      }
+    E0::pack(k0, cp, weight0_panels, [&](int64_t k, int64_t c) { return weight0[k * cp + c]; });
   }
 
   void begin_segment(int64_t b) const {
     load_signal(b);
-    covariance();
+    covariance(valid_patches(b));
     deviations();
-    fold_norm();
   }
 
   // The weights of a layer from 1 up in panels: [2Cp (tap, channel), Cp] for the forward pass, [Cp, 2Cp] for

@@ -18,14 +18,17 @@ struct StemBackward : Stem<In> {
   using S::grad_h;
   using S::grad_patches;
   using S::grad_sum;
+  using S::grad_tiles0;
   using S::grad_weight0;
   using S::k0;
   using S::kBlock;
   using S::ld0;
+  using S::means;
   using S::n0;
   using S::panels;
   using S::patches;
   using S::products;
+  using S::products_work;
   using S::pull;
   using S::pull_panels;
   using S::rows_of;
@@ -34,12 +37,17 @@ struct StemBackward : Stem<In> {
   using S::scale;
   using S::shift;
   using S::signal;
+  using S::slide;
   using S::spread;
   using S::tile_tokens;
+  using S::turns;
+  using S::valid_patches;
+  using S::valid_samples;
   using S::values;
   using S::values_panels;
   using S::weight0;
   using S::weight0_panels;
+  using S::wide_weight0;
   using S::work;
   using S::x_panels;
   using typename S::E;
@@ -52,7 +60,7 @@ struct StemBackward : Stem<In> {
   StemBackward(const StemArgs& args, void* base) : S(args, true, base) {}
 
   // Sums over segments: per layer the weights [Cp, Cin] and the biases [Cp], and the GroupNorm's affine.
-  // Layer 0's weights come as [Cp, k0].
+  // Layer 0's weights come as [k0, Cp].
   struct Partials {
     T *gn_weight, *gn_bias, *base;
     int64_t cp, k0;
@@ -90,7 +98,7 @@ struct StemBackward : Stem<In> {
       E0::gemm(rows, cp, k0, values + (r + i) * ld0, ld0, weight0_panels, products, cp, work);
       for (int64_t q = 0; q < rows; ++q)
         for (int64_t c = 0; c < cp; c += kLanes<T>)
-          store(grad_h[1] + (i + q) * cp + c, load(products + q * cp + c) + load(shift + c));
+          store(grad_h[1] + (i + q) * cp + c, load(products + q * cp + c) * load(scale + c) + load(shift + c));
     }
   }
 
@@ -121,7 +129,7 @@ struct StemBackward : Stem<In> {
                                                           int64_t c) const {
     Vec<T> z;
     if constexpr (FromLayer0)
-      z = load(row.product + c) + load(shift + c);
+      z = load(row.product + c) * load(scale + c) + load(shift + c);
     else
       z = load_acc(row.saved + c);
     Vec<T> slope;
@@ -152,11 +160,16 @@ struct StemBackward : Stem<In> {
       }
   }
 
-  void add_columns(int64_t rows, const El* x, T* sums) const {
-    for (int64_t c = 0; c < cp; c += kLanes<T>) {
-      Vec<T> sum = load(sums + c);
-      for (int64_t r = 0; r < rows; ++r) sum += load_acc(x + r * cp + c);
-      store(sums + c, sum);
+  // sums += the columns of x, block by block of rows.
+  template <class Sum>
+  void add_columns(int64_t rows, const El* x, Sum* sums) const {
+    for (int64_t first = 0; first < rows; first += 64) {
+      const int64_t end = rows - first < 64 ? rows : first + 64;
+      for (int64_t c = 0; c < cp; c += kLanes<T>) {
+        Vec<T> sum = {};
+        for (int64_t r = first; r < end; ++r) sum += load_acc(x + r * cp + c);
+        for (int64_t i = 0; i < kLanes<T>; ++i) sums[c + i] += sum[i];
+      }
     }
   }
 
@@ -175,20 +188,26 @@ struct StemBackward : Stem<In> {
   }
 
   void pack_values(int64_t rows) const {
-    for (int64_t p = 0; p < rows; p += E0::kPairs ? 2 : 1)
+    for (int64_t p = 0; p < rows; p += 2)
       for (int64_t k = 0; k < ld0; k += kLanes<T>) {
         const auto* row = values + p * ld0 + k;
         Panel0* panel = &E0::at(values_panels, rows, p, k / E0::kColumns * E0::kColumns);
         E0::put(panel + E0::column_offset(k % E0::kColumns), load_acc(row),
-                E0::kPairs && p + 1 < rows ? load_acc(row + ld0) : Vec<T>{});
+                p + 1 < rows ? load_acc(row + ld0) : Vec<T>{});
       }
     E0::clear_depth(values_panels, rows, ld0);
   }
 
+  // The sums with the patches are in double precision, since a channel's weights may cancel most of them, but
+  // for bf16, whose gradients are rounded more coarsely than sums in single precision.
   void backward_layer0(int64_t first, int64_t tokens) const {
     const int64_t rows = rows_of(0, tokens);
-    pack_values(rows);
-    E0::gemm_transposed(cp, k0, rows, dz[0], cp, values_panels, grad_weight0, ld0, work);
+    if constexpr (E0::kPairs) {
+      pack_values(rows);
+      E0::gemm_transposed(cp, k0, rows, dz[0], cp, values_panels, grad_tiles0, ld0, work);
+    } else {
+      wide_products(values, ld0, k0, dz[0], cp, rows, grad_weight0, products_work);
+    }
     add_columns(rows, dz[0], grad_sum);
     if (!a.grad_signal) return;
     for (int64_t r = 0; r < rows; r += kBlock)
@@ -197,46 +216,69 @@ struct StemBackward : Stem<In> {
   }
 
   // Through the norm: with G = sum dz x^T, s = sum dz and q = sum dz zhat over the segment (x centred),
-  // dW = scale (G - q W Cov / deviation), and the affine's gradients are q and s.
+  // dW = scale (G - q W Cov / deviation), and the affine's gradients are q and s. `turns` is q / deviation.
   void finish_segment(int64_t b, const Partials& sums) const {
-    if (a.grad_signal) memset(pull, 0, sizeof(T) * k0 * ld0);
-    T* offset = products;
-    for (int64_t k = 0; k < k0; ++k) offset[k] = 0;
-    for (int64_t c = 0; c < a.C; ++c) {
-      const T *w = weight0 + c, *g = grad_weight0 + c * ld0, s = grad_sum[c];
-      T q = 0;
-      for (int64_t k = 0; k < k0; ++k) q += g[k] * w[k * cp];
-      q *= rstd[c];
-      sums.gn_weight[c] += q;
-      sums.gn_bias[c] += s;
+    if constexpr (E0::kPairs)
       for (int64_t k = 0; k < k0; ++k)
-        sums.weight(0)[c * k0 + k] += scale[c] * (g[k] - q * rstd[c] * spread[k * cp + c]);
-      if (!a.grad_signal) continue;
-      const T turn = scale[c] * rstd[c] * q / T(n0), slide = scale[c] * s / T(n0);
-      for (int64_t k = 0; k < k0; ++k) {
-        offset[k] += slide * w[k * cp];
-        for (int64_t m = 0; m < k0; ++m) pull[k * ld0 + m] += turn * w[k * cp] * w[m * cp];
+        for (int64_t c = 0; c < cp; ++c) grad_weight0[k * cp + c] = grad_tiles0[c * ld0 + k];
+    memset(turns, 0, sizeof(double) * cp);
+    for (int64_t k = 0; k < k0; ++k)
+      for (int64_t c = 0; c < cp; ++c) {
+        grad_weight0[k * cp + c] -= grad_sum[c] * means[k];
+        turns[c] += grad_weight0[k * cp + c] * wide_weight0[k * cp + c];
       }
+    for (int64_t c = 0; c < cp; ++c) {
+      sums.gn_weight[c] += T(turns[c] * rstd[c]);
+      sums.gn_bias[c] += T(grad_sum[c]);
+      turns[c] *= rstd[c] * rstd[c];
     }
-    if (a.grad_signal) write_signal_gradient(b, offset);
+    for (int64_t k = 0; k < k0; ++k)
+      for (int64_t c = 0; c < cp; ++c)
+        sums.weight(0)[k * cp + c] += T(scale[c] * (grad_weight0[k * cp + c] - turns[c] * spread[k * cp + c]));
+    if (!a.grad_signal) return;
+    signal_terms(valid_patches(b) > 0 ? valid_patches(b) : 1);
+    write_signal_gradient(b);
   }
 
-  // dx = dz (scale W) - sum_c scale_c s_c W_c / n - pull x, for every sample that a patch covers.
-  void write_signal_gradient(int64_t b, const T* offset) const {
+  // dx = dz (scale W) for every sample that a patch covers, less slide + pull x in the patches that the norm's
+  // statistics are of: slide = sum_c scale_c s_c W_c / n, pull = sum_c scale_c turn_c W_c W_c^T / n.
+  void signal_terms(int64_t n) const {
+    for (int64_t k = 0; k < k0; ++k) {
+      const double* w = wide_weight0 + k * cp;
+      double sum = 0;
+      for (int64_t c = 0; c < cp; ++c) sum += scale[c] * grad_sum[c] * w[c];
+      slide[k] = T(sum / n);
+      for (int64_t m = 0; m <= k; ++m) {
+        const double* other = wide_weight0 + m * cp;
+        Vec<double> sums = {};
+        for (int64_t c = 0; c < cp; c += kLanes<double>)
+          sums += load_wide(scale + c) * load(turns + c) * load(w + c) * load(other + c);
+        pull[k * k0 + m] = pull[m * k0 + k] = T(reduce_add<double>(sums) / n);
+      }
+    }
+  }
+
+  void write_signal_gradient(int64_t b) const {
+    const int64_t samples = valid_samples(b), valid = valid_patches(b);
     for (int64_t l = 0; l < a.L; ++l) {
       In* out = static_cast<In*>(a.grad_signal) + (b * a.L + l) * a.T;
       const bool kept = !a.keep || a.keep[b * a.L + l];
       for (int64_t t = 0; t < a.T; ++t) {
         const int64_t patch = t / 2, k = 2 * l + t % 2;
         T g = 0;
-        if (kept && patch < n0) {
+        if (kept && t < samples && patch < n0) {
           g = patch < rows_of(0, a.N) ? grad_patches[patch * ld0 + k] : T(0);
-          g -= offset[k];
-          for (int64_t m = 0; m < k0; ++m) g -= pull[k * ld0 + m] * signal[(m / 2 * n0 + patch) * 2 + m % 2];
+          if (patch < valid) g -= slide[k] + pulled(patch, pull + k * k0);
         }
         from_acc(g, out + t);
       }
     }
+  }
+
+  T pulled(int64_t patch, const T* row) const {
+    T sum = 0;
+    for (int64_t m = 0; m < k0; ++m) sum += row[m] * T(signal[(m / 2 * n0 + patch) * 2 + m % 2] - means[m]);
+    return sum;
   }
 
   void pack_pull() const {
@@ -246,8 +288,9 @@ struct StemBackward : Stem<In> {
 
   void backward_segment(int64_t b, const Partials& sums) const {
     begin_segment(b);
-    memset(grad_weight0, 0, sizeof(T) * cp * ld0);
-    memset(grad_sum, 0, sizeof(T) * cp);
+    if (E0::kPairs) memset(grad_tiles0, 0, sizeof(T) * cp * ld0);
+    memset(grad_weight0, 0, sizeof(double) * product_rows(k0) * cp);
+    memset(grad_sum, 0, sizeof(double) * cp);
     if (a.grad_signal) pack_pull();
     const int64_t step = tile_tokens();
     for (int64_t f = 0; f < a.N; f += step) backward_tile(b, f, a.N - f < step ? a.N - f : step, sums);
@@ -255,7 +298,7 @@ struct StemBackward : Stem<In> {
   }
 
   // Adds up the partial sums of all chunks for channels [begin, end) and writes the gradients; `row` holds
-  // 2Cp or k0 values, whichever is more.
+  // 2Cp values.
   void finish(const T* partials, int64_t n_chunks, int64_t begin, int64_t end, T* row) const {
     const int64_t stride = Partials::elements(cp, k0, a.n_layers);
     const Partials p(const_cast<T*>(partials), cp, k0);
@@ -268,8 +311,8 @@ struct StemBackward : Stem<In> {
     for (int64_t c = begin; c < end; ++c) {
       from_acc(total(p.gn_weight + c, 1)[0], static_cast<In*>(a.grad_gn_weight) + c);
       from_acc(total(p.gn_bias + c, 1)[0], static_cast<In*>(a.grad_gn_bias) + c);
-      total(p.weight(0) + c * k0, k0);
-      for (int64_t k = 0; k < k0; ++k) from_acc(row[k], static_cast<In*>(a.grad_weights[0]) + c * k0 + k);
+      for (int64_t k = 0; k < k0; ++k)
+        from_acc(total(p.weight(0) + k * cp + c, 1)[0], static_cast<In*>(a.grad_weights[0]) + c * k0 + k);
       // The norm takes any bias of layer 0 out again.
       if (a.has_bias) from_acc(T(0), static_cast<In*>(a.grad_biases[0]) + c);
       for (int64_t layer = 1; layer < a.n_layers; ++layer) {

@@ -32,7 +32,9 @@ cudaError_t with_shape(bool large, F f) {
 }
 
 // Whether no exponential of a similarity can overflow, so that no maxima are needed.
-bool bounded(const GlobalContrastive& in) { return 2 * in.inv_temperature <= kMostBounded; }
+bool bounded(const GlobalContrastive& in) {
+  return !in.temperature && 2 * in.inv_temperature <= kMostBounded;
+}
 
 // f(the shape of the forward pass's tiles).
 template <typename F>
@@ -83,6 +85,7 @@ template <typename T>
 struct BackwardWorkspace {
   T *copies[2] = {nullptr, nullptr}, *units[2], *h;
   float *sums[2], *shares;
+  float2* moments;
   int64_t bytes;
 
   BackwardWorkspace(const GlobalContrastive& in, const GlobalPlan& plan, bool detach_norm, void* base) {
@@ -97,7 +100,18 @@ struct BackwardWorkspace {
     }
     shares = parts.take<float>(in.rows[0] + in.rows[1]);
     h = parts.take<T>(plan.block[0] * padded<T>(plan.block[1]));
+    moments = in.temperature ? parts.take<float2>(n_moments(in, plan)) : nullptr;
     bytes = parts.used();
+  }
+
+  // At most: one for each warp of a tile of similarities.
+  static int64_t n_moments(const GlobalContrastive& in, const GlobalPlan& plan) {
+    using S = typename GlobalShapes<T>::Small;
+    int64_t n = S::threads / 32;
+    for (int side = 0; side < 2; ++side)
+      n *= divide_up(in.rows[side], std::max<int64_t>(1, plan.block[side])) *
+           divide_up(plan.block[side], S::m);
+    return n;
   }
 };
 
@@ -119,7 +133,8 @@ Similarities<T> similarities(const GlobalContrastive& in, T* const copies[2], co
     s.group[side] = in.group[side];
     s.inv_norms[side] = inv_norms + (side ? in.rows[0] : 0);
   }
-  s.scale = in.inv_temperature * kLog2E;
+  s.inv_temperature = in.inv_temperature;
+  s.temperature = in.temperature;
   return s;
 }
 
@@ -159,17 +174,18 @@ template <typename T>
 class Backward {
  public:
   Backward(const GlobalContrastive& in, const GlobalPlan& plan, const GlobalSaved& saved, bool detach_norm,
-           void* const grad[2], void* base, cudaStream_t stream)
+           const GlobalGradients& out, void* base, cudaStream_t stream)
       : in_(in),
         plan_(plan),
         saved_(saved),
         detach_norm_(detach_norm),
-        grad_{static_cast<T*>(grad[0]), static_cast<T*>(grad[1])},
+        grad_{static_cast<T*>(out.x[0]), static_cast<T*>(out.x[1])},
+        moments_(out.moments),
         w_(in, plan, detach_norm, base),
         stream_(stream),
         pitch_(padded<T>(in.width)) {}
 
-  cudaError_t run() const {
+  cudaError_t run() {
     PreparedRows rows{};
     rows.known_inv_norms = saved_.saved;
     rows.positives = saved_.saved + in_.rows[0] + in_.rows[1];
@@ -191,7 +207,9 @@ class Backward {
       if (const auto error = finish(begin[0], size(0, begin))) return error;
       begin[0] += plan_.block[0];
     } while (begin[0] < in_.rows[0]);
-    return cudaSuccess;
+    if (!in_.temperature) return cudaSuccess;
+    return launch(sum_moments, dim3(1), dim3(kRowThreads), shared_bytes<MomentMemory>(), stream_, w_.moments,
+                  n_moments_, saved_.lse[0], in_.rows[0], in_.rows[1], scale(), moments_);
   }
 
  private:
@@ -202,10 +220,11 @@ class Backward {
     return saved_.saved + (side ? in_.rows[0] : 0) + row;
   }
   ProductScale scale() const {
-    return {saved_.grad_loss, saved_.saved + 2 * (in_.rows[0] + in_.rows[1]), in_.inv_temperature};
+    return {saved_.grad_loss, saved_.saved + 2 * (in_.rows[0] + in_.rows[1]), in_.inv_temperature,
+            in_.temperature};
   }
 
-  cudaError_t block(const int64_t* begin) const {
+  cudaError_t block(const int64_t* begin) {
     Similarities<T> rows = similarities(in_, w_.copies, saved_.saved);
     BlockGradients<T> out{};
     const int64_t pitch = padded<T>(plan_.block[1]);
@@ -219,10 +238,12 @@ class Backward {
     out.scale = saved_.saved + 2 * (in_.rows[0] + in_.rows[1]) + 1;
     out.data = w_.h;
     out.pitch = pitch;
+    if (in_.temperature) out.moments = w_.moments + n_moments_;
     const auto error =
         with_shape<T, typename GlobalShapes<T>::Similarities>(plan_.large_similarities, [&](auto shape) {
           using S = decltype(shape);
           const int64_t tiles = divide_up(rows.x[0].rows, S::m) * divide_up(rows.x[1].rows, S::n);
+          n_moments_ += tiles * (S::threads / 32);
           return launch(similarity_gradients<S>, dim3(static_cast<unsigned>(tiles)), dim3(S::threads),
                         shared_bytes<ProductMemory<S>>(), stream_, rows, out);
         });
@@ -277,9 +298,10 @@ class Backward {
   const GlobalSaved& saved_;
   bool detach_norm_;
   T* grad_[2];
+  double* moments_;
   BackwardWorkspace<T> w_;
   cudaStream_t stream_;
-  int64_t pitch_;
+  int64_t pitch_, n_moments_ = 0;
 };
 
 int64_t even_block(int64_t rows, int64_t most) {
@@ -333,11 +355,11 @@ cudaError_t global_contrastive(const GlobalContrastive& in, Dtype dtype, const G
 }
 
 cudaError_t global_contrastive_backward(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan,
-                                        const GlobalSaved& saved, bool detach_norm, void* const grad[2],
-                                        void* workspace, cudaStream_t stream) {
+                                        const GlobalSaved& saved, bool detach_norm,
+                                        const GlobalGradients& out, void* workspace, cudaStream_t stream) {
   return with_product_dtype(dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
-    return Backward<T>(in, plan, saved, detach_norm, grad, workspace, stream).run();
+    return Backward<T>(in, plan, saved, detach_norm, out, workspace, stream).run();
   });
 }
 

@@ -23,6 +23,7 @@
 //
 // All sums have a fixed order: results are the same bits every time.
 #pragma once
+#include "cosines.cuh"
 #include "global_contrastive.h"
 #include "product_tiles.cuh"
 
@@ -73,6 +74,20 @@ struct PreparedRows {
   unsigned* ticket;                 // cleared
 };
 
+// A lane's share of the squares of a row times a power of two.
+template <typename T>
+__device__ __forceinline__ float sum_squares(const RowReader<T>& reader, float by) {
+  float squares = 0.0f;
+  reader.each([&](int, const Pack<T, kVector<T>>& pack) {
+#pragma unroll
+    for (int n = 0; n < kVector<T>; ++n) {
+      const float x = to_float(pack.v[n]) * by;
+      squares = fmaf(x, x, squares);
+    }
+  });
+  return squares;
+}
+
 // A warp per row.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads)
@@ -88,12 +103,12 @@ __global__ void __launch_bounds__(kRowThreads)
   if (out.known_inv_norms) {
     inverse = out.known_inv_norms[row];
   } else {
-    float squares = 0.0f;
-    reader.each([&](int, const Pack<T, kVector<T>>& pack) {
-#pragma unroll
-      for (int n = 0; n < kVector<T>; ++n) squares = fmaf(to_float(pack.v[n]), to_float(pack.v[n]), squares);
-    });
-    inverse = 1.0f / fmaxf(sqrtf(warp_sum(squares)), kMinNorm);
+    float by = 1.0f, squares = warp_sum(sum_squares(reader, by));
+    if (squares > kMostSquares) {
+      by = 0x1p-70f;
+      squares = warp_sum(sum_squares(reader, by));
+    }
+    inverse = inverse_norm(squares, by);
   }
   T* copy = static_cast<T*>(side ? out.copies[1] : out.copies[0]);
   T* unit = static_cast<T*>(side ? out.units[1] : out.units[0]);
@@ -117,7 +132,11 @@ struct Similarities {
   Matrix<T> x[2];
   const int64_t* group[2];
   const float* inv_norms[2];
-  float scale;  // from a cosine to log2(e) s: exponentials are powers of two
+  float inv_temperature;
+  const float* temperature;
+
+  // From a cosine to log2(e) s: exponentials are powers of two.
+  __device__ float scale() const { return inverse_temperature(inv_temperature, temperature) * kLog2E; }
 };
 
 // 16 bits, of which groups that are equal have the same.
@@ -347,6 +366,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
     product.start(static_cast<int64_t>(m.first + t / tiles_n) * S::m,
                   static_cast<int64_t>(n.first + t % tiles_n) * S::n);
   };
+  const float scale = in.scale();
   float positive = 0.0f;
   start(0);
 #pragma unroll 1
@@ -362,7 +382,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
     const TileRows<typename S::Element> rows(in, m0, n0, S::m, S::n);
     const ForwardTile<S> tile{rows,
                               at,
-                              in.scale,
+                              scale,
                               row_sums + m0,
                               column_sums + n0,
                               out.counts + m0,

@@ -11,6 +11,7 @@ struct GlobalContrastive {
   int64_t rows[2];          // N, N', each below 2^31
   int width;                // D <= 2^24
   float inv_temperature;
+  const float* temperature;  // or null: the number above. With it the sums always keep maxima.
 };
 
 // What the forward pass saves: 1 / max(norm, 1e-8) of the rows of a, then of b; for each of them how many
@@ -22,6 +23,11 @@ struct GlobalResult {
   float* loss;
   float* lse[2];  // [N], [N']
   float* saved;   // [global_saved_size(N + N')]
+};
+
+struct GlobalGradients {
+  void* x[2];       // [N, D], [N', D]
+  double* moments;  // [1], where there is a temperature tensor: cosines times the gradients to them
 };
 
 struct GlobalSaved {
@@ -49,7 +55,7 @@ int64_t global_contrastive_backward_workspace(const GlobalContrastive& in, Dtype
 cudaError_t global_contrastive(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan,
                                const GlobalResult& out, void* workspace, cudaStream_t stream);
 cudaError_t global_contrastive_backward(const GlobalContrastive& in, Dtype dtype, const GlobalPlan& plan,
-                                        const GlobalSaved& saved, bool detach_norm, void* const grad[2],
-                                        void* workspace, cudaStream_t stream);
+                                        const GlobalSaved& saved, bool detach_norm,
+                                        const GlobalGradients& out, void* workspace, cudaStream_t stream);
 
 }  // namespace ecgfast::cuda

@@ -11,6 +11,7 @@ struct BlockGradients {
   const float* scale;      // of all elements
   T* data;                 // [rows of x[0]][pitch], zeros beyond the last column
   int64_t pitch;
+  float2* moments;  // [tiles * warps] or null: sums of the elements times log2(e) s, and of the elements
 };
 
 // A block per tile, rows running fastest.
@@ -29,7 +30,8 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
   product.start(m0, n0);
   product.finish(sums, at);
   const TileRows<T> rows(in, m0, n0, S::m, S::n);
-  const float h_scale = *out.scale;
+  const float h_scale = *out.scale, similarity_scale = in.scale();
+  float2 moment = {0.0f, 0.0f};
   const float *shares_a = out.shares[0] + m0, *shares_b = out.shares[1] + n0;
   T* data = out.data + m0 * out.pitch + n0;
   const int limit = static_cast<int>(min(out.pitch - n0, static_cast<int64_t>(S::n)));
@@ -43,7 +45,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
     for (int r = 0; r < S::rows; ++r) {
       const int i = at.row(r);
       const bool valid = i < rows.count[0];
-      const float scale = valid ? rows.inv_norms[0][i] * in.scale : 0.0f;
+      const float scale = valid ? rows.inv_norms[0][i] * similarity_scale : 0.0f;
       const float own_share = valid ? shares_a[i] : 0.0f;
       float h[kGroup];
 #pragma unroll
@@ -53,11 +55,21 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
         h[c] = columns.valid(c) ? sum * h_scale : 0.0f;
       }
       if (valid) columns.positives(i, [&](int c) { h[c] -= 2.0f * h_scale; });
+      if (out.moments && valid) {
+#pragma unroll
+        for (int c = 0; c < kGroup; ++c) {
+          moment.x = fmaf(h[c], columns.similarity(sums, r, c, scale), moment.x);
+          moment.y += h[c];
+        }
+      }
       const int side = at.side() + first * 4;
       store_row<kGroup>(data + i * out.pitch + side, limit - side, true, valid, at.lane,
                         [&](int c) { return h[c]; });
     }
   }
+  if (!out.moments) return;
+  moment = {warp_sum(moment.x), warp_sum(moment.y)};
+  if (at.lane == 0) out.moments[blockIdx.x * (S::threads / 32) + threadIdx.x / 32] = moment;
 }
 
 // One side of a block's products: h or its transpose times the other side's unit rows.
@@ -70,11 +82,42 @@ struct BlockProduct {
   bool first, last;        // of the blocks that are summed
 };
 
+struct MomentMemory {
+  double* sums;
+  __host__ __device__ explicit MomentMemory(SharedArena& arena) : sums(arena.take<double>(3 * kRowThreads)) {}
+};
+
 struct ProductScale {
   const float *grad_loss, *saved;  // saved: pairs, scale of h
   float inv_temperature;
-  __device__ float value() const { return *grad_loss * inv_temperature / (saved[0] * saved[1]); }
+  const float* temperature;
+  __device__ float value() const { return *grad_loss * inverse() / (saved[0] * saved[1]); }
+  __device__ float inverse() const { return inverse_temperature(inv_temperature, temperature); }
 };
+
+// One block: the sum of what the tiles' warps leave, in a fixed order. The gradients of the similarities sum
+// up to 0: what they do sum up to is rounding, and its part in the moments is taken out with a typical
+// similarity.
+__global__ void __launch_bounds__(kRowThreads)
+    sum_moments(const float2* moments, int64_t n, const float* lse, int64_t rows, int64_t columns,
+                ProductScale scale, double* out) {
+  SharedArena arena;
+  const MomentMemory memory(arena);
+  double sums[3] = {0.0, 0.0, 0.0};
+  for (int64_t i = threadIdx.x; i < n; i += kRowThreads) {
+    sums[0] += moments[i].x;
+    sums[1] += moments[i].y;
+  }
+  for (int64_t i = threadIdx.x; i < rows; i += kRowThreads) sums[2] += lse[i];
+  for (int k = 0; k < 3; ++k) memory.sums[k * kRowThreads + threadIdx.x] = sums[k];
+  __syncthreads();
+  if (threadIdx.x) return;
+  for (int t = 1; t < kRowThreads; ++t)
+    for (int k = 0; k < 3; ++k) sums[k] += memory.sums[k * kRowThreads + t];
+  const double typical =
+      rows && columns ? (sums[2] / rows - log(static_cast<double>(columns))) * kLog2E : 0.0;
+  *out = (sums[0] - typical * sums[1]) * scale.value() / (scale.inverse() * kLog2E);
+}
 
 template <typename S, bool kTurned>
 __device__ __forceinline__ void product_tile(const ProductMemory<S>& memory,
@@ -105,7 +148,7 @@ __device__ __forceinline__ void product_tile(const ProductMemory<S>& memory,
     }
     const auto value = [&](int c) { return sums[r / 2][c / 2][r % 2 * 2 + c % 2]; };
     if (side.last) {
-      const float factor = valid ? side.inv_norms[i] * scale : 0.0f;
+      const float factor = valid ? gradient_factor(side.inv_norms[i]) * scale : 0.0f;
       store_row<S::columns>(side.grad + i * width + n0, limit, aligned, valid, at.lane,
                             [&](int c) { return value(c) * factor; });
     } else {
@@ -139,8 +182,8 @@ struct TangentRows {
   int width;
 };
 
-// The part of the sums across the rows' direction, over the rows' norms; all of it where the norm was
-// clamped. A warp per row, those of a before those of b.
+// The part of the sums across the rows' direction, over the rows' norms. A warp per row, those of a before
+// those of b.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads)
     tangents(TangentRows<T> a, TangentRows<T> b, ProductScale scale) {
@@ -152,10 +195,10 @@ __global__ void __launch_bounds__(kRowThreads)
   const float* sums = (of_a ? a.sums : b.sums) + i * a.pitch;
   const T* x = (of_a ? a.x : b.x) + i * width;
   T* grad = (of_a ? a.grad : b.grad) + i * width;
-  const float inverse = (of_a ? a.inv_norms : b.inv_norms)[i], factor = inverse * scale.value();
+  const float inverse = (of_a ? a.inv_norms : b.inv_norms)[i],
+              factor = gradient_factor(inverse) * scale.value();
   float radial = 0.0f;
-  if (inverse < 1.0f / kMinNorm)
-    for (int c = lane; c < width; c += 32) radial = fmaf(sums[c], to_float(x[c]) * inverse, radial);
+  for (int c = lane; c < width; c += 32) radial = fmaf(sums[c], to_float(x[c]) * inverse, radial);
   radial = warp_sum(radial);
   for (int c = lane; c < width; c += 32)
     grad[c] = from_float<T>((sums[c] - radial * (to_float(x[c]) * inverse)) * factor);

@@ -25,16 +25,15 @@ cudaError_t local_contrastive(const LocalContrastive& in, Dtype dtype, const Loc
 }
 
 cudaError_t local_contrastive_backward(const LocalContrastive& in, Dtype dtype,
-                                       const LocalContrastiveSaved& saved, void* grad_predictions,
-                                       void* grad_targets, cudaStream_t stream) {
+                                       const LocalContrastiveSaved& saved,
+                                       const LocalContrastiveGradients& out, cudaStream_t stream) {
   const int64_t blocks = 2 * in.batch * n_tiles(in.tokens);
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   return with_product_dtype(dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
-    const bool aligned = rows_aligned<T>(in) && multiples_of_16(grad_predictions, grad_targets);
+    const bool aligned = rows_aligned<T>(in) && multiples_of_16(out.predictions, out.targets);
     return launch(local_contrastive_backward<T>, dim3(blocks), dim3(kThreads),
-                  shared_bytes<BackwardMemory<T>>(), stream, in, saved, static_cast<T*>(grad_predictions),
-                  static_cast<T*>(grad_targets), aligned);
+                  shared_bytes<BackwardMemory<T>>(), stream, in, saved, out, aligned);
   });
 }
 

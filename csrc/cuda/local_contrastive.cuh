@@ -12,13 +12,13 @@
 // The draws are made anew from their counters. All sums have a fixed order: the result is deterministic.
 #pragma once
 #include "../common/philox.h"
+#include "cosines.cuh"
 #include "local_contrastive.h"
 #include "mma_tiles.cuh"
 #include "shared_arena.cuh"
 
 namespace ecgfast::cuda {
 
-constexpr float kNan = __builtin_nanf("");
 constexpr uint32_t kExcluded = ~0u;  // in place of a count: drawn, but with the positive's target
 constexpr int kGroupChunks =
     2;  // chunks of output columns that a backward block holds in registers at a time
@@ -239,7 +239,8 @@ __device__ void store_scales(const TileMemory<T>& memory, float sum) {
   sum += __shfl_xor_sync(~0u, sum, 1);
   if (threadIdx.x % 2) return;
   const int row = threadIdx.x / 2 % kTile;
-  (threadIdx.x < 2 * kTile ? memory.own_scale : memory.other_scale)[row] = 1.0f / fmaxf(sqrtf(sum), kMinNorm);
+  (threadIdx.x < 2 * kTile ? memory.own_scale : memory.other_scale)[row] =
+      sum > kMostSquares ? kNan : inverse_norm(sum);
 }
 
 // Puts the keys of a tile's targets into shared memory. With the own tile, also the keys of the own tokens,
@@ -322,6 +323,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Span own = tile_span(own_tile, in.tokens);
   const Rows<T> x = tile_rows<T>(in.predictions, in, segment, own, aligned);
   RowState states[2];
+  const float inverse = inverse_temperature(in.inv_temperature, in.temperature);
   if (threadIdx.x < kTile) memory.invalid[threadIdx.x] = 0;
   // The own tile comes first: it gives the norms of the own targets, which tell equal vectors from others.
   for (int t = 0; t < tiles; ++t) {
@@ -342,7 +344,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     exclude_equal(in, token0, own, other, memory);
     __syncthreads();
-    add_tile(states, sums, in.inv_temperature, own, other, memory, at);
+    add_tile(states, sums, inverse, own, other, memory, at);
   }
   finish_rows(states, token0, own, memory, at, out);
 }
@@ -366,6 +368,7 @@ struct BackwardTask {
   const BackwardMemory<T>& memory;
   int segment;
   int64_t token0;
+  float inv_temperature;
   Span own;
   Rows<T> x;
   Place at;
@@ -416,7 +419,7 @@ struct BackwardTask {
         break;
       case 2:
         memory.lse[n] = n < anchors.count ? saved.lse[anchor] : 0.0f;
-        memory.grad[n] = n < anchors.count ? saved.grad_loss[anchor] * in.inv_temperature : 0.0f;
+        memory.grad[n] = n < anchors.count ? saved.grad_loss[anchor] * inv_temperature : 0.0f;
         break;
     }
   }
@@ -431,7 +434,7 @@ struct BackwardTask {
     const bool positive = own.first + row == other.first + column;
     if (!positive && (count == 0 || count == kExcluded)) return 0.0f;
     const int anchor = kOwnIsAnchor ? row : column;
-    const float p = expf(cosine * in.inv_temperature - memory.lse[anchor]);
+    const float p = expf(cosine * inv_temperature - memory.lse[anchor]);
     return memory.grad[anchor] * (positive ? p - 1.0f : static_cast<float>(count) * p);
   }
 
@@ -457,6 +460,31 @@ struct BackwardTask {
                     y.count, at);
   }
 
+  __device__ void write_moments(float* moments, const float (&radial)[2]) const {
+    if (at.half || at.lane % 4) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = at.row() + half * 8;
+      if (row < own.count) moments[token0 + own.first + row] = radial[half];
+    }
+  }
+
+  // Takes out of float32 gradients what rounding left along the own vectors: where tokens are alike, the
+  // gradients are small beside the sums that they are differences of.
+  __device__ void straighten(float* grad) const {
+    __syncthreads();
+    const int lane = threadIdx.x % 32;
+    for (int row = threadIdx.x / 32; row < own.count; row += kThreads / 32) {
+      float* own_grad = grad + row * in.width;
+      const float* vector = reinterpret_cast<const float*>(x.data) + row * in.width;
+      const float scale = memory.own_scale[row];
+      float along = 0.0f;
+      for (int c = lane; c < in.width; c += 32) along = fmaf(own_grad[c], vector[c] * scale, along);
+      along = warp_sum(along) * scale;
+      for (int c = lane; c < in.width; c += 32) own_grad[c] -= along * vector[c];
+    }
+  }
+
   // Sums the rows' radial parts over the threads that share a row.
   __device__ void join(float (&radial)[2]) const {
 #pragma unroll
@@ -473,7 +501,7 @@ struct BackwardTask {
     }
   }
 
-  // grad = (sum - radial x / |x|) / |x|; a vector whose norm was clamped has no radial part.
+  // grad = (sum - radial x / |x|) / |x|
   __device__ void write(T* grad, const float (&sums)[kFragments][4], int column,
                         const float (&radial)[2]) const {
     column += at.half * 32 + at.lane % 4 * 8;
@@ -483,10 +511,10 @@ struct BackwardTask {
       const int row = at.row() + half * 8;
       if (row >= own.count || count <= 0) continue;
       const float scale = memory.own_scale[row];
-      const float back = scale < 1.0f / kMinNorm ? radial[half] * scale : 0.0f;
+      const float back = radial[half] * scale, factor = gradient_factor(scale);
       const int offset = row * in.width + column;
       const auto value = [&](T from, int n) {
-        return from_float<T>((sums[n % 4][half * 2 + n / 4] - back * to_float(from)) * scale);
+        return from_float<T>((sums[n % 4][half * 2 + n / 4] - back * to_float(from)) * factor);
       };
       if (x.aligned && count == 8) {
 #pragma unroll
@@ -507,13 +535,16 @@ struct BackwardTask {
 
 template <typename T, bool kOwnIsAnchor>
 __device__ void backward_tile(const LocalContrastive& in, const LocalContrastiveSaved& saved,
-                              const BackwardMemory<T>& memory, int segment, int tile, T* grad, bool aligned) {
+                              const BackwardMemory<T>& memory, int segment, int tile,
+                              const LocalContrastiveGradients& out, bool aligned) {
   const int tiles = n_tiles(in.tokens), n_chunks = divide_up<int>(in.width, kTile);
   const int64_t token0 = static_cast<int64_t>(segment) * in.tokens;
   const Span own = tile_span(tile, in.tokens);
   const Rows<T> x = tile_rows<T>(kOwnIsAnchor ? in.predictions : in.targets, in, segment, own, aligned);
-  const BackwardTask<T, kOwnIsAnchor> task{in, saved, memory, segment, token0, own, x, Place()};
-  grad += (token0 + own.first) * in.width;
+  const BackwardTask<T, kOwnIsAnchor> task{
+      in,  saved, memory, segment, token0, inverse_temperature(in.inv_temperature, in.temperature),
+      own, x,     Place()};
+  T* grad = static_cast<T*>(kOwnIsAnchor ? out.predictions : out.targets) + (token0 + own.first) * in.width;
   float radial[2] = {};
   for (int first = 0; first < n_chunks; first += kGroupChunks) {
     float grads[kGroupChunks][kFragments][4] = {};
@@ -525,25 +556,27 @@ __device__ void backward_tile(const LocalContrastive& in, const LocalContrastive
       task.add_group(grads, y, first);
     }
     if (first == 0) task.join(radial);
+    if (kOwnIsAnchor && first == 0 && out.moments) task.write_moments(out.moments, radial);
 #pragma unroll
     for (int c = 0; c < kGroupChunks; ++c) task.write(grad, grads[c], (first + c) * kTile, radial);
   }
+  if constexpr (std::is_same_v<T, float>) task.straighten(grad);
 }
 
 // Blocks: segment, tile, side (predictions, targets), the last running fastest.
 template <typename T>
 __global__ void __launch_bounds__(kThreads,
                                   kPrecise<T> ? 1 : 2)  // float32 splits operands: more registers
-    local_contrastive_backward(LocalContrastive in, LocalContrastiveSaved saved, T* grad_predictions,
-                               T* grad_targets, bool aligned) {
+    local_contrastive_backward(LocalContrastive in, LocalContrastiveSaved saved,
+                               LocalContrastiveGradients out, bool aligned) {
   SharedArena arena;
   const BackwardMemory<T> memory(arena);
   const int tiles = n_tiles(in.tokens), tile = blockIdx.x / 2 % tiles;
   const int segment = blockIdx.x / 2 / tiles;
   if (blockIdx.x % 2 == 0)
-    backward_tile<T, true>(in, saved, memory, segment, tile, grad_predictions, aligned);
+    backward_tile<T, true>(in, saved, memory, segment, tile, out, aligned);
   else
-    backward_tile<T, false>(in, saved, memory, segment, tile, grad_targets, aligned);
+    backward_tile<T, false>(in, saved, memory, segment, tile, out, aligned);
 }
 
 }  // namespace ecgfast::cuda

@@ -18,6 +18,7 @@ struct LocalContrastive {
   int64_t batch;
   int tokens, width, groups, draws;  // M, D, G, K; width <= 2^24, tokens * draws < 2^31
   float inv_temperature;
+  const float* temperature;  // or null: the number above
 };
 
 struct LocalContrastiveResult {
@@ -33,11 +34,16 @@ struct LocalContrastiveSaved {
   const float* inv_norms;
 };
 
+struct LocalContrastiveGradients {
+  void *predictions, *targets;  // [B, M, D]
+  float* moments;               // [B, M] or null: of each anchor, cosines times the gradients to them
+};
+
 // Both take Dtype::tf32 as well.
 cudaError_t local_contrastive(const LocalContrastive& in, Dtype dtype, const LocalContrastiveResult& out,
                               cudaStream_t stream);
 cudaError_t local_contrastive_backward(const LocalContrastive& in, Dtype dtype,
-                                       const LocalContrastiveSaved& saved, void* grad_predictions,
-                                       void* grad_targets, cudaStream_t stream);
+                                       const LocalContrastiveSaved& saved,
+                                       const LocalContrastiveGradients& out, cudaStream_t stream);
 
 }  // namespace ecgfast::cuda

@@ -1,20 +1,13 @@
-// ecgfast._C: what was built, and the random stream of the ops over NumPy arrays. No torch in here.
+// ecgfast._C: the random stream of the ops over NumPy arrays. No torch in here.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include "../common/philox.h"
-#include "build_config.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
 
 namespace {
-
-py::dict build_info() {
-  return py::dict("compiler"_a = ECGFAST_COMPILER, "flags"_a = ECGFAST_FLAGS, "cpu_isas"_a = ECGFAST_ISAS,
-                  "cuda_compiler"_a = ECGFAST_CUDA_COMPILER, "cuda_architectures"_a = ECGFAST_CUDA_ARCHS,
-                  "torch_headers"_a = ECGFAST_TORCH_HEADERS, "torch_target"_a = ECGFAST_TORCH_TARGET);
-}
 
 using Words = py::array_t<uint32_t, py::array::c_style | py::array::forcecast>;
 
@@ -47,8 +40,7 @@ Words stream(int64_t seed, int64_t step, int64_t sample, uint32_t purpose, py::s
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build information and the random stream of ecgfast over NumPy arrays.";
-  m.def("build_info", &build_info, "What this binary was built with.");
+  m.doc() = "The random stream of ecgfast over NumPy arrays.";
   m.def("philox4x32_10", &philox4x32_10, "counters"_a, "keys"_a,
         "Philox4x32-10 of uint32 counters [n, 4] under uint32 keys [n, 2]: uint32 [n, 4].");
   m.def("stream", &stream, "seed"_a, "step"_a, "sample"_a, "purpose"_a, "n"_a,

@@ -5,13 +5,11 @@
 
 namespace ecgfast {
 
-inline void check_global(const Tensor& a, const Tensor& b, const Tensor& group_a, const Tensor& group_b,
-                         double temperature) {
+inline void check_global(const Tensor& a, const Tensor& b, const Tensor& group_a, const Tensor& group_b) {
   const char* op = "global_contrastive: ";
   STD_TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(1), op,
                   "a and b must be [N, D] and [N', D]");
   STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), op, "a and b differ in dtype");
-  STD_TORCH_CHECK(temperature > 0, op, "temperature must be positive, got ", temperature);
   const Tensor *rows[2] = {&a, &b}, *groups[2] = {&group_a, &group_b};
   for (int side = 0; side < 2; ++side) {
     const int64_t n = rows[side]->size(0);

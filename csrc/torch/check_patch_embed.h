@@ -7,7 +7,7 @@ namespace ecgfast {
 
 inline void check_stem(const Tensor& signal, const std::optional<Tensor>& keep,
                        const std::vector<Tensor>& weights, const Tensor& gn_weight, const Tensor& gn_bias,
-                       const std::vector<Tensor>& biases) {
+                       const std::vector<Tensor>& biases, const std::optional<Tensor>& lengths) {
   const char* op = "patch_embed: ";
   STD_TORCH_CHECK(!weights.empty(), op, "weights must hold at least one layer");
   const Tensor& first = weights[0];
@@ -37,6 +37,9 @@ inline void check_stem(const Tensor& signal, const std::optional<Tensor>& keep,
       !keep.has_value() || (keep->dim() == 2 && keep->size(0) == signal.size(0) &&
                             keep->size(1) == signal.size(1) && keep->scalar_type() == ScalarType::Bool),
       op, "keep must be bool [B, L]");
+  STD_TORCH_CHECK(!lengths.has_value() || (lengths->dim() == 1 && lengths->size(0) == signal.size(0) &&
+                                           lengths->scalar_type() == ScalarType::Long),
+                  op, "lengths must be int64 [B]");
 }
 
 }  // namespace ecgfast

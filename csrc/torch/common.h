@@ -25,12 +25,22 @@ const T* data_or_null(const std::optional<Tensor>& t) {
   return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
 }
 
+// A loss's temperature: a number, or where a tensor is given that one, whose gradient is then wanted.
+inline void check_temperature(const char* op, double number, const std::optional<Tensor>& tensor,
+                              ScalarType wide) {
+  if (tensor.has_value()) {
+    STD_TORCH_CHECK(tensor->numel() == 1 && tensor->scalar_type() == wide, op,
+                    ": a temperature that is a tensor must be a single number of the loss's dtype");
+  } else {
+    STD_TORCH_CHECK(number > 0, op, ": temperature must be positive, got ", number);
+  }
+}
+
 // The Python functions check with better messages; these keep a direct call of torch.ops.ecgfast.* from
 // reading memory that isn't there.
 inline void check_local(const Tensor& predictions, const Tensor& targets, const std::optional<Tensor>& codes,
                         const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
-                        const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature,
-                        bool use_all) {
+                        const std::optional<Tensor>& sample_ids, int64_t n_negatives, bool use_all) {
   const char* op = "local_contrastive: ";
   STD_TORCH_CHECK(predictions.dim() == 3 && targets.dim() == 3, op,
                   "predictions and targets must be [B, M, D]");
@@ -40,7 +50,6 @@ inline void check_local(const Tensor& predictions, const Tensor& targets, const 
                     "predictions and targets must have the same shape");
   STD_TORCH_CHECK(predictions.scalar_type() == targets.scalar_type(), op,
                   "predictions and targets differ in dtype");
-  STD_TORCH_CHECK(temperature > 0, op, "temperature must be positive, got ", temperature);
   if (codes.has_value())
     STD_TORCH_CHECK(codes->dim() == 3 && codes->size(0) == b && codes->size(1) == m &&
                         codes->scalar_type() == ScalarType::Int,

@@ -85,4 +85,12 @@ inline double scalar(const Tensor& t) {
   return *torch::stable::to(t, ScalarType::Double).const_data_ptr<double>();
 }
 
+inline double temperature_of(const char* op, double number, const std::optional<Tensor>& tensor,
+                             ScalarType wide) {
+  check_temperature(op, number, tensor, wide);
+  const double value = tensor.has_value() ? scalar(*tensor) : number;
+  STD_TORCH_CHECK(value > 0, op, ": temperature must be positive, got ", value);
+  return value;
+}
+
 }  // namespace ecgfast

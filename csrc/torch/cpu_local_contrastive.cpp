@@ -12,13 +12,14 @@ struct LocalInputs {
 
   LocalInputs(const Tensor& predictions_, const Tensor& targets_, const std::optional<Tensor>& codes_,
               const std::optional<Tensor>& index_, const std::optional<Tensor>& rng,
-              const std::optional<Tensor>& ids_, int64_t n_negatives, double temperature, bool use_all)
+              const std::optional<Tensor>& ids_, int64_t n_negatives, double number,
+              const std::optional<Tensor>& temperature, bool use_all)
       : predictions(dense(predictions_)),
         targets(dense(targets_)),
         codes(dense(codes_)),
         index(use_all ? std::nullopt : dense(index_)),
         ids(dense(ids_)) {
-    check_local(predictions, targets, codes, index, rng, ids, n_negatives, temperature, use_all);
+    check_local(predictions, targets, codes, index, rng, ids, n_negatives, use_all);
     const Rng state("local_contrastive", rng);
     args.dtype = dtype_of(predictions, "local_contrastive");
     args.B = predictions.size(0);
@@ -26,7 +27,8 @@ struct LocalInputs {
     args.D = predictions.size(2);
     args.G = codes.has_value() ? codes->size(2) : 0;
     args.K = use_all ? 0 : index.has_value() ? index->size(2) : n_negatives;
-    args.inv_temperature = 1.0 / temperature;
+    args.inv_temperature =
+        1.0 / temperature_of("local_contrastive", number, temperature, statistics_type(predictions));
     args.use_all = use_all;
     args.index_is_64 = index.has_value() && index->scalar_type() == ScalarType::Long;
     args.predictions = predictions.const_data_ptr();
@@ -64,9 +66,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_contrastive_cpu(
     const Tensor& predictions, const Tensor& targets, const std::optional<Tensor>& codes,
     const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
     const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all,
-    bool save_weights, bool /*tf32*/) {
+    bool save_weights, bool /*tf32*/, const std::optional<Tensor>& temperature_tensor) {
   LocalInputs in(predictions, targets, codes, negative_index, rng, sample_ids, n_negatives, temperature,
-                 use_all);
+                 temperature_tensor, use_all);
   LocalArgs& a = in.args;
   const ScalarType wide = statistics_type(predictions);
   Tensor loss = torch::stable::new_empty(predictions, {a.B, a.M}, wide);
@@ -84,14 +86,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_contrastive_cpu(
   return {loss, correct, lse, inv_norms, weights};
 }
 
-std::tuple<Tensor, Tensor> local_contrastive_backward_cpu(
+std::tuple<Tensor, Tensor, Tensor> local_contrastive_backward_cpu(
     const Tensor& grad_loss, const Tensor& predictions, const Tensor& targets, const Tensor& lse,
     const Tensor& inv_norms, const Tensor& weights, const std::optional<Tensor>& codes,
     const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
     const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all,
-    bool /*tf32*/) {
+    bool /*tf32*/, const std::optional<Tensor>& temperature_tensor) {
   LocalInputs in(predictions, targets, codes, negative_index, rng, sample_ids, n_negatives, temperature,
-                 use_all);
+                 temperature_tensor, use_all);
   LocalArgs& a = in.args;
   const ScalarType wide = statistics_type(predictions);
   for (const Tensor* t : {&grad_loss, &lse})
@@ -110,8 +112,11 @@ std::tuple<Tensor, Tensor> local_contrastive_backward_cpu(
   a.weights = weights.numel() ? const_cast<void*>(saved_weights.const_data_ptr()) : nullptr;
   a.grad_predictions = grad_predictions.mutable_data_ptr();
   a.grad_targets = grad_targets.mutable_data_ptr();
+  const bool wanted = temperature_tensor.has_value();
+  Tensor moments = torch::stable::new_empty(lse, {wanted ? a.B : 0, wanted ? a.M : 0});
+  a.moments = wanted ? moments.mutable_data_ptr() : nullptr;
   for_segments(a, true);
-  return {grad_predictions, grad_targets};
+  return {grad_predictions, grad_targets, moments};
 }
 
 }  // namespace

@@ -10,17 +10,22 @@ namespace {
 // The inputs, made contiguous and kept alive while the kernel's raw pointers are in use.
 struct StemInputs {
   Tensor signal, gn_weight, gn_bias;
-  std::optional<Tensor> keep;
+  std::optional<Tensor> keep, lengths;
   std::vector<Tensor> weights, biases;
   std::vector<const void*> weight_data, bias_data;
   StemArgs args{};
 
   StemInputs(const Tensor& signal_, const std::optional<Tensor>& keep_, const std::vector<Tensor>& weights_,
-             const Tensor& gn_weight_, const Tensor& gn_bias_, const std::vector<Tensor>& biases_, double eps)
-      : signal(dense(signal_)), gn_weight(dense(gn_weight_)), gn_bias(dense(gn_bias_)), keep(dense(keep_)) {
+             const Tensor& gn_weight_, const Tensor& gn_bias_, const std::vector<Tensor>& biases_, double eps,
+             const std::optional<Tensor>& lengths_)
+      : signal(dense(signal_)),
+        gn_weight(dense(gn_weight_)),
+        gn_bias(dense(gn_bias_)),
+        keep(dense(keep_)),
+        lengths(dense(lengths_)) {
     for (const Tensor& w : weights_) weights.push_back(dense(w));
     for (const Tensor& b : biases_) biases.push_back(dense(b));
-    check_stem(signal, keep, weights, gn_weight, gn_bias, biases);
+    check_stem(signal, keep, weights, gn_weight, gn_bias, biases, lengths);
     args.dtype = dtype_of(weights[0], "patch_embed");
     args.signal_is_int16 = signal.scalar_type() == ScalarType::Short;
     args.has_bias = !biases.empty();
@@ -33,6 +38,7 @@ struct StemInputs {
     args.eps = eps;
     args.signal = signal.const_data_ptr();
     args.keep = data_or_null<bool>(keep);
+    args.lengths = data_or_null<int64_t>(lengths);
     args.gn_weight = gn_weight.const_data_ptr();
     args.gn_bias = gn_bias.const_data_ptr();
     for (const Tensor& w : weights) weight_data.push_back(w.const_data_ptr());
@@ -56,8 +62,9 @@ Tensor packed_weights(const Kernels& k, StemInputs& in, const StemSizes& sizes, 
 std::tuple<Tensor, Tensor> patch_embed_cpu(const Tensor& signal, const std::optional<Tensor>& keep,
                                            const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                            const Tensor& gn_bias, const std::vector<Tensor>& biases,
-                                           double eps, bool for_backward, bool /*tf32*/) {
-  StemInputs in(signal, keep, weights, gn_weight, gn_bias, biases, eps);
+                                           double eps, const std::optional<Tensor>& lengths,
+                                           bool for_backward, bool /*tf32*/) {
+  StemInputs in(signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths);
   StemArgs& a = in.args;
   const Kernels& k = kernels();
   const StemSizes sizes = k.patch_embed_sizes(a);
@@ -82,9 +89,9 @@ std::vector<Tensor> patch_embed_backward_cpu(const Tensor& grad_tokens, const Te
                                              const std::optional<Tensor>& keep,
                                              const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                              const Tensor& gn_bias, const std::vector<Tensor>& biases,
-                                             double eps, const Tensor& saved, bool for_signal,
-                                             bool /*tf32*/) {
-  StemInputs in(signal, keep, weights, gn_weight, gn_bias, biases, eps);
+                                             double eps, const std::optional<Tensor>& lengths,
+                                             const Tensor& saved, bool for_signal, bool /*tf32*/) {
+  StemInputs in(signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths);
   StemArgs& a = in.args;
   const Kernels& k = kernels();
   StemSizes sizes = k.patch_embed_sizes(a);

@@ -44,4 +44,12 @@ inline void check_device(const char* op, const Tensor& first, const std::optiona
                   ": all tensors must be on one CUDA device");
 }
 
+// The values of a temperature that is a tensor, for the kernels to read.
+inline const float* temperature_of(const char* op, const Tensor& like, double number,
+                                   const std::optional<Tensor>& tensor) {
+  check_temperature(op, number, tensor, ScalarType::Float);
+  check_device(op, like, tensor);
+  return data_or_null<float>(tensor);
+}
+
 }  // namespace ecgfast

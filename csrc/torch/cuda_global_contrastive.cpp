@@ -14,14 +14,15 @@ struct GlobalInputs {
   cuda::GlobalPlan plan;
 
   GlobalInputs(const char* op, const Tensor& a, const Tensor& b, const Tensor& group_a, const Tensor& group_b,
-               double temperature, bool tf32)
+               double number, const std::optional<Tensor>& temperature, bool tf32)
       : x{dense(a), dense(b)}, group{dense(group_a), dense(group_b)}, dtype(cuda_dtype(a, op, tf32)) {
-    check_global(a, b, group_a, group_b, temperature);
+    check_global(a, b, group_a, group_b);
     for (const Tensor* t : {&b, &group_a, &group_b}) check_device(op, a, *t);
     const int64_t width = a.size(1);
     STD_TORCH_CHECK(width <= 1 << 24, op, ": takes at most 2^24 columns (D) on CUDA, got ", width);
     args.width = static_cast<int>(width);
-    args.inv_temperature = static_cast<float>(1.0 / temperature);
+    args.temperature = temperature_of(op, a, number, temperature);
+    args.inv_temperature = static_cast<float>(1.0 / number);
     for (int side = 0; side < 2; ++side) {
       args.x[side] = x[side].const_data_ptr();
       args.group[side] = group[side].const_data_ptr<int64_t>();
@@ -31,13 +32,12 @@ struct GlobalInputs {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> global_contrastive_cuda(const Tensor& a, const Tensor& b,
-                                                                   const Tensor& group_a,
-                                                                   const Tensor& group_b, double temperature,
-                                                                   bool, bool tf32) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> global_contrastive_cuda(
+    const Tensor& a, const Tensor& b, const Tensor& group_a, const Tensor& group_b, double temperature, bool,
+    bool tf32, const std::optional<Tensor>& temperature_tensor) {
   const char* op = "global_contrastive";
   const torch::stable::accelerator::DeviceGuard guard(a.get_device_index());
-  const GlobalInputs in(op, a, b, group_a, group_b, temperature, tf32);
+  const GlobalInputs in(op, a, b, group_a, group_b, temperature, temperature_tensor, tf32);
   const int64_t n[2] = {in.args.rows[0], in.args.rows[1]};
   Tensor loss = torch::stable::new_empty(a, {}, ScalarType::Float);
   Tensor lse[2] = {torch::stable::new_empty(a, {n[0]}, ScalarType::Float),
@@ -53,14 +53,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> global_contrastive_cuda(const Tensor&
   return {loss, lse[0], lse[1], saved};
 }
 
-std::tuple<Tensor, Tensor> global_contrastive_backward_cuda(const Tensor& grad_loss, const Tensor& a,
-                                                            const Tensor& b, const Tensor& group_a,
-                                                            const Tensor& group_b, const Tensor& lse_rows,
-                                                            const Tensor& lse_columns, const Tensor& saved,
-                                                            double temperature, bool detach_norm, bool tf32) {
+std::tuple<Tensor, Tensor, Tensor> global_contrastive_backward_cuda(
+    const Tensor& grad_loss, const Tensor& a, const Tensor& b, const Tensor& group_a, const Tensor& group_b,
+    const Tensor& lse_rows, const Tensor& lse_columns, const Tensor& saved, double temperature,
+    bool detach_norm, bool tf32, const std::optional<Tensor>& temperature_tensor) {
   const char* op = "global_contrastive_backward";
   const torch::stable::accelerator::DeviceGuard guard(a.get_device_index());
-  const GlobalInputs in(op, a, b, group_a, group_b, temperature, tf32);
+  const GlobalInputs in(op, a, b, group_a, group_b, temperature, temperature_tensor, tf32);
   const int64_t n[2] = {in.args.rows[0], in.args.rows[1]};
   const Tensor given[4] = {dense(grad_loss), dense(lse_rows), dense(lse_columns), dense(saved)};
   const int64_t sizes[4] = {1, n[0], n[1], cuda::global_saved_size(n[0] + n[1])};
@@ -77,10 +76,13 @@ std::tuple<Tensor, Tensor> global_contrastive_backward_cuda(const Tensor& grad_l
   const cuda::GlobalSaved from{given[0].const_data_ptr<float>(),
                                {given[1].const_data_ptr<float>(), given[2].const_data_ptr<float>()},
                                given[3].const_data_ptr<float>()};
-  void* const grad[2] = {grad_a.mutable_data_ptr(), grad_b.mutable_data_ptr()};
-  check_launch(op, cuda::global_contrastive_backward(in.args, in.dtype, in.plan, from, detach_norm, grad,
+  Tensor moments = torch::stable::new_empty(a, {temperature_tensor.has_value()}, ScalarType::Double);
+  const cuda::GlobalGradients out{
+      {grad_a.mutable_data_ptr(), grad_b.mutable_data_ptr()},
+      temperature_tensor.has_value() ? moments.mutable_data_ptr<double>() : nullptr};
+  check_launch(op, cuda::global_contrastive_backward(in.args, in.dtype, in.plan, from, detach_norm, out,
                                                      workspace.mutable_data_ptr(), current_stream(a)));
-  return {grad_a, grad_b};
+  return {grad_a, grad_b, moments};
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ struct LocalInputs {
   LocalInputs(const char* op, const Tensor& predictions_, const Tensor& targets_,
               const std::optional<Tensor>& codes_, const std::optional<Tensor>& index_,
               const std::optional<Tensor>& rng_, const std::optional<Tensor>& ids_, int64_t n_negatives,
-              double temperature, bool use_all, bool tf32)
+              double number, const std::optional<Tensor>& temperature, bool use_all, bool tf32)
       : predictions(dense(predictions_)),
         targets(dense(targets_)),
         codes(dense(codes_)),
@@ -23,7 +23,7 @@ struct LocalInputs {
         rng(dense(rng_)),
         ids(dense(ids_)),
         dtype(cuda_dtype(predictions, op, tf32)) {
-    check_local(predictions, targets, codes, index, rng, ids, n_negatives, temperature, use_all);
+    check_local(predictions, targets, codes, index, rng, ids, n_negatives, use_all);
     check_device(op, predictions, targets);
     for (const std::optional<Tensor>* t : {&codes, &index, &rng, &ids}) check_device(op, predictions, *t);
     const int64_t tokens = predictions.size(1), width = predictions.size(2);
@@ -46,7 +46,8 @@ struct LocalInputs {
     args.width = static_cast<int>(width);
     args.groups = static_cast<int>(groups);
     args.draws = static_cast<int>(draws);
-    args.inv_temperature = static_cast<float>(1.0 / temperature);
+    args.temperature = temperature_of(op, predictions, number, temperature);
+    args.inv_temperature = static_cast<float>(1.0 / number);
   }
 };
 
@@ -54,11 +55,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_contrastive_cuda(
     const Tensor& predictions, const Tensor& targets, const std::optional<Tensor>& codes,
     const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
     const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all,
-    bool /*save_weights*/, bool tf32) {
+    bool /*save_weights*/, bool tf32, const std::optional<Tensor>& temperature_tensor) {
   const char* op = "local_contrastive";
   const torch::stable::accelerator::DeviceGuard guard(predictions.get_device_index());
   const LocalInputs in(op, predictions, targets, codes, negative_index, rng, sample_ids, n_negatives,
-                       temperature, use_all, tf32);
+                       temperature, temperature_tensor, use_all, tf32);
   const int64_t b = in.args.batch, m = in.args.tokens;
   Tensor loss = torch::stable::new_empty(predictions, {b, m}, ScalarType::Float);
   Tensor correct = torch::stable::new_empty(predictions, {b, m}, ScalarType::Bool);
@@ -72,16 +73,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_contrastive_cuda(
   return {loss, correct, lse, inv_norms, torch::stable::new_empty(loss, {b, 0, 0})};
 }
 
-std::tuple<Tensor, Tensor> local_contrastive_backward_cuda(
+std::tuple<Tensor, Tensor, Tensor> local_contrastive_backward_cuda(
     const Tensor& grad_loss, const Tensor& predictions, const Tensor& targets, const Tensor& lse,
     const Tensor& inv_norms, const Tensor& /*weights*/, const std::optional<Tensor>& codes,
     const std::optional<Tensor>& negative_index, const std::optional<Tensor>& rng,
-    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all,
-    bool tf32) {
+    const std::optional<Tensor>& sample_ids, int64_t n_negatives, double temperature, bool use_all, bool tf32,
+    const std::optional<Tensor>& temperature_tensor) {
   const char* op = "local_contrastive_backward";
   const torch::stable::accelerator::DeviceGuard guard(predictions.get_device_index());
   const LocalInputs in(op, predictions, targets, codes, negative_index, rng, sample_ids, n_negatives,
-                       temperature, use_all, tf32);
+                       temperature, temperature_tensor, use_all, tf32);
   const int64_t b = in.args.batch, m = in.args.tokens;
   for (const Tensor* t : {&grad_loss, &lse})
     STD_TORCH_CHECK(
@@ -95,10 +96,14 @@ std::tuple<Tensor, Tensor> local_contrastive_backward_cuda(
   Tensor grad_targets = torch::stable::empty_like(in.targets);
   const cuda::LocalContrastiveSaved saved{grad.const_data_ptr<float>(), saved_lse.const_data_ptr<float>(),
                                           saved_norms.const_data_ptr<float>()};
-  check_launch(
-      op, cuda::local_contrastive_backward(in.args, in.dtype, saved, grad_predictions.mutable_data_ptr(),
-                                           grad_targets.mutable_data_ptr(), current_stream(predictions)));
-  return {grad_predictions, grad_targets};
+  const bool wanted = temperature_tensor.has_value();
+  Tensor moments = torch::stable::new_empty(lse, {wanted ? b : 0, wanted ? m : 0});
+  const cuda::LocalContrastiveGradients out{grad_predictions.mutable_data_ptr(),
+                                            grad_targets.mutable_data_ptr(),
+                                            wanted ? moments.mutable_data_ptr<float>() : nullptr};
+  check_launch(op,
+               cuda::local_contrastive_backward(in.args, in.dtype, saved, out, current_stream(predictions)));
+  return {grad_predictions, grad_targets, moments};
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace {
 // The inputs, made contiguous and kept alive while the launches read their pointers.
 struct StemInputs {
   Tensor signal, gn_weight, gn_bias;
-  std::optional<Tensor> keep;
+  std::optional<Tensor> keep, lengths;
   std::vector<Tensor> weights, biases;
   cuda::Dtype dtype;
   cuda::StemShape shape{};
@@ -17,13 +17,18 @@ struct StemInputs {
 
   StemInputs(const char* op, const Tensor& signal_, const std::optional<Tensor>& keep_,
              const std::vector<Tensor>& weights_, const Tensor& gn_weight_, const Tensor& gn_bias_,
-             const std::vector<Tensor>& biases_, double eps, bool tf32)
-      : signal(dense(signal_)), gn_weight(dense(gn_weight_)), gn_bias(dense(gn_bias_)), keep(dense(keep_)) {
+             const std::vector<Tensor>& biases_, double eps, const std::optional<Tensor>& lengths_, bool tf32)
+      : signal(dense(signal_)),
+        gn_weight(dense(gn_weight_)),
+        gn_bias(dense(gn_bias_)),
+        keep(dense(keep_)),
+        lengths(dense(lengths_)) {
     for (const Tensor& w : weights_) weights.push_back(dense(w));
     for (const Tensor& b : biases_) biases.push_back(dense(b));
-    check_stem(signal, keep, weights, gn_weight, gn_bias, biases);
+    check_stem(signal, keep, weights, gn_weight, gn_bias, biases, lengths);
     dtype = cuda_dtype(weights[0], op, tf32);
     check_device(op, signal, keep);
+    check_device(op, signal, lengths);
     for (const Tensor* t : {&gn_weight, &gn_bias}) check_device(op, signal, *t);
     for (const Tensor& t : weights) check_device(op, signal, t);
     for (const Tensor& t : biases) check_device(op, signal, t);
@@ -33,6 +38,7 @@ struct StemInputs {
     args.signal = signal.const_data_ptr();
     args.signal_is_int16 = signal.scalar_type() == ScalarType::Short;
     args.keep = data_or_null<bool>(keep);
+    args.lengths = data_or_null<int64_t>(lengths);
     args.gn_weight = gn_weight.const_data_ptr();
     args.gn_bias = gn_bias.const_data_ptr();
     args.eps = static_cast<float>(eps);
@@ -57,10 +63,11 @@ struct StemInputs {
 std::tuple<Tensor, Tensor> patch_embed_cuda(const Tensor& signal, const std::optional<Tensor>& keep,
                                             const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                             const Tensor& gn_bias, const std::vector<Tensor>& biases,
-                                            double eps, bool for_backward, bool tf32) {
+                                            double eps, const std::optional<Tensor>& lengths,
+                                            bool for_backward, bool tf32) {
   const char* op = "patch_embed";
   const torch::stable::accelerator::DeviceGuard guard(signal.get_device_index());
-  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps, tf32);
+  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths, tf32);
   const cuda::StemShape& s = in.shape;
   const Tensor& like = in.weights[0];
   const int64_t elements = cuda::stem_state_elements(s, in.dtype, for_backward);
@@ -76,10 +83,11 @@ std::vector<Tensor> patch_embed_backward_cuda(const Tensor& grad_tokens, const T
                                               const std::optional<Tensor>& keep,
                                               const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                               const Tensor& gn_bias, const std::vector<Tensor>& biases,
-                                              double eps, const Tensor& saved, bool for_signal, bool tf32) {
+                                              double eps, const std::optional<Tensor>& lengths,
+                                              const Tensor& saved, bool for_signal, bool tf32) {
   const char* op = "patch_embed_backward";
   const torch::stable::accelerator::DeviceGuard guard(signal.get_device_index());
-  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps, tf32);
+  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths, tf32);
   const cuda::StemShape& s = in.shape;
   const Tensor grad = dense(grad_tokens), state = dense(saved);
   const ScalarType dtype = in.weights[0].scalar_type();

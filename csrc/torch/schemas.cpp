@@ -22,44 +22,53 @@ void set_cpu_isa(std::string name) {
 }  // namespace
 }  // namespace ecgfast
 
+// SymInt, so that a compiled graph holds for any size; kernels get plain integers.
 // `tf32`: CUDA kernels may take float32 in products as TF32; others don't look at it.
+// `temperature_tensor`: instead of the number; `moments` then sum up to the cosines times the gradients to
+// them, for the temperature's gradient, and are empty otherwise.
 STABLE_TORCH_LIBRARY(ecgfast, m) {
-  m.def("lead_mask(Tensor sample_ids, int n_leads, float p, Tensor rng, bool keep_one) -> Tensor");
+  m.def("lead_mask(Tensor sample_ids, SymInt n_leads, float p, Tensor rng, bool keep_one) -> Tensor");
   m.def(
-      "span_mask(Tensor sample_ids, int n_tokens, float prob, int length, Tensor rng, Tensor? lengths, int? "
+      "span_mask(Tensor sample_ids, SymInt n_tokens, float prob, SymInt length, Tensor rng, Tensor? lengths, "
+      "SymInt? "
       "n_masked) "
       "-> (Tensor index, Tensor mask)");
   m.def(
       "local_contrastive(Tensor predictions, Tensor targets, Tensor? codes, Tensor? negative_index, Tensor? "
       "rng, "
-      "Tensor? sample_ids, int n_negatives, float temperature, bool use_all, bool save_weights, bool tf32) "
+      "Tensor? sample_ids, SymInt n_negatives, float temperature, bool use_all, bool save_weights, bool "
+      "tf32, "
+      "Tensor? temperature_tensor=None) "
       "-> (Tensor loss, Tensor correct, Tensor lse, Tensor inv_norms, Tensor weights)");
   m.def(
       "local_contrastive_backward(Tensor grad_loss, Tensor predictions, Tensor targets, Tensor lse, Tensor "
       "inv_norms, "
-      "Tensor weights, Tensor? codes, Tensor? negative_index, Tensor? rng, Tensor? sample_ids, int "
+      "Tensor weights, Tensor? codes, Tensor? negative_index, Tensor? rng, Tensor? sample_ids, SymInt "
       "n_negatives, float "
       "temperature, "
-      "bool use_all, bool tf32) -> (Tensor grad_predictions, Tensor grad_targets)");
+      "bool use_all, bool tf32, Tensor? temperature_tensor=None) "
+      "-> (Tensor grad_predictions, Tensor grad_targets, Tensor moments)");
   m.def(
       "patch_embed(Tensor signal, Tensor? keep, Tensor[] weights, Tensor gn_weight, Tensor gn_bias, Tensor[] "
       "biases, "
-      "float eps, bool for_backward, bool tf32) -> (Tensor tokens, Tensor saved)");
+      "float eps, Tensor? lengths, bool for_backward, bool tf32) -> (Tensor tokens, Tensor saved)");
   m.def(
       "patch_embed_backward(Tensor grad_tokens, Tensor signal, Tensor? keep, Tensor[] weights, Tensor "
       "gn_weight, "
-      "Tensor gn_bias, Tensor[] biases, float eps, Tensor saved, bool for_signal, bool tf32) -> Tensor[]");
+      "Tensor gn_bias, Tensor[] biases, float eps, Tensor? lengths, Tensor saved, bool for_signal, bool "
+      "tf32) "
+      "-> Tensor[]");
   m.def("patch_embed_columns(bool is_double) -> int");
   m.def(
-      "positional_conv(Tensor x, Tensor weight, Tensor bias, int groups, bool save, bool tf32) -> (Tensor "
+      "positional_conv(Tensor x, Tensor weight, Tensor bias, SymInt groups, bool save, bool tf32) -> (Tensor "
       "out, Tensor "
       "conv)");
   m.def(
-      "positional_conv_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor conv, int groups, bool "
+      "positional_conv_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor conv, SymInt groups, bool "
       "need_x, bool need_parameters, bool tf32) -> "
       "(Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   m.def(
-      "gather_segments(Tensor store, Tensor offset, Tensor start, Tensor n_samples, int length, Tensor? "
+      "gather_segments(Tensor store, Tensor offset, Tensor start, Tensor n_samples, SymInt length, Tensor? "
       "lead_index, ScalarType dtype) -> Tensor");
   m.def("cpu_activation(Tensor x, str name) -> Tensor");
   m.def(
@@ -75,13 +84,13 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
       "hard, bool tf32) -> (Tensor grad_logits, Tensor grad_codebook)");
   m.def(
       "global_contrastive(Tensor a, Tensor b, Tensor group_a, Tensor group_b, float temperature, bool "
-      "detach_norm, bool tf32) "
+      "detach_norm, bool tf32, Tensor? temperature_tensor=None) "
       "-> (Tensor loss, Tensor lse_rows, Tensor lse_columns, Tensor inv_norms)");
   m.def(
       "global_contrastive_backward(Tensor grad_loss, Tensor a, Tensor b, Tensor group_a, Tensor group_b, "
       "Tensor "
-      "lse_rows, Tensor lse_columns, Tensor inv_norms, float temperature, bool detach_norm, bool tf32) "
-      "-> (Tensor grad_a, Tensor grad_b)");
+      "lse_rows, Tensor lse_columns, Tensor inv_norms, float temperature, bool detach_norm, bool tf32, "
+      "Tensor? temperature_tensor=None) -> (Tensor grad_a, Tensor grad_b, Tensor moments)");
   m.def("cpu_isa() -> str");
   m.def("usable_cpu_isas() -> str");
   m.def("set_cpu_isa(str name) -> ()");

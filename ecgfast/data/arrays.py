@@ -1,43 +1,91 @@
-"""Recordings that are NumPy arrays, with what is known of them beside."""
+"""Recordings that are arrays, with what is known of them beside."""
 
-import math
+import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
+from ecgfast.data.plausibility import amplitude, scale_advice
 from ecgfast.data.preprocess import Lead, Preprocessing, Rejected, standard_block
+from ecgfast.data.signal_arrays import array_leads
+from ecgfast.data.values import (
+    fold_of,
+    identity,
+    is_missing,
+    labels_of,
+    number_of,
+    sex_of,
+    shown,
+    text_of,
+    years,
+)
 from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError
-from ecgfast.leads import STANDARD_LEADS, lead_indices
+from ecgfast.leads import STANDARD_LEADS
 
-FIELDS = ("signal", "rate", "leads", "record_id", "patient_id", "labels", "age", "sex", "fold")
+FIELDS = (
+    "signal",
+    "rate",
+    "leads",
+    "unit",
+    "gain",
+    "record_id",
+    "patient_id",
+    "labels",
+    "age",
+    "sex",
+    "fold",
+)
 """What a recording may have, see `ecgfast.data.write_store`."""
 
-_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
+_OTHER_NAMES = {
+    "signal": "ecg data x array samples p_signal d_signal waveform",
+    "rate": "fs hz freq frequency sampling_rate sample_rate sampling_frequency sampling_freq sfreq srate",
+    "leads": "lead lead_names channels channel_names sig_name sig_names",
+    "unit": "units",
+    "gain": "adc_gain gains",
+    "record_id": "id record name ecg_id study_id exam_id record_name",
+    "patient_id": "patient subject subject_id pid patientid person",
+    "labels": "label y target dx diagnosis diagnoses scp_codes codes",
+    "age": "years age_years",
+    "sex": "gender",
+    "fold": "strat_fold split",
+    "file": "filename file_name path filepath file_path",
+}
+_MEANT = {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
 
 
-def fields_of(record: Any) -> dict[str, Any]:
-    """The fields of a mapping or an object that are given: neither None nor a table's NaN.
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What a wrong name may stand for, such as ` (did you mean rate?)`; nothing where that is unclear."""
+    known, plain = list(known), name.strip().casefold().replace(" ", "_").replace("-", "_")
+    meant = _MEANT.get(plain)
+    close = [meant] if meant in known else difflib.get_close_matches(plain, known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def fields_of(record: Any, i: int = 0) -> dict[str, Any]:
+    """The fields of a mapping or an object that are given, not missing as a table's NaN is.
+
+    Args:
+        record: The recording.
+        i: Its number, for the error.
 
     Raises:
-        EcgfastError: it lacks the signal or the rate, or is a mapping with other fields.
+        EcgfastError: it has no field for the signal or the rate, or is a mapping with other fields.
     """
     if isinstance(record, Mapping):
         if others := [name for name in record if name not in FIELDS]:
-            raise EcgfastError(f"records: one has the field {others[0]!r}, want of {', '.join(FIELDS)}")
+            meant = did_you_mean(str(others[0]), FIELDS)
+            raise EcgfastError(
+                f"records: one has the field {others[0]!r}, want of {', '.join(FIELDS)}{meant} (number {i})"
+            )
         values = dict(record)
     else:
-        values = {name: getattr(record, name, None) for name in FIELDS}
-    given = {name: value for name, value in values.items() if not _absent(value)}
+        values = {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
     for name in ("signal", "rate"):
-        if name not in given:
-            raise EcgfastError(f"records: one has no {name}")
-    return given
-
-
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float | np.floating) and math.isnan(value))
+        if name not in values:
+            raise EcgfastError(f"records: one has no {name} (number {i})")
+    return {name: value for name, value in values.items() if name == "signal" or not is_missing(value)}
 
 
 def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> Recording:
@@ -51,89 +99,68 @@ def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> 
     Raises:
         Rejected: it can't be taken, with the reason.
     """
-    rate = _number("rate", given["rate"])
-    leads = array_leads(np.asanyarray(given["signal"]), rate, given.get("leads", STANDARD_LEADS))
-    block, present = standard_block(leads, how)
-    record_id = _text("record_id", given.get("record_id", name))
-    return Recording(
+    if is_missing(given["signal"]):
+        raise Rejected("signal: none is given")
+    rate = _rate(given.get("rate"))
+    record_id = _record_id(given.get("record_id", name))
+    scale = given.get("unit"), given.get("gain")
+    leads, unit = array_leads(given["signal"], rate, given.get("leads"), *scale, how.names)
+    block, present = plausible_block(leads, how, unit)
+    warnings: list[str] = []
+    recording = Recording(
         record_id=record_id,
-        patient_id=_text("patient_id", given.get("patient_id", record_id)),
+        patient_id=identity(given.get("patient_id"), warnings),
         source=name,
         signal=block,
         leads=[STANDARD_LEADS[i] for i in present],
-        labels=[_text("labels", label) for label in _sequence("labels", given.get("labels", ()))],
-        age=_age(given.get("age")),
-        sex=_sex(given.get("sex")),
+        labels=labels_of(given.get("labels"), warnings),
+        age=years(given.get("age"), warnings),
+        sex=sex_of(given.get("sex"), warnings),
         source_rate=rate,
-        fold=_fold(given.get("fold")),
+        fold=fold_of(given.get("fold"), warnings),
     )
+    return judged(replace(recording, warnings=tuple(warnings)), unit)
 
 
-def array_leads(signal: np.ndarray, rate: float, names: Iterable[str]) -> dict[int, Lead]:
-    """The leads of an array, by index in `STANDARD_LEADS`.
+def plausible_block(leads: dict[int, Lead], how: Preprocessing, unit: str | None) -> tuple[Any, list[int]]:
+    """`standard_block`; where its scale is to blame for a refusal, the reason says so."""
+    try:
+        return standard_block(leads, how)
+    except Rejected as rejected:
+        raise Rejected(told_with_advice(rejected, unit)) from None
+
+
+def told_with_advice(rejected: Rejected, unit: str | None) -> str:
+    """The reason, with `scale_advice` where the scale may be wrong."""
+    advice = None if rejected.amplitude is None else scale_advice(rejected.amplitude, unit)
+    return f"{rejected}; {advice}" if advice else str(rejected)
+
+
+def judged(recording: Recording, unit: str | None) -> Recording:
+    """The recording with its amplitude, and with a warning if that is implausible.
 
     Args:
-        signal: [leads, n_samples], floating point in millivolts or int16 in microvolts.
-        rate: Samples per second.
-        names: Of the leads; standard ones, each once.
-
-    Raises:
-        Rejected: another shape or type, other names.
+        recording: Any.
+        unit: In which its signal was read, None where its file or a gain told.
     """
-    try:
-        indices = lead_indices(list(_sequence("leads", names)))
-    except EcgfastError as error:
-        raise Rejected(str(error)) from None
-    if signal.ndim != 2 or len(signal) != len(indices):
-        raise Rejected(f"shape: the signal is {list(signal.shape)}, want [{len(indices)} leads, n_samples]")
-    if not np.issubdtype(signal.dtype, np.floating) and signal.dtype != np.int16:
-        raise Rejected(f"type: the signal is {signal.dtype}, want floating point (mV) or int16 (µV)")
-    factor = 1.0 if signal.dtype == np.int16 else 1000.0
-    microvolts = signal.astype(np.float64) * factor
-    return {index: Lead(row, rate) for index, row in zip(indices, microvolts, strict=True)}
+    present = [STANDARD_LEADS.index(lead) for lead in recording.leads]
+    found = amplitude(recording.signal, present)
+    advice = scale_advice(found, unit)
+    warnings = (*recording.warnings, *([f"amplitude: {advice}"] if advice else []))
+    return replace(recording, amplitude=found, warnings=warnings)
 
 
-def _sequence(name: str, value: Any) -> Iterable[Any]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise Rejected(f"{name}: got {value!r}, want a list")
-    return value
+def _rate(value: Any) -> float:
+    if is_missing(value):
+        raise Rejected("sample rate: none is given, want samples per second")
+    rate = number_of(value)
+    if rate is None:
+        raise Rejected(f"rate: got {shown(value)}, want a number of samples per second")
+    return rate
 
 
-def _text(name: str, value: Any) -> str:
-    text = str(value)
-    if not text or not text.isprintable():  # no lone surrogates either: they are no UTF-8
-        raise Rejected(f"{name}: got {text!r}, want printable text")
+def _record_id(value: Any) -> str:
+    text = text_of(value)
+    if text is None:
+        raise Rejected(f"record_id: got {shown(value)}, want printable text")
     return text
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise Rejected(f"{name}: got {value!r}, want a number") from None
-
-
-def _age(value: Any) -> float | None:
-    if value is None:
-        return None
-    age = _number("age", value)
-    if not 0 <= age < math.inf:
-        raise Rejected(f"age: got {value!r}, want years")
-    return age
-
-
-def _sex(value: Any) -> str | None:
-    if value is None:
-        return None
-    if str(value).casefold() not in _SEXES:
-        raise Rejected(f"sex: got {value!r}, want F or M")
-    return _SEXES[str(value).casefold()]
-
-
-def _fold(value: Any) -> int | None:
-    if value is None:
-        return None
-    fold = _number("fold", value)
-    if not fold.is_integer() or abs(fold) >= 2**31:
-        raise Rejected(f"fold: got {value!r}, want a whole number")
-    return int(fold)

@@ -4,30 +4,33 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from ecgfast.data.arrays import array_recording, fields_of
+from ecgfast.data.arrays import array_recording, fields_of, judged, told_with_advice
 from ecgfast.data.folders import partial_folder
+from ecgfast.data.plausibility import typical_advice
 from ecgfast.data.preprocess import Preprocessing, Rejected
+from ecgfast.data.progress import Progress
 from ecgfast.data.readers import Outcome, read_in_order
+from ecgfast.data.reasons import Reasons, counts_of, read_reasons
 from ecgfast.data.sources import Item, Source, open_source
 from ecgfast.data.store import SAMPLE_RATE, STORE_FORMAT, STORE_VERSION
+from ecgfast.data.values import text_of
 from ecgfast.data.writer import Recording, StoreWriter, finished_store
 from ecgfast.errors import EcgfastError
-from ecgfast.leads import STANDARD_LEADS
+from ecgfast.leads import OWN_NAMES, STANDARD_LEADS
 
-_LISTED = 10_000  # most records that are kept in memory, not listed again
+_SHOWN_NAMES = 8  # of signals that were not taken
+_LISTED = 32_768  # most records that are kept in memory, not listed again
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What an import did; `str()` of it is a summary in one line.
+    """What an import did; `str()` of it is a summary: a line, and one for each sort of reason.
 
     Attributes:
         store: The store's folder.
@@ -35,6 +38,11 @@ class PrepareReport:
         n_rejected: Records that were not taken; `rejected.csv` names them with their reasons.
         rejected: How many records were rejected, by kind of reason.
         nothing_to_do: The store was there already, made from the same source in the same way.
+        warnings: What is odd about recordings that were taken, by kind; `warnings.csv` names them.
+        without: Recordings of unknown patient, age and sex, and without a label.
+        unused: Recordings by name of a signal that was not taken, since it is no standard lead.
+        amplitude: Typical peak-to-peak millivolts: the recordings' median; None if it wasn't looked at.
+        examples: The most frequent reasons, then the warnings, whole, each with a record.
     """
 
     store: Path
@@ -42,14 +50,30 @@ class PrepareReport:
     n_rejected: int
     rejected: dict[str, int]
     nothing_to_do: bool
+    warnings: dict[str, int] = field(default_factory=dict)
+    without: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
+    amplitude: float | None = None
+    examples: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        counts = f"{self.n_imported} recordings"
+        parts = [f"{self.n_imported} recordings"]
         if self.n_rejected:
-            counts += f", {self.n_rejected} rejected ({_describe(self.rejected)})"
+            parts.append(f"{self.n_rejected} rejected ({counts_of(self.rejected)})")
+        if self.warnings:
+            parts.append(f"{sum(self.warnings.values())} warnings ({counts_of(self.warnings)})")
+        if lacking := {name: count for name, count in self.without.items() if count}:
+            parts.append(f"without {counts_of(lacking)}")
+        if self.unused:
+            parts.append(f"signals not taken: {_names(self.unused)}")
+        if self.amplitude is not None:
+            advice = typical_advice(self.amplitude, self.n_imported)
+            parts.append(f"typically {self.amplitude:g} mV peak to peak{advice}")
         if self.nothing_to_do:
-            return f"{self.store}: nothing to do, the store is complete: {counts}"
-        return f"{self.store}: imported {counts}"
+            told = f"{self.store}: nothing to do, the store is complete: {', '.join(parts)}"
+        else:
+            told = f"{self.store}: imported {', '.join(parts)}"
+        return "\n  ".join([told, *self.examples])
 
 
 def prepare(
@@ -57,6 +81,7 @@ def prepare(
     store: str | Path,
     *,
     form: str = "auto",
+    unit: str | None = None,
     preprocessing: Preprocessing | None = None,
     workers: int = 1,
     progress: bool = True,
@@ -64,18 +89,20 @@ def prepare(
     """Import a folder of records into a new store.
 
     Leads are found by name, converted to microvolts and resampled to 500 Hz; a record that cannot
-    be taken is noted in the store's `rejected.csv` with its reason. An interrupted import goes on
-    where it stopped when it is run again, and ends in the same bytes as an uninterrupted one.
+    be taken is noted in the store's `rejected.csv` with its reason (in `STORE.rejected.csv` if none can), and
+    what is odd about one that is taken in `warnings.csv`. An interrupted import goes on where it stopped when
+    it is run again, and ends in the same bytes as an uninterrupted one.
 
     Args:
         source: The folder, in one of the formats of `ecgfast.data.sources.FORMATS`.
         store: The folder to create. A finished store of the same source and settings is left as it
             is; whether a record's contents changed since is not looked at, only the names.
         form: Name of the format; "auto" finds it by looking at the folder.
+        unit: V, mV, uV or nV, for a format whose files tell no unit (npy, code15); None: its usual one.
         preprocessing: Filters and repairs; none by default.
         workers: Processes that read records, this one included. They are forked on Linux; elsewhere more than
             one need the main module importable (`if __name__ == "__main__":` in scripts).
-        progress: Show a progress bar.
+        progress: Show how far it is: a bar on a terminal, elsewhere a line every half a minute.
 
     Raises:
         EcgfastError: `source` is absent, is not of the format, has no records or none that can be taken;
@@ -86,8 +113,10 @@ def prepare(
     how = preprocessing or Preprocessing()
     if workers < 1:
         raise EcgfastError(f"workers: got {workers}, want 1 or more")
-    opened = open_source(folder, form)
-    settings, listed, n_records = _settings(opened, how)
+    opened = open_source(folder, form, unit)
+    if how.names != OWN_NAMES and not opened.takes_names:
+        raise EcgfastError(f"names: must be left out for format {opened.form}, whose leads are known")
+    settings, listed, n_records = _settings(opened, how, progress)
     report = _finished(store, settings)
     if report is not None and not partial_folder(store).exists():
         return report
@@ -98,8 +127,7 @@ def prepare(
             writer.discard()
             return report
         items = itertools.islice(listed or opened.items(), writer.n_done, None)
-        bar = tqdm(total=n_records, initial=writer.n_done, unit="rec", disable=not progress)
-        with bar:
+        with Progress("importing", n_records, initial=writer.n_done, shown=progress) as bar:
             read = partial(_outcome, opened, how)
             for outcome in read_in_order(read, items, workers, writer.lock):
                 _write(writer, outcome)
@@ -113,18 +141,25 @@ def write_store(
     *,
     preprocessing: Preprocessing | None = None,
 ) -> PrepareReport:
-    """Write recordings that are NumPy arrays into a new store, one after another.
+    """Write recordings that are arrays into a new store, one after another.
 
     A recording is a mapping or an object with
 
-    - signal: [leads, n_samples], floating point in millivolts or int16 in microvolts;
+    - signal: [leads, n_samples], floating point in millivolts or int16 in microvolts, or any real numbers
+      with a unit or a gain; of NumPy, PyTorch (from any device) or another library, or a data frame whose
+      columns are leads; masked samples are missing ones;
     - rate: samples per second;
+    - unit: V, mV, uV or nV;
+    - gain: counts of a converter in one unit (in one mV where no unit is given), for all leads or for each;
     - leads: names of the leads, standard ones; all twelve in the standard order where it has none;
     - record_id: unique; its number, from 0, where it has none;
-    - patient_id: the same for all recordings of a patient; the record id where it has none;
-    - labels, age (years), sex (F or M), fold (a whole number): None, NaN or left out where unknown.
+    - patient_id: the same for all recordings of a patient; where it has none, the patient is like no other;
+    - labels, age (years), sex (F or M), fold (a whole number).
 
-    A recording that can't be taken is noted in the store's `rejected.csv` with its reason. An interrupted
+    What is None, NaN, NA, NaT, masked, "" or "nan" is unknown, as what is left out. So is what can't be
+    understood, such as an age of "old": it costs nothing but itself, and is noted in the store's
+    `warnings.csv`, as is an amplitude that no ECG has. A recording that can't be taken is noted in
+    `rejected.csv` with its reason; where none can, that list is kept as `STORE.rejected.csv`. An interrupted
     write leaves no store, and begins anew: what the records were isn't known afterwards.
 
     Args:
@@ -133,14 +168,19 @@ def write_store(
         preprocessing: Filters and repairs; none by default.
 
     Raises:
-        EcgfastError: a recording has no signal, no rate or a field of another name; none can be taken;
-            `store` is there already or can't be created; another import into it runs; the disk is full.
+        EcgfastError: `records` is a table or a mapping; a recording has no signal, no rate or a field of
+            another name; none can be taken; `store` is there already or can't be created; another import into
+            it runs; the disk is full.
     """
     store = Path(store)
     how = preprocessing or Preprocessing()
     settings = store_description(how, {"importer": "arrays"})
     if finished_store(store, settings) is not None:
         raise EcgfastError(f"store: {store} is there already, want a folder to create")
+    if isinstance(records, Mapping | str) or hasattr(records, "columns"):
+        cure = "records.to_dict('records')" if hasattr(records, "to_dict") else "[records]"
+        kind = type(records).__name__
+        raise EcgfastError(f"records: must be an iterable of recordings, got one {kind}; pass {cure}")
     ids: set[str] = set()
     with StoreWriter(store, settings, resume=False) as writer:
         try:
@@ -153,7 +193,8 @@ def write_store(
 
 
 def _read_array(given: dict[str, Any], i: int, how: Preprocessing, ids: set[str]) -> Outcome:
-    name = str(given.get("record_id", i))
+    given_id = given.get("record_id", i)
+    name = text_of(given_id) or str(given_id)
     try:
         recording = array_recording(given, name, how)
     except Rejected as rejected:
@@ -172,35 +213,62 @@ def _write(writer: StoreWriter, outcome: Outcome) -> None:
 
 
 def _complete(writer: StoreWriter, none: str) -> PrepareReport:
-    """Finish the store, or discard it and raise an error that begins with `none` if it is empty."""
+    """Finish the store; if it is empty, keep why, discard it and raise an error that begins with `none`."""
     if writer.n_imported == 0:
+        told = f"{none} can be taken"
+        if writer.n_rejected:
+            counts, sorts = counts_of(writer.rejected.kinds), "; ".join(writer.rejected.told())
+            told += f": {counts}; such as {sorts}; all are listed in {writer.keep_rejected()}"
         writer.discard()
-        raise EcgfastError(f"{none} can be taken: {_describe(writer.rejected)}")
+        raise EcgfastError(told)
     writer.finish()
     return PrepareReport(
         store=writer.path,
         n_imported=writer.n_imported,
         n_rejected=writer.n_rejected,
-        rejected=dict(writer.rejected),
+        rejected=dict(writer.rejected.kinds),
         nothing_to_do=False,
+        warnings=dict(writer.warnings.kinds),
+        without=dict(writer.without),
+        unused=dict(writer.unused),
+        amplitude=writer.amplitude,
+        examples=_examples(writer.rejected, writer.warnings),
     )
 
 
-def _describe(counts: dict[str, int]) -> str:
-    """Counts in one line, the largest first: "flat 3, unreadable 1"."""
+def _names(counts: dict[str, int]) -> str:
+    """Signals by name, the most frequent first: "MLII (48 records), RESP (3)"."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{name} {count}" for name, count in ordered)
+    unit = " record" if ordered[0][1] == 1 else " records"
+    shown = [f"{name} ({count}{unit if i == 0 else ''})" for i, (name, count) in enumerate(ordered)]
+    rest = len(shown) - _SHOWN_NAMES
+    return ", ".join(shown[:_SHOWN_NAMES] + ([f"{rest} more in store.json"] if rest > 0 else []))
 
 
-def _settings(source: Source, how: Preprocessing) -> tuple[dict[str, Any], list[Item], int]:
+def _examples(rejected: Reasons, warnings: Reasons) -> tuple[str, ...]:
+    refusals = [f"rejected: {text}" for text in rejected.told()]
+    return (*refusals, *(f"warning: {text}" for text in warnings.told()))
+
+
+def _settings(source: Source, how: Preprocessing, progress: bool) -> tuple[dict[str, Any], list[Item], int]:
     """What the store is made from and how; the records, none if they are many; and their number."""
     n_records = 0
     digest = hashlib.sha256()
     listed: list[Item] = []
-    for n_records, item in enumerate(source.items(), start=1):
-        digest.update(os.fsencode(item.name) + json.dumps(item[1:]).encode() + b"\n")
-        if n_records <= _LISTED:
-            listed.append(item)
+    with Progress("listing", shown=progress) as bar:
+        n_rows = 0
+
+        def seen() -> None:
+            nonlocal n_rows
+            n_rows += 1
+            bar.update()
+
+        for n_records, item in enumerate(source.items(seen), start=1):
+            digest.update(os.fsencode(item.name) + _told(item) + b"\n")
+            if n_records <= _LISTED:
+                listed.append(item)
+            if n_records > n_rows:  # those of a table's rows are counted
+                bar.update()
     if n_records == 0:
         raise EcgfastError(f"source: no records in {source.folder}")
     provenance = {
@@ -209,7 +277,16 @@ def _settings(source: Source, how: Preprocessing) -> tuple[dict[str, Any], list[
         "n_records": n_records,
         "records_sha256": digest.hexdigest(),
     }
+    if source.unit is not None:
+        provenance["unit"] = source.unit
     return store_description(how, provenance), listed if n_records <= _LISTED else [], n_records
+
+
+def _told(item: Item) -> bytes:
+    """What is told of a record, for the digest: of warnings, which stores once hadn't, only what there is."""
+    about, told = item.about._asdict(), item.about.warnings
+    del about["warnings"]
+    return json.dumps([list(about.values()), *item[2:], *([told] if told else [])]).encode()
 
 
 def store_description(how: Preprocessing, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -235,6 +312,11 @@ def _finished(store: Path, settings: dict[str, Any]) -> PrepareReport | None:
         n_rejected=found["n_rejected"],
         rejected=found["rejected"],
         nothing_to_do=True,
+        warnings=found.get("warnings", {}),
+        without=found.get("without", {}),
+        unused=found.get("unused_signals", {}),
+        amplitude=found.get("amplitude_mv"),
+        examples=_examples(read_reasons(store / "rejected.csv"), read_reasons(store / "warnings.csv")),
     )
 
 
@@ -242,6 +324,10 @@ def _outcome(source: Source, how: Preprocessing, item: Item) -> Outcome:
     if item.refused:
         return item.name, item.refused
     try:
-        return source.read(item, how)
+        recording = source.read(item, how)
     except Rejected as rejected:
-        return item.name, str(rejected)
+        return item.name, told_with_advice(rejected, None)
+    except Exception as error:
+        error.add_note(f"while reading {item.name} of {source.folder}")  # no traceback does
+        raise
+    return recording if recording.amplitude is not None else judged(recording, None)

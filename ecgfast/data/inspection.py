@@ -10,10 +10,12 @@ import pyarrow.compute as pc
 from ecgfast._suggest import among, did_you_mean
 from ecgfast.data.codes import name_of, with_name
 from ecgfast.data.rhythm import heart_rate
+from ecgfast.data.plausibility import LEAST_MILLIVOLTS, MOST_MILLIVOLTS, lead_amplitudes, typical_advice
 from ecgfast.data.store import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 
+_LOOKED_AT = 500  # recordings whose signals are read
 _ROWS = 12  # of a table of counts, before the rest is summed up
 
 
@@ -37,8 +39,15 @@ class StoreSummary:
         age: Youngest, median, oldest, in years; None where no age is known.
         sex: Recordings by sex; "unknown" for null.
         folds: Recordings by cross-validation fold of the source; empty where it has none.
+        amplitude: Typical peak-to-peak millivolts by lead: the median of recordings looked at that have it.
+        levels: Distinct values by lead in a recording, likewise; few are a coarse converter or a wrong unit.
+        n_looked_at: Recordings whose signals were looked at, spread evenly over the store.
+        n_implausible: Of these, those whose amplitude no ECG has, see `plausibility`.
         n_rejected: Records of the source that were not taken.
         rejected: Those by kind of reason.
+        unused_signals: Recordings by name of a signal that is no standard lead and wasn't taken; likewise.
+        warnings: What is odd about recordings that were taken, by kind; empty for stores that don't tell.
+        without: Recordings of unknown patient, age and sex, and without a label; likewise.
         bytes: Size on disk, by file.
         preprocessing: As `store.json` tells it.
         provenance: As `store.json` tells it.
@@ -59,8 +68,15 @@ class StoreSummary:
     age: tuple[float, float, float] | None
     sex: dict[str, int]
     folds: dict[str, int]
+    amplitude: dict[str, float]
+    levels: dict[str, int]
+    n_looked_at: int
+    n_implausible: int
     n_rejected: int
     rejected: dict[str, int]
+    unused_signals: dict[str, int]
+    warnings: dict[str, int]
+    without: dict[str, int]
     bytes: dict[str, int]
     preprocessing: dict[str, Any]
     provenance: dict[str, Any]
@@ -77,6 +93,7 @@ class StoreSummary:
         rates = {f"{rate} Hz": n for rate, n in self.source_rates.items()}
         lead_sets = {f"{n} leads": k for n, k in self.lead_sets.items()}
         labels = {with_name(label): n for label, n in self.labels.items()}
+        lacking = {name: n for name, n in self.without.items() if n}
         lines = [
             f"{self.path}",
             f"recordings   {self.n_recordings:,} of {self.n_patients:,} patients "
@@ -85,6 +102,11 @@ class StoreSummary:
             f"{self.pairs:,} pairs of 5 s segments",
             f"leads        {_counts(self.leads, self.n_recordings, len(STANDARD_LEADS))}",
             f"             {_counts(lead_sets, None, _ROWS)}",
+            *([f"not taken    {_counts(self.unused_signals, None, _ROWS)}"] if self.unused_signals else []),
+            f"amplitude    {_values(self.amplitude)} mV peak to peak"
+            + typical_advice(float(np.median(list(self.amplitude.values()))), self.n_looked_at),
+            f"levels       {_values(self.levels)} distinct values in a recording",
+            *([f"             {self._implausible()}"] if self.n_implausible else []),
             f"source rate  {_counts(rates, None, _ROWS)}",
             f"age          {_span(self.age)}",
             f"sex          {_counts(self.sex, None, _ROWS)}",
@@ -92,15 +114,25 @@ class StoreSummary:
             f"labels       {_counts(labels, None, _ROWS) or 'none'}; {self.n_unlabelled:,} without",
             f"rejected     {self.n_rejected:,}"
             + (f": {_counts(self.rejected, None, _ROWS)} (rejected.csv)" if self.n_rejected else ""),
+            *(
+                [f"warnings     {_counts(self.warnings, None, _ROWS)} (warnings.csv)"]
+                if self.warnings
+                else []
+            ),
+            *([f"without      {_counts(lacking, None, _ROWS)}"] if lacking else []),
             f"disk         {_size(sum(self.bytes.values()))} in {len(self.bytes)} files",
             f"made         {_pairs(self.preprocessing)}",
             f"from         {_pairs(self.provenance)}",
         ]
         return "\n".join(lines)
 
+    def _implausible(self) -> str:
+        of = f"{self.n_implausible:,} of {self.n_looked_at:,} recordings looked at"
+        return f"{of} are outside {LEAST_MILLIVOLTS:g} to {MOST_MILLIVOLTS:g} mV: is their unit right?"
+
 
 def summarize(store: Store) -> StoreSummary:
-    """Count what a store holds; reads its index, not its signals."""
+    """Count what a store holds; reads its index, and the signals of 500 recordings at most."""
     index = store.index
     seconds = store.n_samples / store.rate
     per_patient = np.bincount(store.patient_numbers())
@@ -130,12 +162,38 @@ def summarize(store: Store) -> StoreSummary:
         age=(float(ages.min()), float(np.median(ages)), float(ages.max())) if len(ages) else None,
         sex=dict(Counter(sex or "unknown" for sex in index["sex"].to_pylist()).most_common()),
         folds={str(fold): n for fold, n in sorted(Counter(index["fold"].drop_null().to_pylist()).items())},
+        **_look_at_signals(store, present),
         n_rejected=description["n_rejected"],
         rejected=dict(sorted(description["rejected"].items(), key=lambda item: (-item[1], item[0]))),
+        unused_signals=dict(
+            sorted(description.get("unused_signals", {}).items(), key=lambda item: (-item[1], item[0]))
+        ),
+        warnings=description.get("warnings", {}),
+        without=description.get("without", {}),
         bytes={file.name: file.stat().st_size for file in files},
         preprocessing=description.get("preprocessing", {}),
         provenance=description.get("provenance", {}),
     )
+
+
+def _look_at_signals(store: Store, present: np.ndarray) -> dict[str, Any]:
+    """The figures of a summary that take signals."""
+    looked_at = np.unique(np.linspace(0, len(store) - 1, min(len(store), _LOOKED_AT)).astype(int))
+    amplitudes = np.full((len(looked_at), len(STANDARD_LEADS)), np.nan)
+    levels = amplitudes.copy()
+    for row, i in enumerate(looked_at):
+        there = np.flatnonzero(present[i])
+        signal = store.signal(i)[there]
+        amplitudes[row, there] = lead_amplitudes(signal) / 1000
+        levels[row, there] = [len(np.unique(lead)) for lead in signal]
+    typical = np.nanmedian(amplitudes, axis=1)
+    some = [(k, lead) for k, lead in enumerate(STANDARD_LEADS) if present[looked_at, k].any()]
+    return {
+        "amplitude": {lead: round(float(np.nanmedian(amplitudes[:, k])), 4) for k, lead in some},
+        "levels": {lead: int(np.nanmedian(levels[:, k])) for k, lead in some},
+        "n_looked_at": len(looked_at),
+        "n_implausible": int(np.count_nonzero((typical < LEAST_MILLIVOLTS) | (typical > MOST_MILLIVOLTS))),
+    }
 
 
 def find_recording(store: Store, record_id: str) -> int:
@@ -157,8 +215,10 @@ def describe_recording(store: Store, i: int) -> dict[str, Any]:
     """What the index says of recording `i`, and its leads' ranges, for people."""
     row = store.index.slice(i, 1).to_pylist()[0]
     signal = store.signal(i)
+    amplitudes = lead_amplitudes(signal) / 1000
     ranges = {
-        lead: f"{signal[k].min() / 1000:.3f} to {signal[k].max() / 1000:.3f} mV"
+        lead: f"{signal[k].min() / 1000:.3f} to {signal[k].max() / 1000:.3f} mV, "
+        f"typically {amplitudes[k]:.3g} mV peak to peak, {len(np.unique(signal[k]))} distinct values"
         for k, lead in enumerate(STANDARD_LEADS)
         if lead in row["leads"]
     }
@@ -183,6 +243,10 @@ def _counts(counts: dict[str, int], of: int | None, rows: int) -> str:
     shown = [f"{name} {n:,}" for name, n in list(counts.items())[:rows]]
     rest = list(counts.values())[rows:]
     return ", ".join([*shown, *([f"{len(rest)} more {sum(rest):,}"] if rest else [])])
+
+
+def _values(values: dict[str, float]) -> str:
+    return ", ".join(f"{lead} {value:.3g}" for lead, value in values.items())
 
 
 def _span(values: tuple[float, float, float] | None) -> str:

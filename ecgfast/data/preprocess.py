@@ -9,10 +9,11 @@ import numpy as np
 
 from ecgfast.data import filters
 from ecgfast.data.cleaning import cut_offs, derive_limb_leads, fill_gaps
+from ecgfast.data.plausibility import lead_amplitudes
 from ecgfast.data.resampling import resample
 from ecgfast.data.store import SAMPLE_RATE
 from ecgfast.errors import EcgfastError
-from ecgfast.leads import N_LEADS, STANDARD_LEADS
+from ecgfast.leads import N_LEADS, OWN_NAMES, STANDARD_LEADS, LeadNames
 
 MIN_SECONDS = 1.0
 """Shortest recording that a store takes."""
@@ -57,7 +58,15 @@ class Leads(NamedTuple):
 
 
 class Rejected(Exception):
-    """A record that a store cannot take; the message is the reason, `kind: details`."""
+    """A record that a store cannot take; the message is the reason, `kind: details`.
+
+    Attributes:
+        amplitude: Typical peak-to-peak millivolts, where the reason may be a wrong scale.
+    """
+
+    def __init__(self, reason: str, amplitude: float | None = None) -> None:
+        super().__init__(reason)
+        self.amplitude = amplitude
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Preprocessing:
         derive_leads: Compute absent III, aVR, aVL, aVF from I and II.
         longest_gap: Seconds of invalid samples (NaN) that are bridged by a line; a record with a longer gap
             is rejected.
+        names: Which signals are which leads, beside those that standard names tell.
 
     Raises:
         EcgfastError: cut-offs out of order or beyond 250 Hz, a negative gap.
@@ -82,6 +92,7 @@ class Preprocessing:
     baseline: bool = False
     derive_leads: bool = False
     longest_gap: float = 0.0
+    names: LeadNames = OWN_NAMES
 
     def __post_init__(self) -> None:
         limit = SAMPLE_RATE / 2
@@ -116,6 +127,7 @@ class Preprocessing:
             "derived_leads": ["III", "aVR", "aVL", "aVF"] if self.derive_leads else [],
             "longest_gap_seconds": self.longest_gap,
             "min_seconds": MIN_SECONDS,
+            **self.names.describe(),
         }
 
     def filtered(self, signal: np.ndarray) -> np.ndarray:
@@ -165,13 +177,22 @@ def standard_block(
             if extreme >= MAX_MICROVOLTS:
                 raise Rejected(
                     f"out of range: {STANDARD_LEADS[index]} reaches {extreme / 1000:.1f} mV, "
-                    f"want less than {MAX_MICROVOLTS / 1000} mV"
+                    f"want less than {MAX_MICROVOLTS / 1000} mV",
+                    _amplitude(groups),
                 )
         present += itertools.compress(group.indices, varies)
     if not present:
-        raise Rejected("flat: every lead is constant")
+        if not (unrounded := _amplitude(groups)):
+            raise Rejected("flat: every lead is constant")
+        raise Rejected("flat: no lead varies by a microvolt", unrounded)
     present.sort()
     return derive_limb_leads(block, present) if how.derive_leads else (block, present)
+
+
+def _amplitude(groups: list[Leads]) -> float:
+    """Typical peak-to-peak millivolts of the leads that vary, before they are rounded; 0 if none does."""
+    found = np.concatenate([lead_amplitudes(group.signals) for group in groups])
+    return float(np.median(found[found > 0])) / 1000 if (found > 0).any() else 0.0
 
 
 def _grouped(leads: dict[int, Lead] | list[Leads]) -> list[Leads]:
@@ -213,7 +234,8 @@ def _checked(leads: Leads, how: Preprocessing) -> Leads:
             raise Rejected(f"too short: {n / rate:.3f} s, want {MIN_SECONDS:g} s")
         if count:
             name, seconds = STANDARD_LEADS[index], count / rate
-            raise Rejected(f"saturated: {name} is at {value / 1000:.3f} mV for {seconds:.3f} s")
+            told = f"saturated: {name} is at {value / 1000:.3f} mV for {seconds:.3f} s"
+            raise Rejected(told, _amplitude([leads]) or None)
     return leads._replace(signals=signals)
 
 

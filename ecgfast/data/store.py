@@ -4,6 +4,7 @@
     signals-00000.npy   int16, one dimension: the recordings' blocks one after another
     store.json          format version, sample rate, preprocessing, provenance
     rejected.csv        source, reason: the records that were not taken
+    warnings.csv        source, warning: what is odd about records that were taken; older stores have none
 
 A recording is a `[12, n_samples]` block, lead-major, in microvolts, leads in the order of
 `STANDARD_LEADS`, absent leads zero. In its shard it starts at element `offset`:
@@ -14,6 +15,7 @@ A recording is a `[12, n_samples]` block, lead-major, in microvolts, leads in th
 
 import json
 import os
+import stat
 import zlib
 from pathlib import Path
 from tokenize import TokenError
@@ -24,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ecgfast.errors import EcgfastError
+from ecgfast.errors import EcgfastError, one_line
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
 
 STORE_FORMAT = "ecgfast-store"
@@ -35,7 +37,7 @@ SAMPLE_RATE = 500
 INDEX_SCHEMA = pa.schema(
     [
         ("record_id", pa.string()),  # unique in the store
-        ("patient_id", pa.string()),  # the record id where the source knows no patient
+        ("patient_id", pa.string()),  # one of its own where the source knows no patient: the record id
         ("source", pa.string()),  # path below the source folder
         ("shard", pa.int32()),
         ("offset", pa.int64()),  # of the block in the shard, in elements
@@ -209,7 +211,7 @@ class Store:
             damaged = self.description.get("index_crc32", checksum := file_checksum(file)) != checksum
             index.validate(full=True)
         except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-            raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
+            raise EcgfastError(f"store: can't read {file}: {one_line(error)}") from None
         if damaged:
             raise EcgfastError(f"store: {file} is damaged: its checksum differs from store.json's")
         if not index.schema.equals(INDEX_SCHEMA):
@@ -237,7 +239,7 @@ class Store:
             self._opened.append(_identity(os.stat(file)))
             signals = map_array(file)
         except (OSError, ValueError) as error:
-            raise EcgfastError(f"store: can't read {file}: {first_line(error)}") from None
+            raise EcgfastError(f"store: can't read {file}: {one_line(error)}") from None
         if signals.dtype != np.dtype("<i2") or signals.ndim != 1:
             got = f"{signals.dtype} of {signals.ndim} dimensions"
             raise EcgfastError(f"store: {file} holds {got}, want int16 of one")
@@ -262,13 +264,25 @@ class Store:
             raise EcgfastError(f"store: record {record} lies outside its shard {file}")
 
 
+def array_shape(file: Path) -> tuple[int, ...]:
+    """The shape of a `.npy` file's array, of which its header alone is read.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: as `map_array`.
+    """
+    return map_array(file).shape
+
+
 def map_array(file: Path) -> np.ndarray:
     """The memory map of a `.npy` file, read-only.
 
     Raises:
         OSError: it can't be read.
-        ValueError: it is no such file, or damaged: NumPy raises more than that for a damaged header.
+        ValueError: it is no such file, a pipe, or damaged: NumPy raises more for a damaged header.
     """
+    if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe's writer may never come
+        raise ValueError("it is no file")
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except (
@@ -280,14 +294,8 @@ def map_array(file: Path) -> np.ndarray:
         MemoryError,
         RecursionError,
     ) as error:
-        raise ValueError(first_line(error)) from None
+        raise ValueError(one_line(error)) from None
 
 
 def _identity(file: os.stat_result) -> tuple[int, ...]:
     return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message, cut to one line."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0].strip()

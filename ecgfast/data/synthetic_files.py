@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ecgfast.data.folders import check_creatable, partial_folder
 from ecgfast.data.importing import store_description
 from ecgfast.data.preprocess import Preprocessing
+from ecgfast.data.progress import Progress
 from ecgfast.data.synthetic import Recipe, SyntheticRecord, map_chunks
 from ecgfast.data.writer import Recording, StoreWriter, finished_store
 from ecgfast.errors import EcgfastError
@@ -71,7 +71,7 @@ def write_synthetic(
     partial.mkdir(parents=True)
     (partial / _SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
     which = range(patients * records)
-    with tqdm(total=len(which), unit="rec", disable=not progress) as bar:
+    with Progress("writing", len(which), shown=progress) as bar:
         for written in map_chunks(bind(_write_records, partial, recipe), which, workers):
             bar.update(written)
     partial.rename(out)
@@ -115,7 +115,7 @@ def synthetic_store(
             writer.discard()
             return 0
         which = range(writer.n_done, patients * records)
-        with tqdm(total=which.stop, initial=which.start, unit="rec", disable=not progress) as bar:
+        with Progress("writing", which.stop, initial=which.start, shown=progress) as bar:
             for chunk in map_chunks(bind(_recordings, recipe), which, workers):
                 for recording in chunk:
                     writer.add(recording)

@@ -60,6 +60,7 @@ def direct_block(
         np.array(scales),
         2 ** (wfdb_signals.BITS[file.format] - 1),
         shortest_runs(rate),
+        np.array([(s.initial, s.checksum) for s in signals]),
         (up, down),
         phases(up, down),
         np.array(list(channels)),
@@ -79,6 +80,7 @@ def _fill_block(
     scales: np.ndarray,
     end: int,
     runs: tuple[float, float],
+    told: np.ndarray,
     factor: tuple[int, int],
     low_pass: tuple[np.ndarray, int],
     indices: np.ndarray,
@@ -92,8 +94,11 @@ def _fill_block(
     greatest = np.zeros(1)
     for r in range(len(leads)):
         lead = leads[r]
-        lowest, highest = _lowest_and_highest(lead)
+        lowest, highest, total = _lowest_and_highest(lead)
         if lowest == -end:  # stands for an invalid sample
+            return False
+        initial, checksum = told[r]
+        if (initial != 0 and initial != lead[0]) or (checksum != 0 and (checksum - total) % 2**16 != 0):
             return False
         if cut_off_lead(lead, (lowest, highest), runs, 1.5 - end, end - 1.5)[1]:
             return False
@@ -132,12 +137,15 @@ def _apart(samples: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(nogil=True, cache=True)
-def _lowest_and_highest(lead: np.ndarray) -> tuple[int, int]:
+def _lowest_and_highest(lead: np.ndarray) -> tuple[int, int, int]:
+    """The extremes, and the sum of all samples modulo 2**16."""
     lowest = highest = lead[0]
+    total = np.int16(0)
     for i in range(len(lead)):
         sample = lead[i]
         lowest, highest = np.int16(min(lowest, sample)), np.int16(max(highest, sample))  # 32 at once
-    return lowest, highest
+        total = np.int16(total + sample)
+    return lowest, highest, total
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

@@ -7,18 +7,17 @@ and be as long as the header says.
 import math
 import os
 import re
-import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from ecgfast.data.preprocess import Rejected
+from ecgfast.data.wfdb_files import file_size, frames_in_file
+from ecgfast.data.wfdb_files import signal_bytes as signal_bytes  # of formats, as headers number them
 
 MAX_HEADER_BYTES = 2**24
 """Longest header that is read: that of a year in segments of a minute."""
-
-_MOST_COMPRESSED = 1e-4  # bytes per sample: no FLAC file holds more samples than this allows
 
 _COUNT = r"\d{1,15}"  # more digits are damage, and int() or a product of two would fail on them
 _RECORD_LINE = re.compile(
@@ -32,7 +31,7 @@ _FORMAT = re.compile(
 _GAIN = rf"(-?{_COUNT}(?:\.\d{{0,15}})?(?:e[+-]?\d{{1,3}})?)(?:\((-?{_COUNT})\))?(?:/([\w^?%/-]*))?"
 _DETAILS = (  # resolution, zero, initial value, checksum, block size: all may be left out from the end
     rf"(?:[ \t]+{_COUNT}(?:[ \t]+(-?{_COUNT})(?:[ \t]+(-?{_COUNT})"
-    rf"(?:[ \t]+-?{_COUNT}(?:[ \t]+{_COUNT})?)?)?)?)?"
+    rf"(?:[ \t]+(-?{_COUNT})(?:[ \t]+{_COUNT})?)?)?)?)?"
 )
 _SIGNAL_LINE = re.compile(  # the lines in whose reading no two programs differ
     rf"([-\w]+(?:\.\w*)?)[ \t]+({_COUNT})(?:x({_COUNT}))?(?::({_COUNT}))?(?:\+({_COUNT}))?"
@@ -40,6 +39,8 @@ _SIGNAL_LINE = re.compile(  # the lines in whose reading no two programs differ
     re.ASCII,
 )
 _SEGMENTED = re.compile(r"\S*/")
+_FOLDERS = re.compile(r"(?:[-\w]+(?:\.[-\w]+)*/)+(?=[-\w])")  # before a name, as PTB-XL+ has them
+_ANY_FOLDER = re.compile(r"^[ \t]*[^#\s/]+/", re.MULTILINE)
 _DEFAULT_GAIN = 200.0  # of a header that has none, or 0
 
 
@@ -55,7 +56,8 @@ class Signal(NamedTuple):
         gain: Digital units per physical unit.
         baseline: Digital value of physical zero.
         unit: Physical unit.
-        initial: Value before the first sample, for the format of differences.
+        initial: Value of the first sample; 0 also where the line does not say.
+        checksum: Sum of all samples, modulo 2**16; 0 also where the line does not say.
         name: Description, the lead's name in electrocardiograms.
     """
 
@@ -68,6 +70,7 @@ class Signal(NamedTuple):
     baseline: int
     unit: str
     initial: int
+    checksum: int
     name: str
 
 
@@ -106,7 +109,8 @@ def read_header(path: Path) -> Header:
     """Read and check the form of a header.
 
     The record line of some sources names a file (`E00271.mat`), or has a date that is none, which wfdb does
-    not take, nor does it keep the micro sign of a unit: `text` has them set right.
+    not take, nor does it keep the micro sign of a unit: `text` has them set right. Names of files and records
+    with folders, which were those of whoever wrote the header, mean what lies beside the header.
 
     Raises:
         Rejected: it cannot be read, or is no header.
@@ -123,14 +127,15 @@ def parse_header(name: str, original: str) -> Header:
     lines = [line.strip() for line in original.splitlines()]
     comments = [line.strip(" \t#") for line in lines if line.startswith("#")]
     lines = [line for line in lines if line and not line.startswith("#")]
-    form = _RECORD_LINE.fullmatch(lines[0]) if lines else None
+    bare = _without_folders(lines) if _ANY_FOLDER.search(original) else lines
+    form = _RECORD_LINE.fullmatch(bare[0]) if bare else None
     if form is None:
         raise Rejected(f"unreadable: {name} is no WFDB header")
     n_lines = int(form["n_segments"] or form["n_signals"])
     if n_lines != len(lines) - 1:
         raise Rejected(f"unreadable: {name} announces {n_lines} lines, has {len(lines) - 1}")
-    first = lines[0].replace(form["extension"] or "", "", 1)
-    fixed = [first.removesuffix(form["date"] or ""), *lines[1:]]
+    first = bare[0].replace(form["extension"] or "", "", 1)
+    fixed = [first.removesuffix(form["date"] or ""), *bare[1:]]
     if not original.isascii():
         fixed[1:] = [re.sub("[µμ]", "u", line) for line in fixed[1:]]
     return Header(
@@ -187,70 +192,83 @@ def read_segments(path: Path, header: Header) -> list[Header]:
     return segments
 
 
-def check_files(folder: Path, header: Header) -> set[str]:
-    """Names of an ordinary record's signal files, which are there and as long as the header says.
+def _without_folders(lines: list[str]) -> list[str]:
+    """The lines with bare names; `name/3`, a record in segments, stays where it has so many."""
+    bare = [_FOLDERS.sub("", line, count=1) if _FOLDERS.match(line) else line for line in lines]
+    last = lines[0].split()[0].rpartition("/")[2] if lines else ""
+    if last.isdigit():
+        of_segments = all(len(line.split()) == 2 for line in lines[1:])
+        if of_segments or last.lstrip("0") == str(len(lines) - 1):
+            bare[0] = lines[0]
+    return bare
+
+
+def check_files(folder: Path, header: Header, absent: frozenset[str] = frozenset()) -> set[str]:
+    """Names of an ordinary record's signal files, which are as long and of the shape that the header says.
+
+    Args:
+        folder: Where they are.
+        header: The header.
+        absent: Files that need not be there.
 
     Raises:
         Rejected: they are not, or lie elsewhere.
     """
+    return set(_frames(folder, header, absent))
+
+
+def with_length(folder: Path, header: Header) -> Header:
+    """An ordinary record's header with the number of samples that its files have, where it tells none.
+
+    Raises:
+        Rejected: as `check_files`.
+    """
+    frames = {} if header.n_samples or header.n_segments else _frames(folder, header, frozenset())
+    return replace(header, n_samples=next(iter(frames.values()))) if frames else header
+
+
+def _frames(folder: Path, header: Header, absent: frozenset[str]) -> dict[str, int]:
+    """Frames in each signal file, see `check_files`."""
     first: dict[str, Signal | _Layout] = {}
-    per_frame: dict[str, int] = {}
-    layouts = _layouts(header)
+    per_frame: dict[str, list[int]] = {}
+    layouts = [layout for layout in _layouts(header) if layout.file not in absent]
     for layout in layouts:  # a file's format and offset are those of its first signal
         first.setdefault(layout.file, layout)
-        per_frame[layout.file] = per_frame.get(layout.file, 0) + layout.per_frame
-    sizes = {}
+        per_frame.setdefault(layout.file, []).append(layout.per_frame)
+    frames = {}
     for name, layout in first.items():
-        needed = (layout.offset or 0) + signal_bytes(layout.format, header.n_samples * per_frame[name])
-        sizes[name] = _file_size(os.path.join(folder, name), name)
-        if sizes[name] < needed:
-            raise Rejected(f"cut short: {name} has {sizes[name]} of {needed} bytes")
+        path, offset = os.path.join(folder, name), layout.offset or 0
+        frames[name] = frames_in_file(path, name, layout.format, offset, per_frame[name], header.n_samples)
+    if len(set(frames.values())) > 1:
+        told = ", ".join(f"{count} in {name}" for name, count in frames.items())
+        raise Rejected(f"unreadable: the signal files differ in length: {told}")
     for layout in layouts:  # the samples that a late signal lacks at its end would be made up
-        if layout.skew > (header.n_samples or sizes[layout.file]):
+        if layout.skew > frames[layout.file]:
             raise Rejected(f"unreadable: a signal in {layout.file} is late by all its samples")
-    return set(first)
+    return frames
 
 
-def signal_bytes(form: str, n: int) -> int:
-    """Bytes that n samples take in a file format, by its number; the least where that varies."""
-    match form:
-        case "8" | "80":
-            return n
-        case "16" | "61" | "160":
-            return 2 * n
-        case "24":
-            return 3 * n
-        case "32":
-            return 4 * n
-        case "212":
-            return -(-3 * n // 2)
-        case "310":
-            return n // 3 * 4 + n % 3 * 2
-        case "311":
-            return n // 3 * 4 + (0, 2, 3)[n % 3]
-    return int(n * _MOST_COMPRESSED)
+def has_files(header: Header) -> bool:
+    """Whether there are signals in files: those of a layout have none."""
+    return bool(_layouts(header))
+
+
+def absent_files(folder: Path, header: Header) -> frozenset[str]:
+    """Those of an ordinary record's signal files that are not there."""
+    names = {layout.file for layout in _layouts(header)}
+    return frozenset(name for name in names if not os.path.lexists(os.path.join(folder, name)))
 
 
 def _read_text(path: str | Path, limit: int, count: int = -1) -> str:
     name = os.path.basename(path)
     try:
-        size = _file_size(path, name)  # not of a pipe, for whose writer we would wait
+        size = file_size(path, name)  # not of a pipe, for whose writer we would wait
         if size > limit:
             raise Rejected(f"unreadable: {name} is no WFDB header: it has {size} bytes")
         with open(path, "rb", buffering=0) as file:
             return file.read(count).decode("utf-8", "replace")
     except OSError as error:
         raise Rejected(f"unreadable: {name}: {error.strerror}") from None
-
-
-def _file_size(path: str | Path, name: str) -> int:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise Rejected(f"unreadable: {name}: {error.strerror}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise Rejected(f"unreadable: {name} is no file")
-    return status.st_size
 
 
 class _Layout(NamedTuple):
@@ -285,7 +303,7 @@ def _layouts(header: Header) -> list[Signal] | list[_Layout]:
 def _most_frames(folder: Path, header: Header) -> int:
     """Frames that a segment can have: as its header says, else as its smallest file allows."""
     files = {layout.file for layout in _layouts(header)}
-    sizes = [header.n_samples or _file_size(os.path.join(folder, name), name) for name in files]
+    sizes = [header.n_samples or file_size(os.path.join(folder, name), name) for name in files]
     return min(sizes, default=0)
 
 
@@ -302,7 +320,7 @@ def _signal(line: str) -> Signal | None:
     form = _SIGNAL_LINE.fullmatch(line)
     if form is None:
         return None
-    file, number, per_frame, skew, offset, gain, baseline, unit, zero, initial, name = form.groups()
+    file, number, per_frame, skew, offset, gain, baseline, unit, zero, initial, checksum, name = form.groups()
     gain = float(gain or 0) or _DEFAULT_GAIN
     if not math.isfinite(gain):
         return None
@@ -316,5 +334,6 @@ def _signal(line: str) -> Signal | None:
         baseline=int(baseline or zero or 0),
         unit=unit or "mV",
         initial=int(initial or 0),
+        checksum=int(checksum or 0),
         name=name or "",
     )

@@ -13,7 +13,8 @@ import numba
 import numpy as np
 
 from ecgfast.data.preprocess import Rejected
-from ecgfast.data.wfdb_header import Header, Signal, signal_bytes
+from ecgfast.data.wfdb_files import signal_bytes
+from ecgfast.data.wfdb_header import Header, Signal
 
 BITS = {
     **dict.fromkeys(("16", "61", "160", "516"), 16),
@@ -26,6 +27,7 @@ BITS = {
 """Width of a sample, by the number of the format; format 8, of differences, has none."""
 
 _FORMATS = {"8", "16", "24", "32", "61", "80", "160", "212", "310", "311"}
+_INVALID = -(2**15)  # stands for an invalid sample in memory
 _NEVER = 2**40  # no sample: format 8 has no value for invalid ones
 _FRAMES = 1024  # decoded at a time for one signal after the other: they stay in the cache
 
@@ -57,7 +59,11 @@ def can_decode(header: Header) -> bool:
 
 
 def read_signals(
-    folder: Path, header: Header, channels: list[int], factors: list[float] | None = None
+    folder: Path,
+    header: Header,
+    channels: list[int],
+    factors: list[float] | None = None,
+    check: bool = False,
 ) -> np.ndarray:
     """Signals in physical units.
 
@@ -66,12 +72,13 @@ def read_signals(
         header: One that `can_decode` takes.
         channels: Numbers of the signals wanted, in the order wanted.
         factors: By which each signal is multiplied after the conversion to its unit.
+        check: Compare initial values and checksums with those that the header tells.
 
     Returns:
         float64 [len(channels), n_samples]; NaN where a sample is invalid or a late signal has none.
 
     Raises:
-        Rejected: a file cannot be read.
+        Rejected: a file cannot be read, or has other samples than the header tells.
     """
     out = np.empty((len(channels), header.n_samples))
     factors = factors or [1.0] * len(channels)
@@ -82,13 +89,49 @@ def read_signals(
         samples = samples_of(folder, header, file)
         signals = [header.signals[channels[row]] for row, _ in places]
         scales = [scale_of(s, factors[row]) for s, (row, _) in zip(signals, places, strict=True)]
-        invalid = -(2 ** (BITS[file.format] - 1)) if file.format in BITS else _NEVER
+        invalid = invalid_sample(file.format)
+        if check:
+            for signal, (_, column) in zip(signals, places, strict=True):
+                if not signal.skew:  # what was summed of a late signal isn't known
+                    initial = 0 if file.format == "8" else signal.initial  # of differences: where they begin
+                    own = samples[column :: len(file.members)]
+                    check_samples(own, signal.name or file.name, initial, signal.checksum, invalid)
         _scale(samples, len(file.members), np.array(places), np.array(scales), invalid, out)
         for signal, (row, _) in zip(signals, places, strict=True):
             if signal.skew:
                 out[row, : -signal.skew] = out[row, signal.skew :].copy()
                 out[row, -signal.skew :] = np.nan
     return out
+
+
+def invalid_sample(form: str) -> int:
+    """The sample that stands for an invalid one in a format; none that it has where it has none for that."""
+    return -(2 ** (BITS[form] - 1)) if form in BITS else _NEVER
+
+
+def check_samples(samples: np.ndarray, name: str, initial: int, checksum: int, invalid: int) -> None:
+    """Compare a signal with what its header tells of it.
+
+    Args:
+        samples: Whole numbers [n].
+        name: Of the signal, for people.
+        initial: First sample, unless it is invalid; 0 where not told.
+        checksum: Sum of all samples, modulo 2**16; 0 where not told.
+        invalid: The value of samples that are invalid.
+
+    Raises:
+        Rejected: they differ.
+    """
+    first = int(samples[0]) if len(samples) else 0
+    if initial not in (0, first) and first != invalid:
+        raise Rejected(f"unreadable: {name} begins with {first}, its header says {initial}")
+    if checksum == 0:
+        return
+    total = int(samples.sum(dtype=np.int64))
+    replaced = np.count_nonzero(samples == invalid) * (_INVALID - invalid)  # as the WFDB library sums them
+    if (total - checksum) % 2**16 and (total + replaced - checksum) % 2**16:
+        shown = total % 2**16 if checksum >= 2**15 else (total + 2**15) % 2**16 - 2**15  # writers do either
+        raise Rejected(f"unreadable: {name} has the checksum {shown}, its header says {checksum}")
 
 
 def scale_of(signal: Signal, factor: float) -> tuple[float, float, float]:

@@ -5,7 +5,6 @@ Formats of fixed width are decoded by `wfdb_signals`; what is rare goes through 
 
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,24 +15,29 @@ from typing import Any
 import numpy as np
 
 from ecgfast.data import wfdb_signals
+from ecgfast.data.folders import walk_folders
 from ecgfast.data.preprocess import Lead, Leads, Preprocessing, Rejected, standard_block
-from ecgfast.data.store import first_line
+from ecgfast.data.wfdb_comments import read_comments
 from ecgfast.data.wfdb_direct import direct_block
-from ecgfast.data.wfdb_header import Header, check_files, read_header, read_segments, segment_headers
+from ecgfast.data.wfdb_header import (
+    Header,
+    absent_files,
+    check_files,
+    has_files,
+    read_header,
+    read_segments,
+    segment_headers,
+    with_length,
+)
 from ecgfast.data.writer import Recording
-from ecgfast.errors import EcgfastError
-from ecgfast.leads import STANDARD_LEADS, find_lead
+from ecgfast.errors import EcgfastError, one_line
+from ecgfast.leads import OWN_NAMES, STANDARD_LEADS, LeadNames, shown_name
 
 MICROVOLTS = {"v": 1e6, "mv": 1e3, "uv": 1.0, "nv": 1e-3}
 """Microvolts in one unit, by its name in lower case."""
 
-_COMMENT_FIELD = r"(?:^|\s)<?{}>?\s*:\s*(\S+)"
-_AGE = re.compile(_COMMENT_FIELD.format("age"), re.IGNORECASE)
-_SEX = re.compile(_COMMENT_FIELD.format("(?:sex|gender)"), re.IGNORECASE)
-_PATIENT = re.compile(_COMMENT_FIELD.format(r"(?:patient|subject)(?:[ _]?id)?"), re.IGNORECASE)
-_DX = re.compile(r"^<?dx>?\s*:\s*(.*)$", re.IGNORECASE)
 _NO_RAILS = (-math.inf, math.inf)
-_SHORT = 64  # characters of a signal's name: the cache would keep the long ones of damaged headers
+_SHORT = 1024  # characters of a record's names: the cache would keep the long ones of damaged headers
 
 
 def find_records(source: Path) -> Iterator[str]:
@@ -44,18 +48,12 @@ def find_records(source: Path) -> Iterator[str]:
     Raises:
         EcgfastError: a folder cannot be listed.
     """
-
-    def refuse(error: OSError) -> None:
-        raise EcgfastError(f"source: can't list {error.filename}: {error.strerror}") from error
-
-    for folder, folders, files in os.walk(source, onerror=refuse):
-        folders.sort()
-        names = sorted(name for name in files if name.endswith(".hea"))
+    for folder, files in walk_folders(source):
+        names = [name for name in files if name.endswith(".hea")]
         segments: set[str] = set()
         for name in names:
-            segments.update(segment_headers(os.path.join(folder, name)))
-        below = Path(folder).relative_to(source).as_posix()
-        prefix = "" if below == "." else f"{below}/"
+            segments.update(segment_headers(os.path.join(source, folder, name)))
+        prefix = f"{folder}/" if folder else ""
         yield from (prefix + name for name in names if name not in segments)
 
 
@@ -75,66 +73,88 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
     except UnicodeEncodeError:
         raise Rejected("unreadable: the file name is not UTF-8") from None
     path = source / name
-    header = read_header(path)
+    header = with_length(path.parent, read_header(path))
     if wfdb_signals.can_decode(header):
-        (block, present), rate = _decoded(path.parent, header, how), header.rate
+        names, rate = [signal.name for signal in header.signals], header.rate
+        block, present = _decoded(path.parent, header, how)
     else:
-        leads, rate = _through_wfdb(path, header)
+        leads, names, rate = _through_wfdb(path, header, how)
         block, present = standard_block(leads, how)
-    record_id = name.removesuffix(".hea")
+    told = read_comments(header.comments)
     return Recording(
-        record_id=record_id,
-        patient_id=_comment(_PATIENT, header) or record_id,
+        record_id=name.removesuffix(".hea"),
+        patient_id=told.patient_id,
         source=name,
         signal=block,
         leads=[STANDARD_LEADS[i] for i in present],
-        labels=_labels(header),
-        age=_age(header),
-        sex=_sex(header),
+        labels=list(told.labels),
+        age=told.age,
+        sex=told.sex,
         source_rate=rate,
+        unused=_unused(names, how),
+        warnings=(*told.warnings, *_missing(path.parent, header, names, how)),
     )
 
 
 def _decoded(folder: Path, header: Header, how: Preprocessing) -> tuple[np.ndarray, list[int]]:
     """The block and the leads present, without wfdb."""
-    channels = _channels([signal.name for signal in header.signals])
-    check_files(folder, header)
+    channels = _channels([signal.name for signal in header.signals], how.names)
+    _check_files(folder, header, channels)
     signals = [header.signals[i] for i in channels.values()]
     factors = [_factor(lead, signal.unit) for lead, signal in zip(channels, signals, strict=True)]
     direct = direct_block(folder, header, channels, factors, how)
     if direct is not None:
         return direct
-    microvolts = wfdb_signals.read_signals(folder, header, list(channels.values()), factors)
+    microvolts = wfdb_signals.read_signals(folder, header, list(channels.values()), factors, check=True)
     rails = [_rails(s.format, s.baseline, s.gain, f) for s, f in zip(signals, factors, strict=True)]
     return standard_block([Leads(list(channels), microvolts, header.rate, np.array(rails))], how)
 
 
-def _through_wfdb(path: Path, header: Header) -> tuple[dict[int, Lead], float]:
-    """The standard leads, each in microvolts with its rate, and the highest of the rates."""
+def _check_files(folder: Path, header: Header, channels: dict[int, int]) -> set[str]:
+    """`check_files`, but for files that are not there and have none of these signals."""
+    try:
+        return check_files(folder, header)
+    except Rejected:
+        absent = absent_files(folder, header)
+        wanted = {header.lines[i].split(None, 1)[0] for i in channels.values()}
+        if not absent or absent & wanted:
+            raise
+    return check_files(folder, header, absent)
+
+
+def _through_wfdb(path: Path, header: Header, how: Preprocessing) -> tuple[dict[int, Lead], list[str], float]:
+    """The standard leads, each in microvolts with its rate; the names of all signals; the highest rate."""
     if header.n_segments:
-        headers = [header, *read_segments(path, header)]
-        channels = None
+        parts = [(part, check_files(path.parent, part)) for part in read_segments(path, header)]
+        headers = [header, *(part for part, _ in parts)]
+        wanted = None
+        files = set().union(*(files for _, files in parts))
     else:
         headers = [header]
-        channels = list(_channels([_signal_name(line) for line in header.lines]).values())
-    single = (part for part in headers if not part.n_segments)
-    files = set().union(*(check_files(path.parent, part) for part in single))
+        names = [_signal_name(line) for line in header.lines]
+        channels = _channels(names, how.names)
+        wanted = list(channels.values())
+        files = _check_files(path.parent, header, channels)
     if not files:
         raise Rejected(f"unreadable: {header.name} names no signal file")
-    record = _rdrecord(path, headers, files, channels)
-    found = _channels(record.sig_name)
-    if channels is not None and len(found) != len(channels):
+    record = _rdrecord(path, headers, files, wanted)
+    if wanted is None:
+        names = [name or "" for name in record.sig_name]
+        channels = _channels(names, how.names)
+    elif [name or "" for name in record.sig_name] != [names[i] for i in wanted]:
         raise Rejected("unreadable: the signal lines are ambiguous")
+    else:
+        channels = {lead: place for place, lead in enumerate(channels)}
     if record.units is None:
         raise Rejected("unit: it changes between the segments")
     formats = getattr(record, "fmt", None)  # a record in segments has none
     leads = {}
-    for lead, i in found.items():
+    for lead, i in channels.items():
         factor = _factor(lead, record.units[i] or "mV")
         rate = float(record.fs * (record.samps_per_frame[i] or 1))
         rails = _rails(formats[i], record.baseline[i], record.adc_gain[i], factor) if formats else _NO_RAILS
         leads[lead] = Lead(record.e_p_signal[i] * factor, rate, rails)
-    return leads, max(lead.rate for lead in leads.values())
+    return leads, names, max(lead.rate for lead in leads.values())
 
 
 def _factor(lead: int, unit: str) -> float:
@@ -159,7 +179,7 @@ def _rails(form: str, baseline: int, gain: float, factor: float) -> tuple[float,
 
 
 def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list[int] | None) -> Any:
-    """The `wfdb.Record` with each signal at its own rate, in physical units."""
+    """The `wfdb.Record` with each signal at its own rate, in physical units, its samples checked."""
     import wfdb  # loads pandas: only for those who import records
 
     folder = path.parent.resolve()
@@ -170,11 +190,36 @@ def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list
             for header in headers:
                 Path(scratch, header.name).write_text(header.text, encoding="utf-8")
             folder = Path(scratch)
+
+        def read(header: Header, physical: bool) -> Any:
+            name = str(folder / header.name.removesuffix(".hea"))
+            return wfdb.rdrecord(name, channels=channels, smooth_frames=False, physical=physical)
+
         try:
-            return wfdb.rdrecord(str(folder / path.stem), channels=channels, smooth_frames=False)
+            if len(headers) > 1:
+                for part in filter(has_files, headers[1:]):
+                    _check_samples(read(part, physical=False))
+                return read(headers[0], physical=True)
+            record = read(headers[0], physical=False)
+            _check_samples(record)
+            record.dac(expanded=True, inplace=True)
+            return record
+        except Rejected:
+            raise
         except Exception as error:  # a damaged record makes wfdb raise anything, bare Exception too
-            reason = first_line(error).replace(f"{folder}{os.sep}", "")
+            reason = one_line(error).replace(f"{folder}{os.sep}", "")
             raise Rejected(f"unreadable: {type(error).__name__}: {reason}") from error
+
+
+def _check_samples(record: Any) -> None:
+    """Compare a digital record with the initial values and checksums that its header tells."""
+    for i, samples in enumerate(record.e_d_signal or ()):
+        if not (record.skew and record.skew[i]):  # what was summed of a late signal isn't known
+            form = record.fmt[i]
+            initial = 0 if form == "8" else record.init_value[i] or 0
+            name = record.sig_name[i] or record.file_name[i]
+            invalid = wfdb_signals.invalid_sample(form)
+            wfdb_signals.check_samples(samples, name, initial, record.checksum[i] or 0, invalid)
 
 
 def _link(target: Path, link: Path) -> None:
@@ -189,46 +234,32 @@ def _signal_name(line: str) -> str:
     return line.split(None, 8)[8] if len(line.split(None, 8)) == 9 else ""
 
 
-def _channels(names: list[str]) -> dict[int, int]:
+def _channels(names: list[str], rule: LeadNames = OWN_NAMES) -> dict[int, int]:
     """Index of a standard lead -> number of its signal."""
-    channels: dict[int, int] = {}
-    for i, name in enumerate(names):
-        find = _short_lead if len(name or "") <= _SHORT else _lead
-        lead = find(name or "")
-        if lead in channels:
-            raise Rejected(f"ambiguous: two signals are lead {STANDARD_LEADS[lead]}")
-        if lead is not None:
-            channels[lead] = i
-    if not channels:
-        raise Rejected(f"no standard lead: the signals are {', '.join(map(str, names)) or 'none'}")
-    return channels
+    find = _cached_channels if sum(map(len, names)) <= _SHORT else _cached_channels.__wrapped__
+    return dict(find(tuple(names), rule))
 
 
-def _lead(name: str) -> int | None:
-    return find_lead(re.sub(r"^(?:ecg|lead)[ _]", "", name, flags=re.IGNORECASE))
-
-
-_short_lead = lru_cache(maxsize=1024)(_lead)
-
-
-def _comment(field: re.Pattern[str], header: Header) -> str | None:
-    matches = (field.search(comment) for comment in header.comments)
-    return next((match[1] for match in matches if match), None)
-
-
-def _labels(header: Header) -> list[str]:
-    matches = (_DX.search(comment) for comment in header.comments)
-    codes = next((match[1] for match in matches if match), "")
-    return [code.strip() for code in codes.split(",") if code.strip()]
-
-
-def _age(header: Header) -> float | None:
+@lru_cache(maxsize=256)  # most records of a source have the same
+def _cached_channels(names: tuple[str, ...], rule: LeadNames) -> dict[int, int]:
     try:
-        age = float(_comment(_AGE, header) or "nan")
-    except ValueError:
-        return None
-    return age if math.isfinite(age) and age >= 0 else None
+        found = rule.find(names)
+    except EcgfastError as error:
+        raise Rejected(str(error)) from None
+    return {lead: i for i, lead in enumerate(found) if lead is not None}
 
 
-def _sex(header: Header) -> str | None:
-    return {"f": "F", "female": "F", "m": "M", "male": "M"}.get((_comment(_SEX, header) or "").lower())
+def _unused(names: list[str], how: Preprocessing) -> tuple[str, ...]:
+    """Names of the signals that are no standard lead, for people."""
+    taken = set(_channels(names, how.names).values())
+    return tuple(shown_name(name) for i, name in enumerate(names) if i not in taken)
+
+
+def _missing(folder: Path, header: Header, names: list[str], how: Preprocessing) -> Iterator[str]:
+    """Warnings of files that are not there; that none of the leads is in them, `_check_files` has seen."""
+    if header.n_segments or len(_channels(names, how.names)) == len(names):
+        return
+    for file in sorted(absent_files(folder, header)):
+        own = zip(header.lines, names, strict=True)
+        told = ", ".join(shown_name(name) for line, name in own if line.split(None, 1)[0] == file)
+        yield f"missing file: {file}, of {told}"

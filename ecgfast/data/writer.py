@@ -13,7 +13,7 @@ import os
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ecgfast.data.folders import check_creatable, partial_folder, sync_file, sync_folder
+from ecgfast.data.reasons import Reasons
 from ecgfast.data.store import INDEX_SCHEMA, block_checksum, file_checksum, read_store_json, shard_name
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS
@@ -38,6 +39,8 @@ _MOST_PENDING = 4  # times as many are added while a sync goes on; then they wai
 _ROW_GROUP = 65536  # rows of the index held in memory at once
 _NPY_HEADER = 128
 _COLUMNS = frozenset(INDEX_SCHEMA.names)
+_MOST_NAMES = 256  # of signals that are counted: damage makes up ever more
+_MAY_LACK = {"patient": "patient_id", "age": "age", "sex": "sex", "label": "labels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +49,7 @@ class Recording:
 
     Attributes:
         record_id: Unique in the store.
-        patient_id: The same for all recordings of a patient; the record id where unknown.
+        patient_id: The same for all recordings of a patient; None where unknown.
         source: Path of the record below the source folder.
         signal: Microvolts at 500 Hz, int16 [12, n_samples], absent leads zero.
         leads: Names of the leads present.
@@ -55,10 +58,13 @@ class Recording:
         sex: "F", "M" or None.
         source_rate: Hz, before resampling.
         fold: Cross-validation fold of the source, None where it has none.
+        warnings: What is odd about it though it is taken: `kind: details` each.
+        amplitude: Typical peak-to-peak millivolts, see `plausibility.amplitude`; None where not looked at.
+        unused: Names of the source's signals that were not taken.
     """
 
     record_id: str
-    patient_id: str
+    patient_id: str | None
     source: str
     signal: np.ndarray
     leads: list[str]
@@ -67,6 +73,9 @@ class Recording:
     sex: str | None
     source_rate: float
     fold: int | None = None
+    warnings: tuple[str, ...] = ()
+    amplitude: float | None = None
+    unused: tuple[str, ...] = ()
 
 
 class StoreWriter:
@@ -96,7 +105,11 @@ class StoreWriter:
         self.path = path
         self.settings = settings
         self.n_imported = 0
-        self.rejected: Counter[str] = Counter()
+        self.rejected = Reasons()
+        self.warnings = Reasons()
+        self.without: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()
+        self._amplitudes: Counter[float] = Counter()
         self._resumes = resume
         self._shard_elements = shard_elements
         self._partial = partial_folder(path)
@@ -113,7 +126,7 @@ class StoreWriter:
     @property
     def n_rejected(self) -> int:
         """Records not taken."""
-        return self.rejected.total()
+        return self.rejected.kinds.total()
 
     @property
     def n_done(self) -> int:
@@ -160,18 +173,25 @@ class StoreWriter:
             self._open_shard(self._shard + 1, 0)
         with _naming(self._folder / shard_name(self._shard)):
             self._file.write(signal.data)
-        row = {name: getattr(recording, name) for name in vars(recording) if name != "signal"}
+        row = {name: getattr(recording, name) for name in vars(recording) if name in _COLUMNS}
         row |= {"shard": self._shard, "offset": self._end, "n_samples": signal.shape[1]}
         row["checksum"] = block_checksum(signal)
+        entry: dict[str, Any] = {"row": row}
+        if recording.warnings:
+            entry["warnings"] = list(map(_utf8, recording.warnings))
+        if recording.unused:
+            entry["unused"] = list(map(_utf8, recording.unused))
+        if recording.amplitude is not None:
+            entry["amplitude"] = float(f"{recording.amplitude:.2g}")
         self._end += signal.size
-        self.n_imported += 1
-        self._note({"row": row})
+        self._count(entry)
+        self._note(entry)
 
     def reject(self, source: str, reason: str) -> None:
         """Note a record that is not taken, and why: `kind: details`."""
-        self.rejected[_kind(reason)] += 1
-        source = source.encode("utf-8", "backslashreplace").decode()
-        self._note({"source": source, "reason": reason})
+        entry = {"source": _utf8(source), "reason": _utf8(reason)}
+        self._count(entry)
+        self._note(entry)
 
     def commit(self) -> None:
         """Put all records so far safely on disk."""
@@ -217,7 +237,11 @@ class StoreWriter:
         counts = {
             "n_recordings": self.n_imported,
             "n_rejected": self.n_rejected,
-            "rejected": dict(sorted(self.rejected.items())),
+            "rejected": dict(sorted(self.rejected.kinds.items())),
+            "warnings": dict(sorted(self.warnings.kinds.items())),
+            "unused_signals": dict(sorted(self.unused.items())),
+            "without": {name: self.without[name] for name in _MAY_LACK},
+            "amplitude_mv": self.amplitude,
             "n_shards": self._shard + 1,
             "index_crc32": file_checksum(self._folder / "index.parquet"),
         }
@@ -230,6 +254,14 @@ class StoreWriter:
             sync_folder(self.path.parent)
         with _naming(self._partial):
             self._remove_partial()
+            rejected_beside(self.path).unlink(missing_ok=True)
+
+    def keep_rejected(self) -> Path:
+        """Write the list of rejected records beside the store's place, where none comes about."""
+        self.commit()
+        file = rejected_beside(self.path)
+        self._write_list(file, "reason", self._rejects())
+        return file
 
     def discard(self) -> None:
         """Remove everything written."""
@@ -241,6 +273,28 @@ class StoreWriter:
         with _naming(self._partial):
             self._remove_partial()
 
+    @property
+    def amplitude(self) -> float | None:
+        """Median of the recordings' amplitudes in millivolts; None where none is known."""
+        if not self._amplitudes:
+            return None
+        last = np.cumsum([count for _, count in sorted(self._amplitudes.items())])
+        return sorted(self._amplitudes)[int(np.searchsorted(last, (last[-1] + 1) // 2))]
+
+    def _count(self, entry: dict[str, Any]) -> None:
+        if "row" not in entry:
+            self.rejected.add(entry["source"], entry["reason"])
+            return
+        row = entry["row"]
+        self.n_imported += 1
+        self.without.update(name for name, column in _MAY_LACK.items() if row[column] in (None, []))
+        for name in dict.fromkeys(entry.get("unused", ())):
+            self.unused[name if name in self.unused or len(self.unused) < _MOST_NAMES else "others"] += 1
+        for warning in entry.get("warnings", ()):
+            self.warnings.add(row["source"], warning)
+        if "amplitude" in entry:
+            self._amplitudes[entry["amplitude"]] += 1
+
     def _note(self, entry: dict[str, Any]) -> None:
         self._pending.append(json.dumps(entry) + "\n")
         idle = self._syncing is None or self._syncing.done()
@@ -250,7 +304,8 @@ class StoreWriter:
     def _resume(self) -> None:
         if not (self._resumes and self._journal_is_good()):
             self.n_imported = self._shard = self._end = 0
-            self.rejected.clear()
+            for counted in (self.rejected, self.warnings, self.without, self.unused, self._amplitudes):
+                counted.clear()
             self._empty_partial()
             self._folder.mkdir()
             settings = self._partial / "settings.json"
@@ -286,9 +341,7 @@ class StoreWriter:
                 if (row["shard"], row["offset"]) not in ((self._shard, self._end), (self._shard + 1, 0)):
                     break  # behind a gap, or twice
                 self._shard, self._end = row["shard"], row["offset"] + N_LEADS * row["n_samples"]
-                self.n_imported += 1
-            else:
-                self.rejected[_kind(entry["reason"])] += 1
+            self._count(entry)
             good += len(line)
         if self._journal_path.exists():
             os.truncate(self._journal_path, good)
@@ -331,19 +384,56 @@ class StoreWriter:
                 index.open("wb") as file,  # closed even where the writer fails to
                 pq.ParquetWriter(file, INDEX_SCHEMA, write_page_checksum=True) as table,
             ):
-                rows = (entry["row"] for _, entry in _journal_entries(self._journal_path) if "row" in entry)
+                rows = self._rows()
                 while group := list(itertools.islice(rows, _ROW_GROUP)):
                     table.write_table(_table(group))
             sync_file(index)
-        rejects = self._folder / "rejected.csv"
-        with _naming(rejects):
-            with rejects.open("w", encoding="utf-8", newline="") as file:
-                rejected = csv.writer(file, lineterminator="\n")
-                rejected.writerow(["source", "reason"])
-                for _, entry in _journal_entries(self._journal_path) if self.n_rejected else ():
-                    if "row" not in entry:
-                        rejected.writerow([entry["source"], entry["reason"]])
-            sync_file(rejects)
+        self._write_list(self._folder / "rejected.csv", "reason", self._rejects())
+        self._write_list(self._folder / "warnings.csv", "warning", self._warned())
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """The index's rows; a recording of unknown patient is given one of its own."""
+        known = self._known_patients()
+        for _, entry in _journal_entries(self._journal_path):
+            if "row" not in entry:
+                continue
+            row = entry["row"]
+            if row["patient_id"] is None:
+                row["patient_id"] = row["record_id"]
+                while _holds(known, row["patient_id"]):
+                    row["patient_id"] += " (patient unknown)"
+            yield row
+
+    def _known_patients(self) -> np.ndarray:
+        """Hashes of the known patients' ids, sorted, 8 bytes each; none where all are known or unknown."""
+        if not 0 < self.without["patient"] < self.n_imported:
+            return np.empty(0, dtype=np.int64)
+        rows = (entry["row"] for _, entry in _journal_entries(self._journal_path) if "row" in entry)
+        ids = (row["patient_id"] for row in rows if row["patient_id"] is not None)
+        return np.unique(np.fromiter(map(hash, ids), dtype=np.int64))
+
+    def _rejects(self) -> Iterator[tuple[str, str]]:
+        for _, entry in _journal_entries(self._journal_path) if self.n_rejected else ():
+            if "row" not in entry:
+                yield entry["source"], entry["reason"]
+
+    def _warned(self) -> Iterator[tuple[str, str]]:
+        for _, entry in _journal_entries(self._journal_path) if self.warnings.kinds else ():
+            for warning in entry.get("warnings", ()):
+                yield entry["row"]["source"], warning
+
+    def _write_list(self, path: Path, what: str, rows: Iterable[tuple[str, str]]) -> None:
+        with _naming(path):
+            with path.open("w", encoding="utf-8", newline="") as file:
+                written = csv.writer(file, lineterminator="\n")
+                written.writerow(["source", what])
+                written.writerows(rows)
+            sync_file(path)
+
+
+def rejected_beside(path: Path) -> Path:
+    """Where the list of rejected records is kept if there is no store at `path` to keep it in."""
+    return path.parent / f"{path.name}.rejected.csv"
 
 
 def finished_store(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -364,7 +454,8 @@ def finished_store(path: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
         raise EcgfastError(f"store: {path} is not empty and no store, want a folder to create")
     found = read_store_json(path)
     made, asked = _leaves(found), _leaves(settings)
-    for name, want in asked.items():
+    steps = {name: None for name in made if name.startswith("preprocessing.")}  # those not asked for, too
+    for name, want in (steps | asked).items():
         if made.get(name) != want:
             raise EcgfastError(
                 f"store: {path} was made with {name} {made.get(name)!r}, asked for is {want!r}: "
@@ -433,12 +524,18 @@ def _journal_entries(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict):
         return False
-    if entry.keys() != {"row"}:
+    if "row" not in entry:
         return entry.keys() == {"source", "reason"} and all(isinstance(v, str) for v in entry.values())
+    if not entry.keys() <= {"row", "warnings", "amplitude", "unused"}:
+        return False
+    texts, amplitude = [entry.get(name, []) for name in ("warnings", "unused")], entry.get("amplitude", 0.0)
+    if not all(isinstance(some, list) and all(isinstance(text, str) for text in some) for some in texts):
+        return False
     row = entry["row"]
     places = ("shard", "offset", "n_samples")
     return (
-        isinstance(row, dict)
+        type(amplitude) is float
+        and isinstance(row, dict)
         and row.keys() == _COLUMNS
         and all(type(row[name]) is int and row[name] >= 0 for name in places)
     )
@@ -470,8 +567,14 @@ def _ends(parts: list[Any]) -> pa.Buffer:
     return pa.py_buffer(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
-def _kind(reason: str) -> str:
-    return reason.partition(":")[0]
+def _holds(hashes: np.ndarray, text: str) -> bool:
+    key = hash(text)
+    at = np.searchsorted(hashes, key)
+    return bool(at < len(hashes) and hashes[at] == key)
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _npy_header(n: int) -> bytes:

@@ -3,7 +3,8 @@
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +12,42 @@ import torch
 from torch import Tensor
 
 from ecgfast.errors import EcgfastError
-from ecgfast.interop.inert_pickle import Inert
+from ecgfast.interop.official_settings import Settings, conv_layers, describe_inputs
 from ecgfast.interop.torch_checkpoint import StoredTensor, TorchCheckpoint
 from ecgfast.nn import Encoder, EncoderConfig
-from ecgfast.nn.pretrained import load_tensors
+from ecgfast.nn.encoder import ENCODER_TYPE
+from ecgfast.nn.pretrained import check_new_folder, load_tensors, write_model
 from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
+from ecgfast.objectives.w2v_cmsc import MODEL_TYPE
 
 _FIRST_CONV = "feature_extractor.conv_layers.0.0.weight"
-_HEADS = ("quantizer.vars", "project_q.weight", "final_proj.weight")
-_MAX_ITEMS, _MAX_TEXT = 1000, 10000  # of a setting
+_SAMPLE_RATE = 500
 
-_RENAMES = [
-    (r"feature_extractor\.conv_layers\.(\d+)\.0\.(weight|bias)", r"stem.convs.\1.\2"),
-    (r"feature_extractor\.conv_layers\.0\.2\.(weight|bias)", r"stem.norm.\1"),
-    (r"layer_norm\.(weight|bias)", r"feature_norm.\1"),
-    (r"post_extract_proj\.(weight|bias)", r"projection.\1"),
-    (r"mask_emb", r"mask_token"),
-    (r"conv_pos\.pos_conv\.0\.bias", r"positional.conv.bias"),
-    (
-        r"conv_pos\.pos_conv\.0\.parametrizations\.weight\.original([01])",
-        r"positional.conv.parametrizations.weight.original\1",
-    ),
-    # What torch's older weight_norm calls the two.
-    (r"conv_pos\.pos_conv\.0\.weight_g", r"positional.conv.parametrizations.weight.original0"),
-    (r"conv_pos\.pos_conv\.0\.weight_v", r"positional.conv.parametrizations.weight.original1"),
-    (r"encoder\.layer_norm\.(weight|bias)", r"transformer.norm.\1"),
-    (
-        r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(weight|bias)",
-        r"transformer.layers.\1.attention.out.\2",
-    ),
-    (
-        r"encoder\.layers\.(\d+)\.self_attn_layer_norm\.(weight|bias)",
-        r"transformer.layers.\1.attention_norm.\2",
-    ),
-    (r"encoder\.layers\.(\d+)\.(fc[12])\.(weight|bias)", r"transformer.layers.\1.\2.\3"),
-    (
-        r"encoder\.layers\.(\d+)\.final_layer_norm\.(weight|bias)",
-        r"transformer.layers.\1.ffn_norm.\2",
-    ),
-]
-_ATTENTION = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
-_HEAD_RENAMES = {
+_MAX_LAYERS = 1000
+_NORMED = "parametrizations.weight.original"
+
+# Official names and ours; {0} is the number of a layer, {1} `weight` or `bias`.
+_NAMES = {
+    "feature_extractor.conv_layers.{0}.0.{1}": "stem.convs.{0}.{1}",
+    "feature_extractor.conv_layers.0.2.{1}": "stem.norm.{1}",
+    "layer_norm.{1}": "feature_norm.{1}",
+    "post_extract_proj.{1}": "projection.{1}",
+    "mask_emb": "mask_token",
+    "conv_pos.pos_conv.0.bias": "positional.conv.bias",
+    # What torch's older weight_norm calls the two, and what the present one does.
+    "conv_pos.pos_conv.0.weight_g": f"positional.conv.{_NORMED}0",
+    "conv_pos.pos_conv.0.weight_v": f"positional.conv.{_NORMED}1",
+    **{f"conv_pos.pos_conv.0.{_NORMED}{i}": f"positional.conv.{_NORMED}{i}" for i in (0, 1)},
+    "encoder.layer_norm.{1}": "transformer.norm.{1}",
+    "encoder.layers.{0}.self_attn.out_proj.{1}": "transformer.layers.{0}.attention.out.{1}",
+    "encoder.layers.{0}.self_attn_layer_norm.{1}": "transformer.layers.{0}.attention_norm.{1}",
+    "encoder.layers.{0}.fc1.{1}": "transformer.layers.{0}.fc1.{1}",
+    "encoder.layers.{0}.fc2.{1}": "transformer.layers.{0}.fc2.{1}",
+    "encoder.layers.{0}.final_layer_norm.{1}": "transformer.layers.{0}.ffn_norm.{1}",
+}
+_ATTENTION = "encoder.layers.{0}.self_attn.{1}_proj.{2}"
+_QKV = "transformer.layers.{0}.attention.qkv.{1}"
+_HEAD_NAMES = {
     "quantizer.weight_proj.weight": "quantizer.projection.weight",
     "quantizer.weight_proj.bias": "quantizer.projection.bias",
     "quantizer.vars": "quantizer.codebook",
@@ -59,23 +55,56 @@ _HEAD_RENAMES = {
 }
 
 
-def convert_fairseq(checkpoint: Path | str, out: Path | str) -> None:
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert_fairseq` made of a checkpoint.
+
+    Attributes:
+        model_type: of the folder written: a whole pre-training model or an encoder.
+        converted: the official names of the tensors that were converted.
+        left_behind: the names of the model's other tensors, such as a fine-tuned head's.
+        dropped: what else the checkpoint holds, such as the optimiser's state.
+        inputs: what its configuration says of the signals it was trained on.
+    """
+
+    model_type: str
+    converted: tuple[str, ...]
+    left_behind: tuple[str, ...]
+    dropped: tuple[str, ...]
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        heads = sum(name in _HEAD_NAMES for name in self.converted)
+        parts = f"{len(self.converted) - heads} tensors of the encoder"
+        if heads:
+            parts += f" and {heads} of the pre-training heads (quantizer, project_q, final_proj)"
+        left = [*_grouped(self.left_behind), *self.dropped]
+        told = ", ".join(f"{name} {_shown(value)}" for name, value in self.inputs.items())
+        return (
+            f"converted {parts}; left behind: {', '.join(left) or 'nothing'}\n"
+            f"its inputs: {told or 'not told'}. Their scaling is yours to match: it is not part of a "
+            "checkpoint (kept in config.json, `origin`)"
+        )
+
+
+def convert_fairseq(checkpoint: Path | str, out: Path | str) -> Conversion:
     """Convert an official checkpoint to a model folder.
 
     A pre-training checkpoint (wav2vec2_cmsc) becomes a `W2VCMSC`; a fine-tuned model that holds the
     encoder becomes an `Encoder`, its task's head left behind. The checkpoint is read as data:
-    nothing in it is imported or called.
+    nothing in it is imported or called. What its configuration says of the inputs (sample rate,
+    normalisation, ...) stands in `config.json` under `origin`; the encoder itself scales nothing.
 
     Args:
         checkpoint: `.pt` file written by the official trainer.
         out: new or empty folder to write `model.safetensors` and `config.json` to.
 
     Raises:
-        EcgfastError: the file is absent, damaged, hostile or of another kind of model, or `out`
-            holds something. Nothing is written then.
+        EcgfastError: the file is absent, damaged, hostile, incomplete, not finite or of another kind
+            of model, or `out` holds something. Nothing is written then.
     """
     out = Path(out)
-    _check_new(out)
+    check_new_folder("out", out)
     with TorchCheckpoint(checkpoint) as opened:
         root = opened.root
         if not isinstance(root, dict) or not isinstance(root.get("model"), dict):
@@ -83,95 +112,64 @@ def convert_fairseq(checkpoint: Path | str, out: Path | str) -> None:
         if root.get("cfg") is None:
             raise EcgfastError(f"{checkpoint}: is no official checkpoint: it holds no 'cfg'")
         model = {name: value for name, value in root["model"].items() if isinstance(name, str)}
-        prefix = _find_encoder(model, checkpoint)
-        pretraining = all(prefix + name in model for name in _HEADS)
-        stored = _select(model, prefix, pretraining, checkpoint)
-        tensors = {name: opened.read(tensor).float() for name, tensor in stored.items()}
-    settings = Settings(root.get("cfg"))
-    try:
-        normalized = settings.get("task", "normalize", False)
-        converted = build_model(tensors, settings, pretraining=pretraining)
-    except EcgfastError as error:
-        raise EcgfastError(f"{checkpoint}: {error}") from None
-    if normalized:
+        settings = Settings(root["cfg"])
+        try:
+            prefix = _find_encoder(model)
+            heads = _find_heads(model, prefix, settings)
+            stored = _select(model, prefix, heads)
+            tensors = {name: opened.read(tensor).float() for name, tensor in stored.items()}
+            _check_finite(tensors, prefix)
+            inputs = describe_inputs(settings)
+            converted = build_model(tensors, settings, pretraining=heads)
+        except EcgfastError as error:
+            # Errors of reading name the file already.
+            text = str(error).removeprefix(f"{checkpoint}: ")
+            raise EcgfastError(f"{checkpoint}: {text}") from None
+    _warn_of_inputs(checkpoint, inputs)
+    model_type = MODEL_TYPE if heads else ENCODER_TYPE
+    origin = {"format": "fairseq-signals", "checkpoint": Path(checkpoint).name, "inputs": inputs}
+    write_model(out, model_type, converted.config.to_dict(), converted, origin=origin)
+    others = [str(name) for name, value in root.items() if name not in ("cfg", "args", "model") and value]
+    kept = {prefix + name for name in stored}
+    return Conversion(
+        model_type,
+        tuple(stored),
+        tuple(name for name in model if name not in kept),
+        tuple(others),
+        inputs,
+    )
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _grouped(names: Iterable[str]) -> list[str]:
+    """The names, those of large modules counted."""
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        modules.setdefault(name.partition(".")[0], []).append(name)
+    return [
+        text
+        for module, some in modules.items()
+        for text in (some if len(some) <= 3 else [f"{module} ({len(some)} tensors)"])
+    ]
+
+
+def _warn_of_inputs(source: Path | str, inputs: Mapping[str, Any]) -> None:
+    if inputs.get("normalize"):
         warnings.warn(
-            f"{checkpoint}: was trained on records of zero mean and unit variance per lead: "
+            f"{source}: was trained on records of zero mean and unit variance per lead: "
             "normalise signals before encoding"
         )
-    converted.save_pretrained(out)
+    if inputs.get("sample_rate", _SAMPLE_RATE) != _SAMPLE_RATE:
+        warnings.warn(
+            f"{source}: was trained on {inputs['sample_rate']} samples per second, stores hold "
+            f"{_SAMPLE_RATE}: resample signals before encoding"
+        )
 
 
-def _check_new(out: Path) -> None:
-    try:
-        if out.is_symlink() and not out.exists():
-            raise EcgfastError(f"out: {out} is a link to nothing, want a new or empty folder")
-        if out.exists() and not out.is_dir():
-            raise EcgfastError(f"out: {out} is there and is no folder, want a new or empty folder")
-        if out.is_dir() and any(out.iterdir()):
-            raise EcgfastError(f"out: {out} is not empty, want a new or empty folder")
-    except OSError as error:
-        raise EcgfastError(f"out: can't look into {out}: {error.strerror}") from None
-
-
-class Settings:
-    """Looks up values of an official configuration: OmegaConf containers held as data, or dicts."""
-
-    def __init__(self, root: Any) -> None:
-        self._root = root
-
-    def get(self, section: str, name: str, default: Any) -> Any:
-        """A scalar or flat list of a section; for `model`, of the pre-training it was made from.
-
-        Raises:
-            EcgfastError: it is anything else, which is not shown: its text could be endless.
-        """
-        root = self._root
-        if section == "model":
-            # A fine-tuned model keeps the configuration of its pre-training in `args`.
-            root = _lookup(self._root, "model", "args") or root
-        value = _lookup(root, section, name)
-        reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-        if reference:
-            value = _lookup(root, *reference[1].split("."))
-        if value is None:
-            return default
-        plain = _plain(value)
-        if plain is None:
-            raise EcgfastError(f"has a {name} that is no number, text or short list of them")
-        return plain
-
-
-def _open(node: Any) -> Any:
-    """What an OmegaConf node holds."""
-    if isinstance(node, Inert) and isinstance(node.state, dict):
-        return node.state.get("_content", node.state.get("_val"))
-    return node
-
-
-def _lookup(node: Any, *path: str) -> Any:
-    for name in path:
-        node = _open(node)
-        node = node.get(name) if isinstance(node, dict) else None
-    return _open(node)
-
-
-def _plain(value: Any) -> Any:
-    """A scalar or a list of scalars; None for what is neither."""
-    if not isinstance(value, list | tuple):
-        return value if _is_scalar(value) else None
-    items = [_open(item) for item in value[:_MAX_ITEMS]]
-    return items if len(value) <= _MAX_ITEMS and all(map(_is_scalar, items)) else None
-
-
-def _is_scalar(value: Any) -> bool:
-    if isinstance(value, str):
-        return len(value) <= _MAX_TEXT
-    if isinstance(value, int):
-        return -(1 << 63) <= value < 1 << 63
-    return isinstance(value, float)
-
-
-def _find_encoder(model: Mapping[str, Any], source: Path | str) -> str:
+def _find_encoder(model: Mapping[str, Any]) -> str:
     """What the encoder's parameter names begin with: nothing, or a fine-tuned model's attribute."""
     found = [
         name.removesuffix(_FIRST_CONV)
@@ -180,28 +178,50 @@ def _find_encoder(model: Mapping[str, Any], source: Path | str) -> str:
     ]
     if len(found) != 1:
         what = "no" if not found else "more than one"
-        raise EcgfastError(f"{source}: is no model of a kind taken: it holds {what} ECG transformer")
+        raise EcgfastError(f"is no model of a kind taken: it holds {what} ECG transformer ({_FIRST_CONV})")
     return found[0]
 
 
-def _select(
-    model: Mapping[str, Any], prefix: str, pretraining: bool, source: Path | str
-) -> dict[str, StoredTensor]:
+def _find_heads(model: Mapping[str, Any], prefix: str, settings: Settings) -> bool:
+    """Whether the model has the heads of pre-training; some of them alone are an error."""
+    missing = [prefix + name for name in _HEAD_NAMES if prefix + name not in model]
+    kind = settings.get("model", "_name", "")
+    pretraining = str(kind).startswith("wav2vec2") and not prefix and not settings.fine_tuned
+    if not missing or (len(missing) == len(_HEAD_NAMES) and not pretraining):
+        return not missing
+    raise EcgfastError(
+        f"is incomplete: it lacks {len(missing)} tensors of the pre-training heads: {_few(missing)}"
+    )
+
+
+def _few(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _select(model: Mapping[str, Any], prefix: str, pretraining: bool) -> dict[str, StoredTensor]:
     """The tensors to convert, by official name; a task's head stays behind."""
     selected = {}
     for name, tensor in model.items():
         inner = name.removeprefix(prefix)
         if not name.startswith(prefix):
             continue
+        if not pretraining and not prefix and _ours(inner) is None and inner not in _HEAD_NAMES:
+            continue  # the head of a model that is its own encoder
         if not (
             isinstance(tensor, StoredTensor)
             and tensor.storage.dtype.is_floating_point
             and math.prod(tensor.shape)
         ):
-            raise EcgfastError(f"{source}: model entry {name} is no float tensor")
-        if pretraining or inner not in _HEAD_RENAMES:
-            selected[inner] = tensor
+            raise EcgfastError(f"model entry {name} is no float tensor")
+        selected[inner] = tensor
     return selected
+
+
+def _check_finite(tensors: Mapping[str, Tensor], prefix: str) -> None:
+    bad = [prefix + name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise EcgfastError(f"holds values that are not finite in {len(bad)} tensors: {_few(bad)}")
 
 
 def build_model(tensors: Mapping[str, Tensor], settings: Settings, *, pretraining: bool) -> W2VCMSC | Encoder:
@@ -211,23 +231,86 @@ def build_model(tensors: Mapping[str, Tensor], settings: Settings, *, pretrainin
         tensors: by their official names, without prefix.
         settings: the official configuration, for what shapes don't tell.
         pretraining: whether the tensors include the heads of pre-training.
+
+    Raises:
+        EcgfastError: a tensor is missing, unknown, or of another shape than the configuration's.
     """
     config = _encoder_config(tensors, settings)
     groups = settings.get("model", "latent_groups", 2)
     if not isinstance(groups, int) or groups < 1:
         raise EcgfastError(f"has latent_groups {groups!r}, takes a positive integer")
-    encoder, heads = rename_tensors(tensors, groups)
-    # Fine-tuned models drop the mask token, which plays no part in encoding.
-    encoder.setdefault("mask_token", torch.zeros(config.width))
     # Without memory until every tensor is known to fit: sizes are those that a file claims.
     with torch.device("meta"):
-        if not pretraining:
-            model, parameters = Encoder(config), encoder
-        else:
+        if pretraining:
             model = W2VCMSC(_pretraining_config(config, tensors, settings, groups))
-            parameters = {**{f"encoder.{k}": v for k, v in encoder.items()}, **heads}
+        else:
+            model = Encoder(config)
+    if not pretraining:
+        # Fine-tuned models drop the mask token, which plays no part in encoding.
+        tensors = {"mask_emb": torch.zeros(config.width), **tensors}
+    _check_complete(tensors, model, settings)
+    encoder, heads = rename_tensors(tensors, groups)
+    parameters = {**{f"encoder.{k}": v for k, v in encoder.items()}, **heads} if pretraining else encoder
     load_tensors(model, parameters, "the model")
     return model.eval()
+
+
+def _pattern(template: str) -> re.Pattern:
+    text = (
+        re.escape(template)
+        .replace(r"\{0\}", r"(?P<layer>\d{1,6})")
+        .replace(r"\{1\}", "(?P<kind>weight|bias)")
+    )
+    return re.compile(text)
+
+
+_PATTERNS = [(_pattern(official), ours) for official, ours in _NAMES.items()]
+_ATTENTION_PATTERN = re.compile(r"encoder\.layers\.(\d{1,6})\.self_attn\.([qkv])_proj\.(weight|bias)")
+
+
+def _ours(name: str) -> str | None:
+    """Our name of an encoder's tensor; for attention that of the three together."""
+    if match := _ATTENTION_PATTERN.fullmatch(name):
+        return _QKV.format(match[1], match[3])
+    for pattern, ours in _PATTERNS:
+        if match := pattern.fullmatch(name):
+            named = match.groupdict()
+            return ours.format(named.get("layer"), named.get("kind"))
+    return None
+
+
+def _official(ours: str, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The official names of an encoder's tensor: one, or for attention three."""
+    if match := re.fullmatch(r"transformer\.layers\.(\d+)\.attention\.qkv\.(weight|bias)", ours):
+        return [_ATTENTION.format(match[1], x, match[2]) for x in "qkv"]
+    found = []
+    for official, template in _NAMES.items():
+        if match := _pattern(template).fullmatch(ours):
+            named = match.groupdict()
+            found.append(official.format(named.get("layer"), named.get("kind")))
+    return [next((name for name in found if name in tensors), found[-1])]
+
+
+def _check_complete(tensors: Mapping[str, Tensor], model: W2VCMSC | Encoder, settings: Settings) -> None:
+    """Refuse missing, unknown and misshapen tensors, by their official names."""
+    pretraining = isinstance(model, W2VCMSC)
+    encoder = model.encoder if pretraining else model
+    wanted = [name for ours in encoder.state_dict() for name in _official(ours, tensors)]
+    wanted += list(_HEAD_NAMES) if pretraining else []
+    told = settings.get("model", "encoder_layers", None)
+    why = f" (encoder_layers is {told})" if told is not None else ""
+    if missing := [name for name in wanted if name not in tensors]:
+        raise EcgfastError(f"is incomplete: it lacks {len(missing)} tensors{why}: {_few(missing)}")
+    if unknown := tensors.keys() - set(wanted):
+        raise EcgfastError(
+            f"holds {len(unknown)} tensors that its model has no place for{why}: {_few(unknown)}"
+        )
+    for ours, value in encoder.state_dict().items():
+        names = _official(ours, tensors)
+        shape = (value.shape[0] // len(names), *value.shape[1:]) if value.ndim else ()
+        for name in names:
+            if tuple(tensors[name].shape) != shape:
+                raise EcgfastError(f"{name} has shape {list(tensors[name].shape)}, takes {list(shape)}")
 
 
 def rename_tensors(tensors: Mapping[str, Tensor], groups: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -235,63 +318,76 @@ def rename_tensors(tensors: Mapping[str, Tensor], groups: int) -> tuple[dict[str
     encoder: dict[str, Tensor] = {}
     heads: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if name in _HEAD_RENAMES:
+        if name in _HEAD_NAMES:
             if name == "quantizer.vars":
-                if tensor.ndim != 3 or tensor.shape[1] % groups:
-                    raise EcgfastError(f"quantizer.vars has shape {list(tensor.shape)}")
                 tensor = tensor.reshape(groups, -1, tensor.shape[-1])
-            heads[_HEAD_RENAMES[name]] = tensor
-        elif match := _ATTENTION.fullmatch(name):
-            layer, _, kind = match.groups()
-            key = f"transformer.layers.{layer}.attention.qkv.{kind}"
+            heads[_HEAD_NAMES[name]] = tensor
+        elif match := _ATTENTION_PATTERN.fullmatch(name):
+            key = _QKV.format(match[1], match[3])
             if key not in encoder:
-                names = [f"encoder.layers.{layer}.self_attn.{x}_proj.{kind}" for x in "qkv"]
+                names = [_ATTENTION.format(match[1], x, match[3]) for x in "qkv"]
                 encoder[key] = torch.cat([_take(tensors, part) for part in names])
         else:
-            encoder[_rename(name)] = tensor
+            ours = _ours(name)
+            if ours is None:
+                raise EcgfastError(f"is no model of a kind taken: it holds a parameter {name}")
+            encoder[ours] = tensor
     return encoder, heads
-
-
-def _rename(name: str) -> str:
-    for pattern, ours in _RENAMES:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(ours)
-    raise EcgfastError(f"is no model of a kind taken: it holds a parameter {name}")
 
 
 def _take(tensors: Mapping[str, Tensor], name: str, ndim: int | None = None) -> Tensor:
     if name not in tensors:
-        raise EcgfastError(f"is no model of a kind taken: it lacks {name}")
+        raise EcgfastError(f"is incomplete: it lacks {name}")
     if ndim is not None and tensors[name].ndim != ndim:
         raise EcgfastError(f"{name} has shape {list(tensors[name].shape)}, takes {ndim} dimensions")
     return tensors[name]
 
 
 def _encoder_config(tensors: Mapping[str, Tensor], settings: Settings) -> EncoderConfig:
-    """Sizes from the tensors; from the configuration what their shapes don't tell."""
+    """Sizes from the tensors, which must be the configuration's; from it what they don't tell."""
     mode = settings.get("model", "extractor_mode", "default")
     if mode != "default":
         raise EcgfastError(f"has extractor_mode {mode!r}, takes 'default'")
-    for channels, kernel, stride in _conv_layers(settings):
+    convs = conv_layers(settings)
+    stem_layers = len(convs) if convs is not None else _count("feature_extractor.conv_layers.", tensors)
+    if stem_layers > _MAX_LAYERS:
+        raise EcgfastError(f"has {stem_layers} convolutions, takes {_MAX_LAYERS} at most")
+    for channels, kernel, stride in convs or []:
         if (kernel, stride) != (2, 2):
             raise EcgfastError(f"has a convolution ({channels}, {kernel}, {stride}), takes 2, 2")
     conv = _take(tensors, _FIRST_CONV, 3)
     if conv.shape[1] != 12:
         raise EcgfastError(f"has {conv.shape[1]} input leads, takes the 12 standard ones")
-    conv_names = r"feature_extractor\.conv_layers\.(\d+)\.0\.weight"
-    layer_names = r"encoder\.layers\.(\d+)\.fc1\.weight"
     position = [n for n in tensors if n.endswith((".weight.original1", ".weight_v"))]
     if len(position) != 1:
-        raise EcgfastError("is no model of a kind taken: it has no convolutional position")
+        raise EcgfastError("is incomplete: it lacks the weight of the convolutional position (conv_pos)")
     width, per_group, conv_pos = _take(tensors, position[0], 3).shape
-    layers = _count(layer_names, tensors)
-    ffn = _take(tensors, "encoder.layers.0.fc1.weight", 2).shape[0] if layers else 1
+    layers = _count("encoder.layers.", tensors)
+    n_layers = settings.get("model", "encoder_layers", layers)
+    if not isinstance(n_layers, int) or not 0 <= n_layers <= _MAX_LAYERS or layers > _MAX_LAYERS:
+        raise EcgfastError(f"has encoder_layers {n_layers!r}, takes an integer from 0 to {_MAX_LAYERS}")
+    first = "encoder.layers.0.fc1.weight"
+    ffn = _take(tensors, first, 2).shape[0] if layers else 1
+    _check_told(
+        settings,
+        [
+            ("in_d", conv.shape[1], _FIRST_CONV),
+            ("encoder_embed_dim", width, position[0]),
+            ("conv_pos", conv_pos, position[0]),
+            ("conv_pos_groups", width // max(per_group, 1), position[0]),
+            *([("encoder_ffn_embed_dim", ffn, first)] if layers else []),
+        ],
+    )
+    if convs is not None and convs[0][0] != conv.shape[0]:
+        raise EcgfastError(
+            f"{_FIRST_CONV} has {conv.shape[0]} channels, its configuration says {convs[0][0]}"
+        )
     return EncoderConfig(
         stem_channels=conv.shape[0],
-        stem_layers=_count(conv_names, tensors),
-        stem_bias="feature_extractor.conv_layers.0.0.bias" in tensors,
+        stem_layers=stem_layers,
+        stem_bias=settings.get("model", "conv_bias", "feature_extractor.conv_layers.0.0.bias" in tensors),
         width=width,
-        layers=layers,
+        layers=n_layers,
         heads=settings.get("model", "encoder_attention_heads", 12),
         ffn=ffn,
         norm_first=settings.get("model", "layer_norm_first", False),
@@ -303,13 +399,37 @@ def _encoder_config(tensors: Mapping[str, Tensor], settings: Settings) -> Encode
         layer_drop=settings.get("model", "encoder_layerdrop", 0.0),
         feature_grad_mult=settings.get("model", "feature_grad_mult", 1.0),
         dropout_input=settings.get("model", "dropout_input", 0.0),
+        norm_padding=True,
     )
+
+
+def _check_told(settings: Settings, found: list[tuple[str, int, str]]) -> None:
+    """Refuse a size that isn't the configuration's."""
+    for name, value, tensor in found:
+        told = settings.get("model", name, value)
+        if told != value:
+            raise EcgfastError(f"has {name} {told} in its configuration, but {value} in {tensor}")
 
 
 def _pretraining_config(
     encoder: EncoderConfig, tensors: Mapping[str, Tensor], settings: Settings, groups: int
 ) -> W2VCMSCConfig:
     final_dim, latent_dim = _take(tensors, "project_q.weight", 2).shape
+    codebook = _take(tensors, "quantizer.vars", 3)
+    if codebook.shape[1] % groups or latent_dim % groups:
+        shapes = f"{list(codebook.shape)}, project_q.weight {[final_dim, latent_dim]}"
+        raise EcgfastError(f"quantizer.vars has shape {shapes}: not for {groups} groups (latent_groups)")
+    entries = codebook.shape[1] // groups
+    told = {name: settings.get("model", name, 0) for name in ("final_dim", "latent_dim")}
+    final = told["final_dim"] or final_dim
+    _check_told(settings, [("latent_vars", entries, "quantizer.vars")])
+    for name, value, want in (
+        ("final_dim", final_dim, final),
+        ("latent_dim", latent_dim, told["latent_dim"]),
+    ):
+        # 0 stands for another width.
+        if want and value != want:
+            raise EcgfastError(f"has {name} {want} in its configuration, but {value} in project_q.weight")
     weights = settings.get("criterion", "loss_weights", [0.1, 10.0])
     if not isinstance(weights, list) or len(weights) != 2:
         raise EcgfastError(f"has loss_weights {weights}, takes two")
@@ -320,7 +440,7 @@ def _pretraining_config(
         encoder=encoder,
         final_dim=final_dim,
         groups=groups,
-        entries=_take(tensors, "quantizer.vars", 3).shape[1] // groups,
+        entries=entries,
         latent_dim=latent_dim,
         n_negatives=settings.get("model", "num_negatives", 100),
         mask_prob=settings.get("model", "mask_prob", 0.65),
@@ -334,17 +454,7 @@ def _pretraining_config(
     )
 
 
-def _count(pattern: str, names: Mapping[str, Any]) -> int:
-    return sum(re.fullmatch(pattern, name) is not None for name in names)
-
-
-def _conv_layers(settings: Settings) -> Iterator[tuple[int, ...]]:
-    """The convolutions in a text such as "[(256, 2, 2)] * 4", which is searched, not evaluated."""
-    text = settings.get("model", "conv_feature_layers", "[(256, 2, 2)] * 4")
-    triple = r"\(\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,?\s*\)"
-    if not isinstance(text, str):
-        raise EcgfastError("has conv_feature_layers of a strange form")
-    if re.sub(triple, "", text).strip(" []*+,0123456789"):
-        raise EcgfastError(f"has conv_feature_layers {text[:60]!r}, takes [(channels, 2, 2)] * layers")
-    for match in re.finditer(triple, text):
-        yield tuple(map(int, match.groups()))
+def _count(start: str, names: Iterable[str]) -> int:
+    """One more than the largest number after `start`."""
+    numbers = [re.match(re.escape(start) + r"(\d{1,6})\.", name) for name in names]
+    return max((int(match[1]) + 1 for match in numbers if match), default=0)

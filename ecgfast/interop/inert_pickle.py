@@ -8,7 +8,7 @@ outside a short list end the reading all the same, so a hostile file is told fro
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ecgfast.errors import EcgfastError
 
@@ -33,34 +33,50 @@ class Inert:
     contents: list = field(default_factory=list)
 
 
-_MAPPINGS = ("dict", "OrderedDict", "defaultdict")
+_MAPPINGS = ("dict", "OrderedDict", "defaultdict", "Counter")
 _BUILTINS = (
-    "dict",
-    "list",
-    "set",
-    "tuple",
-    "frozenset",
-    "bool",
-    "int",
-    "float",
-    "str",
-    "bytes",
-    "object",
+    *("dict", "list", "set", "tuple", "frozenset", "bool", "int", "float", "complex", "str", "bytes"),
+    *("bytearray", "range", "slice", "object", "type"),
+    # What protocols 0 to 2 call `int`, `str` and `range`.
+    *("long", "unicode", "xrange"),
 )
+_DTYPES = (
+    *("bool", "uint8", "int8", "int16", "int32", "int64"),
+    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+)
+_ARRAYS = ("scalar", "_reconstruct")
+# Names of plain data, and of how types are written: `List[int]` is a call of `getitem`.
 _NAMES = {
-    "collections": ("OrderedDict", "defaultdict"),
+    "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
     "builtins": _BUILTINS,
     "__builtin__": _BUILTINS,
     "argparse": ("Namespace",),
+    "copyreg": ("_reconstructor",),
+    "copy_reg": ("_reconstructor",),
+    "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
+    "types": ("GenericAlias", "NoneType", "SimpleNamespace", "UnionType"),
+    "operator": ("getitem", "or_"),
+    "_operator": ("getitem", "or_"),
     "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
-    "numpy": ("dtype", "ndarray"),
-    "numpy.core.multiarray": ("scalar", "_reconstruct"),
-    "numpy._core.multiarray": ("scalar", "_reconstruct"),
+    "pathlib._local": ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
+    "numpy": ("dtype", "ndarray", "bool_", *_DTYPES),
+    "numpy.core.multiarray": _ARRAYS,
+    "numpy._core.multiarray": _ARRAYS,
+    "numpy.core.numeric": ("_frombuffer",),
+    "numpy._core.numeric": ("_frombuffer",),
     "_codecs": ("encode",),
-    "torch": ("device", "Size"),
-    "torch._utils": ("_rebuild_tensor_v2", "_rebuild_parameter"),
+    "torch": ("device", "Size", *_DTYPES),
+    "torch.nn.parameter": ("Parameter",),
+    "torch.storage": ("UntypedStorage", "_UntypedStorage"),
+    "torch._tensor": ("_rebuild_from_type_v2",),
+    "torch._utils": (
+        *("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter"),
+        *("_rebuild_parameter_with_state", "_rebuild_sparse_tensor"),
+    ),
 }
-_PACKAGES = ("omegaconf", "typing", "enum", "fairseq_signals")
+_PACKAGES = ("omegaconf", "typing", "enum", "fairseq_signals", "fairseq_cli")
+# How Python 3.11 writes a member of an enumeration: getattr(class, name).
+_GETATTR = (("builtins", "getattr"), ("__builtin__", "getattr"))
 
 _MARK = object()
 
@@ -69,7 +85,8 @@ class InertUnpickler:
     """Runs a pickle's instructions on plain data.
 
     Args:
-        rebuild: called for a reduced global of torch (name, arguments); returns what stands for it.
+        rebuild: called for a reduced global of `torch._utils` (name, arguments); returns what stands
+            for it.
         persistent: called with a persistent id; returns what stands for it.
         storages: names of module `torch` to take besides, its storage classes.
     """
@@ -86,8 +103,8 @@ class InertUnpickler:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
-    def load(self, data: bytes) -> Any:
-        """The object that the pickle describes.
+    def load(self, data: bytes | BinaryIO) -> Any:
+        """The object that the pickle describes; a file stands behind it afterwards.
 
         Raises:
             EcgfastError: it refers to a name that is not taken.
@@ -161,6 +178,9 @@ class InertUnpickler:
         self._stack.append({})
         self._update(items)
 
+    def _frozenset(self, _: None) -> None:
+        self._stack.append(self._pop_mark())
+
     def _append(self, _: None) -> None:
         item = self._stack.pop()
         self._extend([item])
@@ -205,9 +225,9 @@ class InertUnpickler:
     def _push_global(self, module: str, name: str) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name that is no text")
-        known = name in _NAMES.get(module, ()) or module.partition(".")[0] in _PACKAGES
+        known = name in _NAMES.get(module, ()) or _is_of_packages(module) or (module, name) in _GETATTR
         if not known and not (module == "torch" and name in self._storages):
-            raise EcgfastError(f"refers to {module}.{name}, which a checkpoint has no use for")
+            raise _refused(Global(module, name))
         self._stack.append(Global(module, name))
 
     def _reduce(self, _: None) -> None:
@@ -223,11 +243,19 @@ class InertUnpickler:
         self._reduce(None)
 
     def _make(self, kind: Global, args: tuple) -> Any:
+        if kind in _GETATTR:
+            return _enum_member(kind, args)
+        if kind.module == "torch._tensor" and len(args) >= 3:  # of the function, the class, its arguments
+            kind, _, args = args[:3]
+            if not isinstance(kind, Global) or not isinstance(args, tuple):
+                raise TypeError("a tensor of a strange class")
         if kind.module == "torch._utils":
             return self._rebuild(kind.name, args)
-        if kind.name in _MAPPINGS and kind.module not in _PACKAGES:
+        if kind.name in _MAPPINGS and not _is_of_packages(kind.module):
             pairs = args[0] if args and isinstance(args[0], list) else []
             return dict(_with_plain_keys(pairs))
+        if kind.name == "_reconstructor" and args and isinstance(args[0], Global):
+            return Inert(args[0], ())
         return Inert(kind, args)
 
     def _build(self, _: None) -> None:
@@ -239,6 +267,20 @@ class InertUnpickler:
 
     def _binpersid(self, _: None) -> None:
         self._stack.append(self._persistent(self._stack.pop()))
+
+
+def _is_of_packages(module: str) -> bool:
+    return module.partition(".")[0] in _PACKAGES
+
+
+def _refused(name: Global) -> EcgfastError:
+    return EcgfastError(f"refers to {name}, which a checkpoint has no use for")
+
+
+def _enum_member(kind: Global, args: tuple) -> Inert:
+    if len(args) != 2 or not isinstance(args[0], Global) or not _is_of_packages(args[0].module):
+        raise _refused(kind)
+    return Inert(args[0], args[1:])
 
 
 def _with_plain_keys(pairs: list[Any]) -> list[Any]:
@@ -262,5 +304,5 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 _LITERALS = (
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 )

@@ -1,11 +1,12 @@
 """Model folders in the Hugging Face layout: `model.safetensors` and `config.json`."""
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -15,26 +16,72 @@ from ecgfast.errors import EcgfastError
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+DIGEST = "weights_sha256"
+ORIGIN = "origin"
+_NOT_OF_THE_MODEL = (DIGEST, ORIGIN)
 
 
-def write_model(folder: Path | str, model_type: str, config: Mapping[str, Any], module: nn.Module) -> None:
+def file_digest(file: Path | str | BinaryIO) -> str:
+    """SHA-256 of a file, or of what is left of an open one, in hexadecimal."""
+    if isinstance(file, str | Path):
+        with open(file, "rb") as opened:
+            return file_digest(opened)
+    digest = hashlib.sha256()
+    while part := file.read(1 << 20):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def check_new_folder(argument: str, folder: Path) -> None:
+    """Raise `EcgfastError` unless the folder is empty or does not exist."""
+    wants = "want a new or empty folder"
+    try:
+        if folder.is_symlink() and not folder.exists():
+            raise EcgfastError(f"{argument}: {folder} is a link to nothing, {wants}")
+        if folder.exists() and not folder.is_dir():
+            raise EcgfastError(f"{argument}: {folder} is there and is no folder, {wants}")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise EcgfastError(f"{argument}: {folder} is not empty, {wants}")
+    except OSError as error:
+        raise EcgfastError(f"{argument}: can't look into {folder}: {error.strerror}") from None
+
+
+def write_model(
+    folder: Path | str,
+    model_type: str,
+    config: Mapping[str, Any],
+    module: nn.Module,
+    *,
+    origin: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model folder; what was there before stays whole until both files are complete.
+
+    Args:
+        folder: made if need be.
+        model_type: kind of the model, for `config.json`.
+        config: its configuration.
+        module: its parameters.
+        origin: where it is from, kept in `config.json` for people.
 
     Raises:
         EcgfastError: the folder cannot be made or written.
     """
     folder = Path(folder)
     tensors = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
-    text = json.dumps({"model_type": model_type, **config}, indent=2) + "\n"
+    content = {"model_type": model_type, **config, **({ORIGIN: origin} if origin else {})}
     fresh = not folder.exists()
     written: dict[str, str] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_beside(folder, WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}), written)
-        _write_beside(folder, CONFIG, lambda path: Path(path).write_text(text), written)
-        for name in (WEIGHTS, CONFIG):
-            os.replace(written[name], folder / name)
-            del written[name]
+        digest = file_digest(written[WEIGHTS])
+        if (folder / WEIGHTS).is_file():
+            # Until the new weights are in place the old ones must be readable too: a process may die here.
+            both = [digest, file_digest(folder / WEIGHTS)]
+            _replace_config(folder, content | {DIGEST: both}, written)
+        os.replace(written[WEIGHTS], folder / WEIGHTS)
+        del written[WEIGHTS]
+        _replace_config(folder, content | {DIGEST: digest}, written)
     except (OSError, SafetensorError) as error:
         raise EcgfastError(f"{folder}: cannot be written: {error}") from None
     finally:
@@ -42,6 +89,13 @@ def write_model(folder: Path | str, model_type: str, config: Mapping[str, Any], 
             Path(path).unlink(missing_ok=True)
         if fresh and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _replace_config(folder: Path, content: Mapping[str, Any], written: dict[str, str]) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    _write_beside(folder, CONFIG, lambda path: Path(path).write_text(text), written)
+    os.replace(written[CONFIG], folder / CONFIG)
+    del written[CONFIG]
 
 
 def _write_beside(folder: Path, name: str, write: Callable[[str], Any], written: dict[str, str]) -> None:
@@ -61,7 +115,8 @@ def read_model(folder: Path | str) -> tuple[str, dict[str, Any], dict[str, Tenso
     """The model type, configuration and tensors of a model folder. Nothing in it is executed.
 
     Raises:
-        EcgfastError: the folder is absent or is not a model folder.
+        EcgfastError: the folder is absent, is not a model folder, or its weights are not those that
+            `config.json` was written with.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -76,15 +131,39 @@ def read_model(folder: Path | str) -> tuple[str, dict[str, Any], dict[str, Tenso
     model_type = config.pop("model_type", None) if isinstance(config, dict) else None
     if not isinstance(model_type, str):
         raise EcgfastError(f"{folder / CONFIG}: has no model_type")
+    told = config.get(DIGEST)
+    config = {name: value for name, value in config.items() if name not in _NOT_OF_THE_MODEL}
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise EcgfastError(f"{folder / WEIGHTS}: is not a safetensors file: {error}") from None
+    if told is not None:  # there were no digests at first
+        _check_digest(folder, told)
     return model_type, config, tensors
 
 
-def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """Load tensors that must be exactly the module's own; the module may be on the meta device.
+def _check_digest(folder: Path, told: Any) -> None:
+    try:
+        digest = file_digest(folder / WEIGHTS)
+    except OSError as error:
+        raise EcgfastError(f"{folder / WEIGHTS}: can't be read: {error.strerror}") from None
+    if digest not in (told if isinstance(told, list) else [told]):
+        raise EcgfastError(
+            f"{folder / WEIGHTS}: is damaged or was replaced: its SHA-256 is not the one in {CONFIG}; "
+            f"if you replaced it on purpose, take {DIGEST} out of {CONFIG}"
+        )
+
+
+def load_tensors(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str, *, assign: bool = True
+) -> None:
+    """Load tensors that must be exactly the module's own.
+
+    Args:
+        module: it may be on the meta device where its parameters are to be replaced.
+        tensors: by the module's names.
+        source: where they are from, for messages.
+        assign: replace the module's parameters; otherwise copy into them, on their device.
 
     Raises:
         EcgfastError: a tensor is missing, unknown, or of another shape.
@@ -103,4 +182,4 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path 
             got, takes = tuple(tensors[name].shape), tuple(value.shape)
             raise EcgfastError(f"{source}: {name} has shape {got}, the model takes {takes}")
     copies = {k: tensors[k].to(v.dtype, copy=True) for k, v in own.items()}
-    module.load_state_dict(copies, assign=True)
+    module.load_state_dict(copies, assign=assign)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from ecgfast import ops
 from ecgfast.errors import EcgfastError
@@ -25,6 +26,9 @@ class QuantizerOutput(NamedTuple):
     mean_probs: Tensor
     usage: Tensor
     logits: Tensor
+
+
+_register_namedtuple(QuantizerOutput, serialized_type_name="ecgfast.nn.QuantizerOutput")
 
 
 def perplexity(probs: Tensor) -> Tensor:

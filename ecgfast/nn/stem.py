@@ -1,34 +1,46 @@
 """From samples to features: strided convolutions, each token from its own samples alone."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ecgfast import ops
+from ecgfast.ops._dispatch import differentiated
 
 
 class _ScaleGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
+    def forward(x: Tensor, factor: float) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.factor, None
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """`x` itself, with the gradient into it multiplied by `factor`."""
-    return x if factor == 1 else _ScaleGradient.apply(x, factor)
+    if factor == 1:
+        return x
+    if differentiated():
+        # The function has no forward-mode derivative: torch.compile takes none that has its own.
+        return factor * x + ((1 - factor) * x).detach()
+    return _ScaleGradient.apply(x, factor)
 
 
 class Stem(nn.Module):
     """`layers` x (Conv1d kernel 2, stride 2; GroupNorm over time after the first; GELU).
 
-    The group normalisation has one group per channel and its statistics are over the whole segment,
-    padding included, as in the official implementation.
+    The group normalisation has one group per channel and its statistics are over the whole segment, or
+    over the samples before its length where lengths are given.
     """
 
     def __init__(self, n_leads: int, channels: int, layers: int, *, bias: bool = False) -> None:
@@ -42,7 +54,11 @@ class Stem(nn.Module):
             nn.init.kaiming_normal_(conv.weight)
 
     def forward(
-        self, signal: Tensor, keep: Tensor | None = None, channels: Sequence[int] | None = None
+        self,
+        signal: Tensor,
+        keep: Tensor | None = None,
+        channels: Sequence[int] | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Tokens [B, N, C] of the last GELU.
 
@@ -51,6 +67,8 @@ class Stem(nn.Module):
             keep: [B, L] bool, leads to keep; None keeps all.
             channels: input channel of each of the L leads; None: they are all, in order. An absent
                 lead contributes what a lead of zeros would: nothing.
+            lengths: [B] integer, samples of each segment: the first of its tokens are those of the
+                segment cut to its length. None: all T.
         """
         weights = [conv.weight for conv in self.convs]
         if channels is not None:
@@ -65,4 +83,5 @@ class Stem(nn.Module):
             self.norm.bias,
             biases=biases,
             eps=self.norm.eps,
+            lengths=lengths,
         )

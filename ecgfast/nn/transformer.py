@@ -1,10 +1,14 @@
 """Transformer encoder, normalising after (the paper's) or before each sublayer."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ecgfast.nn.config import EncoderConfig
+from ecgfast.ops._dispatch import differentiated
 
 
 class SelfAttention(nn.Module):
@@ -23,7 +27,9 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x).view(batch, n, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(query, key, value, attend, dropout)
+        # The fused kernels have neither forward-mode derivatives nor second ones.
+        with sdpa_kernel(SDPBackend.MATH) if differentiated() else nullcontext():
+            y = F.scaled_dot_product_attention(query, key, value, attend, dropout)
         return self.out(y.transpose(1, 2).reshape(batch, n, width))
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.utils._pytree import _register_namedtuple
 from typing_extensions import Self
 
 from ecgfast import ops
@@ -27,6 +28,7 @@ from ecgfast.nn.config import (
 from ecgfast.nn.encoder import Encoder, EncoderOutput, mean_tokens
 from ecgfast.nn.pretrained import load_tensors, read_model, write_model
 from ecgfast.nn.quantizer import Quantizer, QuantizerOutput, perplexity
+from ecgfast.ops._dispatch import INTS, scalar
 
 MODEL_TYPE = "ecgfast_w2v_cmsc"
 
@@ -154,6 +156,8 @@ class PretrainOutput(NamedTuple):
         prob_perplexity: 0-dim, the same of the mean softmax.
         temperature: 0-dim, of the Gumbel-softmax.
         intermediates: None unless asked for.
+        n_strict: 0-dim, masked tokens whose own target is nearer than every negative, of which there
+            is one at least: with collapsed targets `n_correct` counts all tokens, this one none.
     """
 
     loss: Tensor
@@ -167,6 +171,11 @@ class PretrainOutput(NamedTuple):
     prob_perplexity: Tensor
     temperature: Tensor
     intermediates: Intermediates | None = None
+    n_strict: Tensor | None = None
+
+
+for _kind in (Intermediates, PretrainOutput):
+    _register_namedtuple(_kind, serialized_type_name=f"ecgfast.objectives.{_kind.__name__}")
 
 
 def gumbel_temperature(schedule: tuple[float, float, float], rng: Tensor) -> Tensor:
@@ -185,6 +194,25 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """X in float32, or as it is in float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@torch.no_grad()
+def _ties_or_stands_alone(loss: Tensor, quantized: QuantizerOutput) -> Tensor:
+    """Masked tokens that can't be told from a negative, or that no negative counts against: bool [B, M].
+
+    `loss` [B, M] is 0 where all negatives of a token have its codes, which excludes them. A tie is a
+    token of the segment with other codes but the same vector, which a codebook of equal entries makes;
+    their projections differ by rounding, so the vectors before it are compared.
+    """
+    vectors, entries = wide(quantized.quantized), quantized.usage.shape[1]
+    # Equal vectors have equal sums; other ones practically never.
+    weights = torch.sin(torch.arange(1, vectors.shape[-1] + 1, device=loss.device) ** 2 * 0.7)
+    sums = (vectors * weights).sum(-1)
+    code = quantized.codes[..., 0].long()
+    for group in range(1, quantized.codes.shape[-1]):
+        code = code * entries + quantized.codes[..., group]
+    ties = (sums[:, :, None] == sums[:, None]) & (code[:, :, None] != code[:, None])
+    return ties.any(-1) | (loss == 0)
 
 
 class W2VCMSC(nn.Module):
@@ -224,8 +252,8 @@ class W2VCMSC(nn.Module):
         Args:
             signal: [2P, L, T], float millivolts or int16 microvolts: rows 0..P-1 are the first
                 segments of pairs, rows P..2P-1 the second.
-            groups: [2P] int64, patient numbers: segments of one patient are positives.
-            sample_ids: [2P] int64, a number for each segment that its random choices follow from.
+            groups: [2P] integer, patient numbers: segments of one patient are positives.
+            sample_ids: [2P] integer, a number for each segment that its random choices follow from.
             rng: [2] int64 of seed and step, on the signal's device (`ecgfast.ops.make_rng`).
             lengths: [2P] integer, samples of each segment before padding; None: all T.
             leads: names of the L leads; None: the encoder's own.
@@ -246,7 +274,8 @@ class W2VCMSC(nn.Module):
         _check_step(signal, rng, segment, temperature)
         if temperature is None:
             temperature = gumbel_temperature(config.temperature, rng)
-        temperature = torch.as_tensor(temperature, device=signal.device)
+        elif not isinstance(temperature, Tensor):
+            temperature = scalar(temperature, torch.float32, signal.device)
 
         keep = self._lead_keep(signal, sample_ids, rng, draws)
         index, mask = self._span_mask(signal, sample_ids, rng, lengths, draws)
@@ -295,6 +324,7 @@ class W2VCMSC(nn.Module):
             prob_perplexity,
             temperature,
             details,
+            (correct & ~_ties_or_stands_alone(local, quantized)).sum(),
         )
 
     def _lead_keep(self, signal: Tensor, sample_ids: Tensor, rng: Tensor, draws: Draws) -> Tensor | None:
@@ -382,7 +412,7 @@ def _check_batch(signal: Tensor, groups: Tensor, sample_ids: Tensor, config: Enc
     if batch % 2:
         raise EcgfastError(f"signal: takes pairs of segments, got {batch} segments")
     for name, x in (("groups", groups), ("sample_ids", sample_ids)):
-        if tuple(x.shape) != (batch,) or x.dtype != torch.int64:
+        if tuple(x.shape) != (batch,) or x.dtype not in INTS:
             got = f"{list(x.shape)} {x.dtype}"
             raise EcgfastError(f"{name}: takes [{batch}] torch.int64, got {got}")
         if x.device != signal.device:

@@ -1,6 +1,7 @@
 """The fused ops, each with its plain PyTorch reference beside it (``<name>_reference``)."""
 
 from ecgfast.ops._dispatch import use_reference
+from ecgfast.ops._flops import register_flops
 from ecgfast.ops.gather_segments import gather_segments, gather_segments_reference
 from ecgfast.ops.global_contrastive import global_contrastive, global_contrastive_reference
 from ecgfast.ops.gumbel_quantize import draw_gumbel, gumbel_quantize, gumbel_quantize_reference
@@ -39,3 +40,5 @@ __all__ = [
     "span_mask_reference",
     "use_reference",
 ]
+
+register_flops()

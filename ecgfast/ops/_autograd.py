@@ -1,9 +1,50 @@
-"""Gradients of the ops: for the compiler through the registered op, and by a shorter way for eager calls."""
+"""Gradients of the ops: for the compiler through the registered op, and by a shorter way for eager calls.
+
+``torch.vmap`` runs an op once per example. Transforms that differentiate, such as ``torch.func.grad``, never
+get here: ``_dispatch.fused`` sends them to the reference.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether the backward pass may run, so that the forward pass has to keep what it needs."""
+    if not torch.is_grad_enabled():
+        return False
+    if any(t is not None and t.requires_grad for t in tensors):
+        return True
+    # A tensor that vmap hands on does not say whether the batch that it is of requires a gradient.
+    return torch._C._are_functorch_transforms_active()
+
+
+def register_vmap(op: str) -> None:
+    """Let ``torch.vmap`` run ``torch.ops.ecgfast.<op>`` once per example and stack the results."""
+    kernel = getattr(torch.ops.ecgfast, op).default
+
+    def example(value: Any, dim: Any, i: int) -> Any:
+        if isinstance(value, list | tuple):
+            return [example(v, d, i) for v, d in zip(value, dim, strict=True)]
+        return value if dim is None else value.select(dim, i)
+
+    def loop(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Any, Any]:
+        calls = [
+            kernel(*(example(v, d, i) for v, d in zip(inputs, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(calls[0], Tensor):
+            return torch.stack(calls), 0
+        stacked = [torch.stack(outputs) for outputs in zip(*calls, strict=True)]
+        return (
+            (stacked, [0] * len(stacked))
+            if isinstance(calls[0], list)
+            else (tuple(stacked), (0,) * len(stacked))
+        )
+
+    torch.library.register_vmap(f"ecgfast::{op}", loop)
 
 
 def _refuse_second_derivative(op: str) -> None:
@@ -21,6 +62,8 @@ def register_gradient(op: str, setup: Callable[..., None], backward: Callable[..
     """Register the backward pass of ``torch.ops.ecgfast.<op>``."""
     torch.library.register_autograd(f"ecgfast::{op}", backward, setup_context=setup)
     _refuse_second_derivative(op)
+    register_vmap(op)
+    register_vmap(f"{op}_backward")
 
 
 def eager_call(op: str, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,15 +1,21 @@
 """Which implementation a public op runs, and the checks that all ops share."""
 
+import numbers
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ecgfast import _build
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+# Python's numbers, and what stands for them in a trace.
+_INTEGER = (int, torch.SymInt)
+_REAL = (float, torch.SymFloat, *_INTEGER)
 
 
 def _initial() -> bool:
@@ -36,11 +42,34 @@ def use_reference(enabled: bool = True) -> Iterator[None]:
         _reference = previous
 
 
+def _transforms_differentiate() -> bool:
+    transform = torch._C._functorch.TransformType
+    stack = torch._C._functorch.get_interpreter_stack()
+    return any(level.key() in (transform.Grad, transform.Jvp) for level in stack)
+
+
+# As torch.compiler.assume_constant_result does, without importing the compiler, which guards both.
+_transforms_differentiate._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def differentiated() -> bool:
+    """Whether a transform of ``torch.func`` that differentiates, or forward-mode AD, is active."""
+    if torch._C._are_functorch_transforms_active():
+        return _transforms_differentiate()
+    return forward_ad._current_level >= 0
+
+
 def fused(op: str, tensor: Tensor) -> bool:
-    """Whether ``op`` runs its kernel on this tensor's device; fp64 has kernels on the CPU alone."""
-    if _reference or (tensor.is_cuda and tensor.dtype == torch.float64):
+    """Whether ``op`` runs its kernel on this tensor's device; fp64 has kernels on the CPU alone.
+
+    The kernels know reverse-mode gradients of plain tensors alone, so that the reference runs inside
+    ``torch.func.grad``, ``jvp`` and their like. What is no tensor goes there too, to be refused.
+    """
+    if _reference or differentiated() or not isinstance(tensor, Tensor):
         return False
-    return _build.has_kernel(op, tensor.device.type)
+    return not (tensor.is_cuda and tensor.dtype == torch.float64) and _build.has_kernel(
+        op, tensor.device.type
+    )
 
 
 def _tf32_allowed() -> bool:
@@ -60,17 +89,90 @@ def tf32(tensor: Tensor) -> bool:
     return tensor.is_cuda and tensor.dtype == torch.float32 and _tf32_allowed()
 
 
-def check(condition: bool, op: str, message: str) -> None:
-    """Raise ``ValueError("op: message")`` unless the condition holds."""
+def check(condition: bool, op: str, message: str, *values: object) -> None:
+    """Raise ``ValueError("op: message")`` unless the condition holds.
+
+    The values go into the message by ``str.format`` where the check fails, and not before: they may be
+    symbolic under ``torch.compile``, which traces no text made of them.
+    """
     if not condition:
-        raise ValueError(f"{op}: {message}")
+        raise ValueError(f"{op}: {message.format(*values)}" if values else f"{op}: {message}")
 
 
-def describe(t: object) -> str:
-    """A tensor's shape, dtype and device in a few words, for error messages."""
-    if not isinstance(t, Tensor):
-        return type(t).__name__
-    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}"
+def describe(value: object) -> str:
+    """A tensor's shape, dtype and device, or another value, in a few words for error messages."""
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+    if value is None or isinstance(value, numbers.Number | str | torch.dtype):
+        return f"{value!r:.80}"
+    return type(value).__name__
+
+
+def integer(op: str, name: str, value: int) -> int:
+    """The argument as a Python integer; NumPy's integers are accepted, bools and tensors are not."""
+    if isinstance(value, _INTEGER) and not isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    raise TypeError(f"{op}: {name} must be an integer, got {describe(value)}")
+
+
+def real(op: str, name: str, value: float) -> float:
+    """The argument as a Python number; NumPy's numbers are accepted, bools and tensors are not."""
+    if isinstance(value, _REAL) and not isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"{op}: {name} must be a number, got {describe(value)}")
+
+
+def flag(op: str, name: str, value: bool) -> bool:
+    """The argument as a bool; NumPy's are accepted."""
+    if isinstance(value, bool):
+        return value
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    raise TypeError(f"{op}: {name} must be True or False, got {describe(value)}")
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether a check may look at a tensor's numbers: on the CPU, in a plain eager call.
+
+    On another device the host would have to wait for them; under a compiler, a tracer, a transform or a
+    dispatch mode there may be none.
+    """
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def temperature_of(op: str, temperature: float | Tensor, like: Tensor) -> float | Tensor:
+    """The temperature, checked: a positive number, or a 0-dim float tensor on ``like``'s device.
+
+    The number in a tensor is looked at only where that waits for no device: see :func:`readable`.
+    """
+    if not isinstance(temperature, Tensor):
+        temperature = real(op, "temperature", temperature)
+        check(0 < temperature < torch.inf, op, "temperature must be positive, got {}", temperature)
+        return temperature
+    check_tensor(op, "temperature", temperature, (), FLOATS, like)
+    if readable(temperature):
+        value = temperature.item()
+        check(0 < value < torch.inf, op, "temperature must be positive, got a tensor of {}", value)
+    return temperature
+
+
+def scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a 0-dim tensor, without a wait for the device."""
+    if torch.compiler.is_compiling():
+        # A product: the one form in which a graph keeps a changing number, and is not compiled once for each.
+        return torch.ones((), dtype=dtype, device=device) * value
+    return torch.scalar_tensor(value, dtype=dtype, device=device)
 
 
 def check_tensor(
@@ -82,15 +184,19 @@ def check_tensor(
     like: Tensor | None = None,
     letters: str = "",
 ) -> None:
-    """Check a tensor's rank, sizes (``None``: any), dtype, and that it lies on ``like``'s device."""
+    """Check a tensor's rank, sizes (``None``: any), dtype, and that it lies on ``like``'s device.
+
+    ``letters`` names the sizes for the message, with ``{i}`` for the i-th number of ``shape``: "B, {1}, T".
+    It holds no number itself: sizes may be symbolic under ``torch.compile``, which traces no text of them.
+    """
     if not isinstance(t, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
+        raise TypeError(f"{op}: {name} must be a tensor, got {describe(t)}")
     fits = t.dim() == len(shape)
     for want, size in zip(shape, t.shape, strict=False):
         fits = fits and (want is None or want == size)
     if not fits:
-        taken = letters or ", ".join("?" if s is None else str(s) for s in shape)
-        raise ValueError(f"{op}: {name} must have shape [{taken}], got {describe(t)}")
+        takes = letters.format(*shape) or ", ".join("?" if s is None else str(s) for s in shape)
+        raise ValueError(f"{op}: {name} must have shape [{takes}], got {describe(t)}")
     if t.dtype not in dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{op}: {name} must be {names}, got {describe(t)}")
@@ -100,30 +206,42 @@ def check_tensor(
 
 def check_state(op: str, rng: Tensor | None, like: Tensor) -> None:
     """Check the random state."""
-    check_tensor(op, "rng", rng, (2,), (torch.int64,), like, "2: seed, step")
+    if not isinstance(rng, Tensor):
+        raise TypeError(f"{op}: rng must be a tensor (ecgfast.ops.make_rng makes it), got {describe(rng)}")
+    check_tensor(op, "rng", rng, (2,), (torch.int64,), like)
 
 
 def check_rng(op: str, rng: Tensor | None, sample_ids: Tensor | None, like: Tensor) -> None:
-    """Check the random state and the sample ids that go with it."""
+    """Check the random state and the sample ids that go with it; :func:`as_int64` makes them the kernels'."""
+    check_tensor(op, "sample_ids", sample_ids, (None,), INTS, like, "B")
     check_state(op, rng, like)
-    check_tensor(op, "sample_ids", sample_ids, (None,), (torch.int64,), like, "B")
+
+
+def as_int64(tensor: Tensor) -> Tensor:
+    """Integers in the dtype that the kernels take, for those that are accepted in others."""
+    return tensor if tensor.dtype == torch.int64 else tensor.to(torch.int64)
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; PyTorch has none for meta tensors, and no answer."""
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in the autocast dtype where autocast is on for their device; as they are otherwise."""
-    device = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device):
+    first = next((t for t in tensors if isinstance(t, Tensor)), None)
+    if first is None or not autocasts(first):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors
     )
 
 
-def full_precision(tensor: Tensor) -> torch.autocast:
+def full_precision(tensor: Tensor) -> AbstractContextManager:
     """A context without autocast for the tensor's device: what an op accumulates stays in fp32."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

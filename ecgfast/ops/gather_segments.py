@@ -4,7 +4,18 @@ import torch
 from torch import Tensor
 
 from ecgfast.leads import N_LEADS
-from ecgfast.ops._dispatch import FLOATS, check, check_tensor, fused
+from ecgfast.ops._autograd import register_vmap
+from ecgfast.ops._dispatch import (
+    FLOATS,
+    INTS,
+    as_int64,
+    check,
+    check_tensor,
+    describe,
+    fused,
+    integer,
+    readable,
+)
 
 _OP = "gather_segments"
 _DTYPES = (torch.int16, *FLOATS)
@@ -19,18 +30,42 @@ def _validate(
     length: int,
     lead_index: Tensor | None,
     dtype: torch.dtype,
-) -> None:
+) -> int:
     check_tensor(_OP, "store", store, (None,), (torch.int16,), None, "n_values")
-    check(store.is_contiguous(), _OP, f"store must be contiguous, got stride {store.stride(0)}")
-    check_tensor(_OP, "offset", offset, (None,), (torch.int64,), store, "B")
+    check(store.is_contiguous(), _OP, "store must be contiguous, got stride {}", store.stride(0))
+    check_tensor(_OP, "offset", offset, (None,), INTS, store, "B")
     batch = offset.shape[0]
-    check_tensor(_OP, "start", start, (batch,), (torch.int64,), store)
-    check_tensor(_OP, "n_samples", n_samples, (batch,), (torch.int64,), store)
-    check(length >= 0, _OP, f"length must not be negative, got {length}")
+    check_tensor(_OP, "start", start, (batch,), INTS, store)
+    check_tensor(_OP, "n_samples", n_samples, (batch,), INTS, store)
+    length = integer(_OP, "length", length)
+    check(length >= 0, _OP, "length must not be negative, got {}", length)
     if lead_index is not None:
-        check_tensor(_OP, "lead_index", lead_index, (None,), (torch.int64,), store, "L")
-    names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
-    check(dtype in _DTYPES, _OP, f"dtype must be {names}, got {dtype}")
+        check_tensor(_OP, "lead_index", lead_index, (None,), INTS, store, "L")
+    if dtype not in _DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
+        raise (ValueError if isinstance(dtype, torch.dtype) else TypeError)(
+            f"{_OP}: dtype must be {names}, got {describe(dtype)}"
+        )
+    return length
+
+
+def _check_bounds(
+    n_values: int, offset: Tensor, start: Tensor, n_samples: Tensor, length: int, lead_index: Tensor
+) -> None:
+    """Raise the kernel's errors for the first segment or lead that is not there."""
+    whole = (offset >= 0) & (n_samples >= 0) & (n_samples <= (n_values - offset) // N_LEADS)
+    fits = whole & (start >= 0) & (start <= n_samples - length)
+    if not fits.all():
+        b = int((~fits).nonzero()[0, 0])
+        samples, at = int(n_samples[b]), int(start[b])
+        says = f"start must lie in 0..n_samples - length = {samples} - {length}, got {at}"
+        if not whole[b]:
+            block = f"a recording of {N_LEADS} x {samples} values at offset {int(offset[b])}"
+            says = f"{block} must lie in the store's {n_values} values"
+        raise RuntimeError(f"{_OP}: segment {b}: {says}")
+    known = (lead_index >= -1) & (lead_index < N_LEADS)
+    if not known.all():
+        raise RuntimeError(f"{_OP}: lead_index must hold -1..{N_LEADS - 1}, got {int(lead_index[~known][0])}")
 
 
 def gather_segments_reference(
@@ -43,10 +78,13 @@ def gather_segments_reference(
     lead_index: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Plain PyTorch form of :func:`gather_segments`: one index per value. Bounds are not checked."""
-    _validate(store, offset, start, n_samples, length, lead_index, dtype)
+    """Plain PyTorch form of :func:`gather_segments`: one index per value. Only a CPU checks bounds."""
+    length = _validate(store, offset, start, n_samples, length, lead_index, dtype)
     if lead_index is None:
         lead_index = torch.arange(N_LEADS, device=store.device)
+    offset, start, n_samples, lead_index = map(as_int64, (offset, start, n_samples, lead_index))
+    if all(map(readable, (store, offset, start, n_samples, lead_index))):
+        _check_bounds(store.shape[0], offset, start, n_samples, length, lead_index)
     first = (offset + start)[:, None] + lead_index.clamp(min=0) * n_samples[:, None]
     index = first[..., None] + torch.arange(length, device=store.device)
     signal = store[index] * (lead_index >= 0)[:, None]
@@ -75,11 +113,11 @@ def gather_segments(
     Args:
         store: int16 ``[n_values]`` of microvolts, contiguous: recordings one after another, each a
             ``[12, n_samples]`` block, lead-major.
-        offset: int64 ``[B]``, where the block of each segment's recording starts, in elements.
-        start: int64 ``[B]``, each segment's first sample in its recording.
-        n_samples: int64 ``[B]``, samples per lead of each segment's recording.
+        offset: integer ``[B]``, where the block of each segment's recording starts, in elements.
+        start: integer ``[B]``, each segment's first sample in its recording.
+        n_samples: integer ``[B]``, samples per lead of each segment's recording.
         length: T, samples of a segment.
-        lead_index: int64 ``[L]`` of 0..11 in the order of ``ecgfast.STANDARD_LEADS``; -1 gives a lead of
+        lead_index: integer ``[L]`` of 0..11 in the order of ``ecgfast.STANDARD_LEADS``; -1 gives a lead of
             zeros. None: all 12 leads.
         dtype: int16 (microvolts as stored), fp32, bf16, fp16 or fp64 (millivolts).
 
@@ -96,8 +134,12 @@ def gather_segments(
         return gather_segments_reference(
             store, offset, start, n_samples, length, lead_index=lead_index, dtype=dtype
         )
-    _validate(store, offset, start, n_samples, length, lead_index, dtype)
-    return torch.ops.ecgfast.gather_segments(store, offset, start, n_samples, length, lead_index, dtype)
+    length = _validate(store, offset, start, n_samples, length, lead_index, dtype)
+    if lead_index is not None:
+        lead_index = as_int64(lead_index)
+    return torch.ops.ecgfast.gather_segments(
+        store, as_int64(offset), as_int64(start), as_int64(n_samples), length, lead_index, dtype
+    )
 
 
 @torch.library.register_fake("ecgfast::gather_segments")
@@ -112,3 +154,6 @@ def _(
 ) -> Tensor:
     leads = N_LEADS if lead_index is None else lead_index.shape[0]
     return store.new_empty((offset.shape[0], leads, length), dtype=dtype)
+
+
+register_vmap(_OP)

@@ -3,54 +3,57 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ecgfast.ops._autograd import eager_call, register_gradient
+from ecgfast.ops._cosines import split_temperature, temperature_gradient, unit
 from ecgfast.ops._dispatch import (
     FLOATS,
-    check,
+    INTS,
+    as_int64,
+    autocasts,
     check_tensor,
+    flag,
     full_precision,
     fused,
+    temperature_of,
     tf32,
     wide,
 )
+from ecgfast.ops._gather import gather_rows
 
 _OP = "global_contrastive"
-_EPS = 1e-8
 
 
-def _validate(a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperature: float) -> None:
+def _validate(
+    a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperature: float | Tensor, detach_norm: bool
+) -> tuple[float | Tensor, bool]:
     check_tensor(_OP, "a", a, (None, None), FLOATS, None, "N, D")
     check_tensor(_OP, "b", b, (None, a.shape[1]), (a.dtype,), a)
-    check_tensor(_OP, "group_a", group_a, (a.shape[0],), (torch.int64,), a)
-    check_tensor(_OP, "group_b", group_b, (b.shape[0],), (torch.int64,), a)
-    check(0 < temperature < torch.inf, _OP, f"temperature must be positive, got {temperature}")
+    check_tensor(_OP, "group_a", group_a, (a.shape[0],), INTS, a)
+    check_tensor(_OP, "group_b", group_b, (b.shape[0],), INTS, a)
+    return temperature_of(_OP, temperature, a), flag(_OP, "detach_norm", detach_norm)
 
 
-class _AllRows(torch.autograd.Function):
-    """All ranks' rows. Gradients return to the rank that they belong to, summed over the ranks."""
+def _checked(
+    a: Tensor,
+    b: Tensor,
+    group_a: Tensor,
+    group_b: Tensor,
+    temperature: float | Tensor,
+    detach_norm: bool,
+    process_group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float | Tensor, bool]:
+    """The arguments after the checks; the rows are those of all ranks where there is a group."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, x, group=group)
-        return torch.cat(parts)
+    def validate() -> tuple[float | Tensor, bool]:
+        return _validate(a, b, group_a, group_b, temperature, detach_norm)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
-
-
-def _gather(
-    a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, group: ProcessGroup
-) -> tuple[Tensor, ...]:
-    return tuple(_AllRows.apply(x.contiguous(), group) for x in (a, b, group_a, group_b))
+    if process_group is None:
+        settings = validate()
+        return a, b, as_int64(group_a), as_int64(group_b), *settings
+    return gather_rows(_OP, validate, (a, b), (group_a, group_b), process_group)
 
 
 def global_contrastive_reference(
@@ -59,22 +62,20 @@ def global_contrastive_reference(
     group_a: Tensor,
     group_b: Tensor,
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     detach_norm: bool = True,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Plain PyTorch form of :func:`global_contrastive`: the whole N x N matrix."""
-    _validate(a, b, group_a, group_b, temperature)
-    if process_group is not None:
-        a, b, group_a, group_b = _gather(a, b, group_a, group_b, process_group)
-
-    def unit(z: Tensor) -> Tensor:
-        z = z.to(wide(z.dtype))
-        norm = z.norm(dim=1, keepdim=True).clamp(min=_EPS)
-        return z / (norm.detach() if detach_norm else norm)
-
+    a, b, group_a, group_b, temperature, detach_norm = _checked(
+        a, b, group_a, group_b, temperature, detach_norm, process_group
+    )
+    dtype = wide(a.dtype)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.to(dtype)
     with full_precision(a):
-        logits = unit(a) @ unit(b).T / temperature
+        u, v = (unit(z.to(dtype), detach_norm=detach_norm) for z in (a, b))
+        logits = u @ v.T / temperature
     positive = group_a[:, None] == group_b[None, :]
     n_positive = positive.sum().clamp(min=1)
     forward = torch.logsumexp(logits, dim=1, keepdim=True) - logits
@@ -88,7 +89,7 @@ def global_contrastive(
     group_a: Tensor,
     group_b: Tensor,
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     detach_norm: bool = True,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
@@ -99,14 +100,25 @@ def global_contrastive(
 
     Args:
         a, b: ``[N, D]`` and ``[N', D]`` of one dtype (fp32, bf16, fp16 or fp64).
-        group_a, group_b: int64 ``[N]`` and ``[N']``: rows of equal numbers are positives (the patient).
-        temperature: divides the cosines (the paper's is 0.1).
+        group_a, group_b: integer ``[N]`` and ``[N']``: rows of equal numbers are positives (the patient).
+        temperature: divides the cosines (the paper's is 0.1): a positive number, or a floating-point tensor
+            of shape [] on the same device, which gets a gradient if it requires one. On CUDA a
+            tensor's value is not looked at: the loss is NaN where it is not positive.
         detach_norm: no gradient through the norms, as the official code does.
-        process_group: contrast with the rows of all ranks of this group. Each rank then returns the
-            loss over all rows; averaging gradients over ranks, as DDP does, gives its gradient.
+        process_group: contrast with the rows of all ranks of this group, as many as each has. Each rank
+            then returns the loss over all rows; averaging gradients over ranks, as DDP does, gives its
+            gradient (that of the temperature is whole on each rank).
+
+    A row no longer than 1e-8 has cosine 0 with all or nearly so, and gets no gradient. Where the product of
+    two rows' norms passes what fp32 holds, bf16 inputs on any device, and others on CUDA, give NaN.
 
     Returns:
         0-dim fp32 (fp64 for fp64 inputs); 0 where no pair is positive.
+
+    Gradients that are small differences of large terms (rows that are nearly equal, pairs nearly aligned)
+    are as precise as the reference's on the CPU, and in fp32 on CUDA. With 16-bit inputs the CUDA kernels
+    round the terms to that dtype; the CPU kernels do so with bf16 where it does no harm, and otherwise
+    make the gradients once more in fp32, in about three times the time.
 
     On CUDA fp32 is multiplied as :func:`torch.get_float32_matmul_precision` says when the forward pass runs:
     to fp32 precision where it is "highest", in TF32 otherwise (cosines within 1e-3). The CPU kernels always
@@ -117,7 +129,7 @@ def global_contrastive(
 
     Source: Kiyasseh et al., CLOCS, ICML 2021, equation 2; Oh et al., CHIL 2022, section 3.2.
     """
-    if torch.is_autocast_enabled(a.device.type) and a.dtype != b.dtype:
+    if isinstance(a, Tensor) and autocasts(a) and a.dtype != b.dtype:
         common = torch.promote_types(a.dtype, b.dtype)
         a, b = a.to(common), b.to(common)
     if not fused(_OP, a):
@@ -130,10 +142,12 @@ def global_contrastive(
             detach_norm=detach_norm,
             process_group=process_group,
         )
-    _validate(a, b, group_a, group_b, temperature)
-    if process_group is not None:
-        a, b, group_a, group_b = _gather(a, b, group_a, group_b, process_group)
-    return _call(a, b, group_a, group_b, temperature, detach_norm, tf32(a))[0]
+    a, b, group_a, group_b, temperature, detach_norm = _checked(
+        a, b, group_a, group_b, temperature, detach_norm, process_group
+    )
+    number, tensor = split_temperature(temperature, a)
+    scalars = (number, detach_norm, tf32(a))
+    return _call(a, b, group_a, group_b, *scalars, *(() if tensor is None else (tensor,)))[0]
 
 
 @torch.library.register_fake("ecgfast::global_contrastive")
@@ -141,33 +155,39 @@ def _(a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype, n, n_b = wide(a.dtype), a.shape[0], b.shape[0]
     # On CUDA the numbers of positives and two scalars follow the inverse norms.
     saved = 2 * (n + n_b) + 2 if a.is_cuda else n + n_b
-    shapes = ((), (n,), (n_b,), (saved,))
-    return tuple(a.new_empty(shape, dtype=dtype) for shape in shapes)
+    lse = dtype if a.is_cuda else torch.float64
+    shapes = (((), dtype), ((n,), lse), ((n_b,), lse), ((saved,), dtype))
+    return tuple(a.new_empty(shape, dtype=kind) for shape, kind in shapes)
 
 
 @torch.library.register_fake("ecgfast::global_contrastive_backward")
-def _(grad_loss: Tensor, a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(grad_loss: Tensor, a: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with_moments = len(rest) > 8 and rest[8] is not None
     return (
         torch.empty_like(a, memory_format=torch.contiguous_format),
         torch.empty_like(b, memory_format=torch.contiguous_format),
+        grad_loss.new_empty(1 if with_moments else 0, dtype=torch.float64),
     )
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, ctx.temperature, ctx.detach_norm, ctx.tf32 = inputs
     _, *statistics = output
-    ctx.save_for_backward(*tensors, *statistics)
+    # A temperature that is a number is left away, in all calls alike.
+    ctx.save_for_backward(*inputs[:4], *statistics, *inputs[7:])
+    ctx.scalars, ctx.n_inputs = inputs[4:7], len(inputs)
     ctx.mark_non_differentiable(*statistics)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 7
-    grads = torch.ops.ecgfast.global_contrastive_backward(
-        grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.detach_norm, ctx.tf32
+        return (None,) * ctx.n_inputs
+    tensors = ctx.saved_tensors
+    saved, temperature = tensors[:7], tensors[7:]
+    *grads, moments = torch.ops.ecgfast.global_contrastive_backward(
+        grad_loss, *saved, *ctx.scalars, *temperature
     )
-    return (*grads, *(None,) * 5)
+    return (*grads, *(None,) * 5, *(temperature_gradient(moments, t) for t in temperature))
 
 
 register_gradient(_OP, _setup, _backward)

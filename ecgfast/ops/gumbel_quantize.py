@@ -3,18 +3,21 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._autograd import eager_call, register_gradient
+from ecgfast.ops._autograd import eager_call, register_gradient, wants_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
+    as_int64,
     check,
     check_rng,
     check_state,
     check_tensor,
+    flag,
     full_precision,
     fused,
+    scalar,
+    temperature_of,
     tf32,
     wide,
 )
@@ -31,22 +34,21 @@ def _validate(
     rng: Tensor | None,
     sample_ids: Tensor | None,
     noise: Tensor | None,
-) -> None:
+    hard: bool,
+) -> tuple[float | Tensor, bool]:
     check_tensor(_OP, "codebook", codebook, (None, None, None), FLOATS, None, "G, V, D/G")
-    g, v, _ = codebook.shape
-    check(g >= 1 and v >= 1, _OP, f"codebook must have entries, got {list(codebook.shape)}")
-    check_tensor(_OP, "logits", logits, (None, g * v), FLOATS, codebook, f"R, {g * v} (G*V)")
+    g, v, width = codebook.shape
+    check(g >= 1 and v >= 1, _OP, "codebook must have entries, got [{}, {}, {}]", g, v, width)
+    check_tensor(_OP, "logits", logits, (None, g * v), FLOATS, codebook, "R, {1} (G*V)")
+    temperature, hard = temperature_of(_OP, temperature, codebook), flag(_OP, "hard", hard)
     if isinstance(temperature, Tensor):
-        check_tensor(_OP, "temperature", temperature, (), FLOATS, codebook)
         check(not temperature.requires_grad, _OP, "temperature takes no gradient, got one that requires it")
-    else:
-        check(0 < temperature < torch.inf, _OP, f"temperature must be positive, got {temperature}")
     check(noise is None or rng is None, _OP, "takes noise or rng, got both")
     if noise is not None:
         check_tensor(_OP, "noise", noise, tuple(logits.shape), FLOATS, codebook)
         check(not noise.requires_grad, _OP, "noise takes no gradient, got noise that requires it")
     if rng is None:
-        return
+        return temperature, hard
     rows, samples = logits.shape[0], 1
     if sample_ids is None:
         check_state(_OP, rng, codebook)
@@ -54,7 +56,8 @@ def _validate(
         check_rng(_OP, rng, sample_ids, codebook)
         samples = sample_ids.shape[0]
     fits = rows % samples == 0 if samples else rows == 0
-    check(fits, _OP, f"logits must have equally many rows per sample, got {rows} for {samples}")
+    check(fits, _OP, "logits must have equally many rows per sample, got {} for {}", rows, samples)
+    return temperature, hard
 
 
 def draw_gumbel(
@@ -84,7 +87,7 @@ def gumbel_quantize_reference(
     hard: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Plain PyTorch form of :func:`gumbel_quantize`: one-hot rows times the codebook."""
-    _validate(logits, codebook, temperature, rng, sample_ids, noise)
+    temperature, hard = _validate(logits, codebook, temperature, rng, sample_ids, noise, hard)
     g, v, width = codebook.shape
     rows, dtype = logits.shape[0], wide(logits.dtype)
     if rng is not None:
@@ -94,7 +97,8 @@ def gumbel_quantize_reference(
     codes = noisy.argmax(-1)
     soft = torch.softmax(noisy / temperature, dim=-1)
     if hard:
-        one_hot = F.one_hot(codes, v).to(dtype)
+        # Not F.one_hot, which looks at the codes: vmap has none to look at.
+        one_hot = (codes[..., None] == torch.arange(v, device=codes.device)).to(dtype)
         soft = one_hot + (soft - soft.detach())
     with full_precision(logits):
         quantized = torch.einsum("rgv,gvd->rgd", soft, codebook.to(dtype)).reshape(rows, g * width)
@@ -131,7 +135,7 @@ def gumbel_quantize(
             changes. It takes no gradient.
         rng: int64 ``[2]`` of (seed, step): draw Gumbel noise; must not be changed before the backward
             pass has run.
-        sample_ids: int64 ``[B]`` for ``rng``; R must be a multiple of B, row r is of sample
+        sample_ids: integer ``[B]`` for ``rng``; R must be a multiple of B, row r is of sample
             ``r // (R / B)``. None: all rows are of sample 0.
         noise: ``[R, G*V]``, instead of drawing; takes no gradient. With neither ``rng`` nor ``noise``:
             none (evaluation).
@@ -162,20 +166,21 @@ def gumbel_quantize(
             noise=noise,
             hard=hard,
         )
-    _validate(logits, codebook, temperature, rng, sample_ids, noise)
+    temperature, hard = _validate(logits, codebook, temperature, rng, sample_ids, noise, hard)
     dtype = wide(logits.dtype)
     if isinstance(temperature, Tensor):
         temperature = temperature.to(dtype)
     else:
-        temperature = torch.scalar_tensor(temperature, dtype=dtype, device=logits.device)
+        temperature = scalar(temperature, dtype, logits.device)
     if noise is not None:
         noise = noise.to(dtype)
     if rng is None:
         sample_ids = None
+    elif sample_ids is not None:
+        sample_ids = as_int64(sample_ids)
     # On a CPU the exponentials of the choice are kept for the backward pass: drawing the noise again would
     # cost more than reading them.
-    for_backward = torch.is_grad_enabled() and (logits.requires_grad or codebook.requires_grad)
-    keep = for_backward and logits.device.type == "cpu"
+    keep = wants_gradient(logits, codebook) and logits.device.type == "cpu"
     outputs = _call(logits, codebook, temperature, noise, rng, sample_ids, hard, keep, tf32(codebook))
     return outputs[:3]
 

@@ -3,25 +3,29 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ecgfast.ops._autograd import eager_call, register_gradient
+from ecgfast.ops._cosines import split_temperature, temperature_gradient, unit
 from ecgfast.ops._dispatch import (
     FLOATS,
+    INTS,
+    as_int64,
     autocast,
     check,
     check_rng,
     check_tensor,
     describe,
     fused,
+    integer,
+    readable,
+    temperature_of,
     tf32,
     wide,
 )
 from ecgfast.ops.random import Purpose, bounded, words
 
 _OP = "local_contrastive"
-_EPS = 1e-8
 
 
 def _validate(
@@ -29,35 +33,42 @@ def _validate(
     targets: Tensor,
     codes: Tensor | None,
     n_negatives: int,
-    temperature: float,
+    temperature: float | Tensor,
     rng: Tensor | None,
     sample_ids: Tensor | None,
     negative_index: Tensor | None,
     negatives: str,
-) -> None:
+) -> tuple[int, float | Tensor]:
     check_tensor(_OP, "predictions", predictions, (None, None, None), FLOATS, None, "B, M, D")
     b, m, d = predictions.shape
     check_tensor(_OP, "targets", targets, (b, m, d), (predictions.dtype,), predictions)
     if codes is not None:
-        check_tensor(_OP, "codes", codes, (b, m, None), (torch.int32, torch.int64), predictions)
-    check(0 < temperature < torch.inf, _OP, f"temperature must be positive, got {temperature}")
+        check_tensor(_OP, "codes", codes, (b, m, None), INTS, predictions)
+    temperature = temperature_of(_OP, temperature, predictions)
+    n_negatives = integer(_OP, "n_negatives", n_negatives)
     check(
-        negatives in ("sampled", "all"),
+        isinstance(negatives, str) and negatives in ("sampled", "all"),
         _OP,
-        f"negatives must be 'sampled' or 'all', got {negatives!r}",
+        "negatives must be 'sampled' or 'all', got {!r:.80}",
+        negatives,
     )
     if negatives == "all":
-        return
+        return n_negatives, temperature
     if negative_index is not None:
-        ints = (torch.int32, torch.int64)
-        check_tensor(_OP, "negative_index", negative_index, (b, m, None), ints, predictions)
-        return
-    check(n_negatives >= 1, _OP, f"n_negatives must be at least 1, got {n_negatives}")
+        check_tensor(_OP, "negative_index", negative_index, (b, m, None), INTS, predictions)
+        if readable(negative_index) and negative_index.numel():
+            low, high = (int(x) for x in negative_index.aminmax())
+            wanted = "negative_index must hold tokens 0..{} (M - 1), got {}"
+            check(low >= 0 and high < m, _OP, wanted, m - 1, low if low < 0 else high)
+        return n_negatives, temperature
+    check(n_negatives >= 1, _OP, "n_negatives must be at least 1, got {}", n_negatives)
     if rng is None or sample_ids is None:
         got = f"rng {describe(rng)} and sample_ids {describe(sample_ids)}"
         raise ValueError(f"{_OP}: sampled negatives need negative_index, or rng and sample_ids; got {got}")
     check_rng(_OP, rng, sample_ids, predictions)
-    check(len(sample_ids) == b, _OP, f"sample_ids must have {b} entries (B), got {len(sample_ids)}")
+    n_ids = sample_ids.shape[0]
+    check(n_ids == b, _OP, "sample_ids must have {} entries (B), got {}", b, n_ids)
+    return n_negatives, temperature
 
 
 def draw_negatives(rng: Tensor, sample_ids: Tensor, n_tokens: int, n_negatives: int) -> Tensor:
@@ -85,14 +96,14 @@ def local_contrastive_reference(
     *,
     codes: Tensor | None = None,
     n_negatives: int = 100,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     rng: Tensor | None = None,
     sample_ids: Tensor | None = None,
     negative_index: Tensor | None = None,
     negatives: str = "sampled",
 ) -> tuple[Tensor, Tensor]:
     """Plain PyTorch form of :func:`local_contrastive`: gathers every negative, ``[B, M, K, D]``."""
-    _validate(
+    n_negatives, temperature = _validate(
         predictions,
         targets,
         codes,
@@ -108,9 +119,10 @@ def local_contrastive_reference(
     if negatives == "all":
         negative_index = _all_others(b, m, predictions.device)
     elif negative_index is None:
-        negative_index = draw_negatives(rng, sample_ids, m, n_negatives)
-    p = F.normalize(predictions.to(dtype), dim=-1, eps=_EPS)
-    t = F.normalize(targets.to(dtype), dim=-1, eps=_EPS)
+        negative_index = draw_negatives(rng, as_int64(sample_ids), m, n_negatives)
+    p, t = unit(predictions.to(dtype)), unit(targets.to(dtype))
+    if isinstance(temperature, Tensor):
+        temperature = temperature.to(dtype)
     index = negative_index.to(torch.int64).flatten(1)
     same_as = targets if codes is None else codes
 
@@ -135,7 +147,7 @@ def local_contrastive(
     *,
     codes: Tensor | None = None,
     n_negatives: int = 100,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     rng: Tensor | None = None,
     sample_ids: Tensor | None = None,
     negative_index: Tensor | None = None,
@@ -154,11 +166,16 @@ def local_contrastive(
         codes: int ``[B, M, G]``, the targets' codebook entries: equal codes mean equal targets. None:
             target vectors are compared.
         n_negatives: K, draws per token (the paper's is 100).
-        temperature: divides the cosines (the paper's is 0.1).
+        temperature: divides the cosines (the paper's is 0.1): a positive number, or a floating-point tensor
+            of shape [] on the same device, which gets a gradient if it requires one. On CUDA a
+            tensor's value is not looked at: the loss is NaN where it is not positive.
         rng: int64 ``[2]`` of (seed, step); must not be changed before the backward pass has run.
-        sample_ids: int64 ``[B]``, one number per segment, for ``rng``.
+        sample_ids: integer ``[B]``, one number per segment, for ``rng``.
         negative_index: int ``[B, M, K]`` of tokens 0..M-1, instead of drawing.
         negatives: "sampled", or "all": every other token of the segment once.
+
+    A vector no longer than 1e-8 has cosine 0 with all or nearly so, and gets no gradient. Where the product
+    of two vectors' norms passes what fp32 holds, the loss is NaN.
 
     Returns:
         ``loss``, ``[B, M]`` (fp32; fp64 for fp64 inputs), and ``correct``, bool ``[B, M]``: the positive
@@ -190,7 +207,7 @@ def local_contrastive(
             negative_index=negative_index,
             negatives=negatives,
         )
-    _validate(
+    n_negatives, temperature = _validate(
         predictions,
         targets,
         codes,
@@ -204,7 +221,12 @@ def local_contrastive(
     use_all = negatives == "all"
     if use_all or negative_index is not None:
         rng = sample_ids = None
+    else:
+        sample_ids = as_int64(sample_ids)
+    if negative_index is not None and negative_index.dtype != torch.int32:
+        negative_index = as_int64(negative_index)
     differentiable = torch.is_grad_enabled() and (predictions.requires_grad or targets.requires_grad)
+    number, temperature_tensor = split_temperature(temperature, predictions)
     loss, correct, _, _, _ = _call(
         predictions,
         targets,
@@ -213,10 +235,11 @@ def local_contrastive(
         rng,
         sample_ids,
         n_negatives,
-        temperature,
+        number,
         use_all,
         differentiable and predictions.shape[1] <= predictions.shape[2],
         tf32(predictions),
+        *(() if temperature_tensor is None else (temperature_tensor,)),
     )
     return loss, correct
 
@@ -224,7 +247,7 @@ def local_contrastive(
 @torch.library.register_fake("ecgfast::local_contrastive")
 def _(predictions: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     b, m, _d = predictions.shape
-    *_, save_weights, _tf32 = rest
+    save_weights = rest[7]
     saved = m if save_weights and predictions.device.type == "cpu" else 0
     loss = predictions.new_empty((b, m), dtype=wide(predictions.dtype))
     correct = predictions.new_empty((b, m), dtype=torch.bool)
@@ -232,27 +255,36 @@ def _(predictions: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.register_fake("ecgfast::local_contrastive_backward")
-def _(grad_loss: Tensor, predictions: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(
+    grad_loss: Tensor, predictions: Tensor, targets: Tensor, lse: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    with_moments = len(rest) > 10 and rest[10] is not None
     return (
         torch.empty_like(predictions, memory_format=torch.contiguous_format),
         torch.empty_like(targets, memory_format=torch.contiguous_format),
+        lse.new_empty(lse.shape if with_moments else (0, 0)),
     )
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    predictions, targets, codes, negative_index, rng, sample_ids, *scalars, _, tf32 = inputs
+    predictions, targets, codes, negative_index, rng, sample_ids, *scalars, _, tf32 = inputs[:11]
     _, correct, *saved = output
-    ctx.save_for_backward(predictions, targets, *saved, codes, negative_index, rng, sample_ids)
-    ctx.scalars = (*scalars, tf32)
+    # A temperature that is a number is left away, in all calls alike.
+    ctx.save_for_backward(predictions, targets, *saved, codes, negative_index, rng, sample_ids, *inputs[11:])
+    ctx.scalars, ctx.n_inputs = (*scalars, tf32), len(inputs)
     ctx.mark_non_differentiable(correct, *saved)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 11
-    grads = torch.ops.ecgfast.local_contrastive_backward(grad_loss, *ctx.saved_tensors, *ctx.scalars)
-    return (*grads, *(None,) * 9)
+        return (None,) * ctx.n_inputs
+    tensors = ctx.saved_tensors
+    saved, temperature = tensors[:9], tensors[9:]
+    *grads, moments = torch.ops.ecgfast.local_contrastive_backward(
+        grad_loss, *saved, *ctx.scalars, *temperature
+    )
+    return (*grads, *(None,) * 9, *(temperature_gradient(moments, t) for t in temperature))
 
 
 register_gradient(_OP, _setup, _backward)

@@ -12,6 +12,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from ecgfast.ops._dispatch import integer
+
 _MASK = 0xFFFFFFFF
 
 
@@ -31,10 +33,17 @@ def make_rng(seed: int, step: int = 0, device: torch.device | str | None = None)
     """The state that the random ops take: an int64 tensor ``[2]`` of (seed, step).
 
     Advance it with ``rng[1] += 1``, on its device: no host round trip, and a captured graph advances it
-    too. Seeds are taken modulo 2^64, steps modulo 2^32.
+    too. Seeds count modulo 2^64, steps modulo 2^32.
+
+    Raises:
+        TypeError: seed or step is not an integer.
     """
-    seed = (seed + 2**63) % 2**64 - 2**63
-    return torch.tensor([seed, step], dtype=torch.int64, device=device)
+    words = (_as_int64("seed", seed), _as_int64("step", step))
+    return torch.tensor(words, dtype=torch.int64, device=device)
+
+
+def _as_int64(name: str, value: int) -> int:
+    return (integer("make_rng", name, value) + 2**63) % 2**64 - 2**63
 
 
 def philox4x32(counter: list[Tensor], key0: Tensor, key1: Tensor) -> list[Tensor]:

@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor
 
-from ecgfast.ops._dispatch import check, check_rng, check_tensor, fused
+from ecgfast.ops._autograd import register_vmap
+from ecgfast.ops._dispatch import INTS, as_int64, check, check_rng, check_tensor, fused, integer, real
 from ecgfast.ops.random import Purpose, words
 
+_OP = "span_mask"
 _NEVER = 2**62
+_TOO_MANY = 2**30  # of the kernels' counters
 _MAX_CUDA_TOKENS = 4096  # what the kernel's shared memory holds
 
 
@@ -18,17 +21,30 @@ def _validate(
     rng: Tensor,
     lengths: Tensor | None,
     n_masked: int | None,
-) -> None:
-    op = "span_mask"
-    check_rng(op, rng, sample_ids, sample_ids)
-    check(n_tokens >= 1, op, f"n_tokens must be at least 1, got {n_tokens}")
-    check(0.0 <= prob <= 1.0, op, f"prob must lie in [0, 1], got {prob}")
-    check(length >= 1, op, f"length must be at least 1, got {length}")
+) -> tuple[int, float, int, int | None]:
+    check_rng(_OP, rng, sample_ids, sample_ids)
+    n_tokens, length = integer(_OP, "n_tokens", n_tokens), integer(_OP, "length", length)
+    prob = real(_OP, "prob", prob)
+    check(n_tokens >= 1, _OP, "n_tokens must be at least 1, got {}", n_tokens)
+    check(n_tokens < _TOO_MANY, _OP, "n_tokens must be below 2^30, got {}", n_tokens)
+    check(0.0 <= prob <= 1.0, _OP, "prob must lie in [0, 1], got {}", prob)
+    check(length >= 1, _OP, "length must be at least 1, got {}", length)
     if n_masked is not None:
-        wanted = f"n_masked must lie in 1..{n_tokens} (n_tokens) or be None, got {n_masked}"
-        check(1 <= n_masked <= n_tokens, op, wanted)
+        n_masked = integer(_OP, "n_masked", n_masked)
+        wanted = "n_masked must lie in 1..{} (n_tokens) or be None, got {}"
+        check(1 <= n_masked <= n_tokens, _OP, wanted, n_tokens, n_masked)
+    elif sample_ids.is_meta or _examples_apart():
+        where = "on meta tensors" if sample_ids.is_meta else "under torch.vmap"
+        raise ValueError(
+            f"{_OP}: n_masked must be an integer {where}, where no size can depend on a draw, got None"
+        )
     if lengths is not None:
-        check_tensor(op, "lengths", lengths, tuple(sample_ids.shape), (torch.int64,), sample_ids, "B")
+        check_tensor(_OP, "lengths", lengths, (sample_ids.shape[0],), INTS, sample_ids, "B")
+    return n_tokens, prob, length, n_masked
+
+
+def _examples_apart() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _first_rank(ranks: Tensor, n_tokens: int, length: int) -> Tensor:
@@ -52,7 +68,8 @@ def span_mask_reference(
     n_masked: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Plain PyTorch form of :func:`span_mask`: the same arguments, the same bits."""
-    _validate(sample_ids, n_tokens, prob, length, rng, lengths, n_masked)
+    n_tokens, prob, length, n_masked = _validate(sample_ids, n_tokens, prob, length, rng, lengths, n_masked)
+    sample_ids = as_int64(sample_ids)
     batch, device = sample_ids.shape[0], sample_ids.device
     tokens = torch.arange(n_tokens, device=device)
     valid_len = (lengths.clamp(0, n_tokens) if lengths is not None else n_tokens) + torch.zeros_like(
@@ -105,12 +122,12 @@ def span_mask(
     starts are drawn without replacement from the first n - length tokens.
 
     Args:
-        sample_ids: int64 ``[B]``, one number per segment; equal numbers draw equally.
+        sample_ids: integer ``[B]``, one number per segment; equal numbers draw equally.
         n_tokens: tokens per segment N.
         prob: share of tokens that the spans would cover if none overlapped (the paper's is 0.65).
         length: tokens per span (the paper's is 10).
         rng: int64 ``[2]`` of (seed, step), see :func:`make_rng`.
-        lengths: int64 ``[B]``, valid tokens of each segment; None: all N.
+        lengths: integer ``[B]``, valid tokens of each segment; None: all N.
         n_masked: masked tokens M of every segment: a fixed count keeps shapes static and the mask rate
             independent of the batch. A row whose spans cover fewer takes more spans; a row of fewer than
             M valid tokens is masked whole and padding fills the rest. None: the smallest union of the
@@ -127,12 +144,14 @@ def span_mask(
 
     Source: Baevski et al., wav2vec 2.0, section 3.1; Oh et al., CHIL 2022, section 3.1.
     """
-    if not fused("span_mask", sample_ids) or (sample_ids.is_cuda and n_tokens > _MAX_CUDA_TOKENS):
+    if not fused(_OP, sample_ids) or (sample_ids.is_cuda and n_tokens > _MAX_CUDA_TOKENS):
         return span_mask_reference(
             sample_ids, n_tokens, prob, length, rng, lengths=lengths, n_masked=n_masked
         )
-    _validate(sample_ids, n_tokens, prob, length, rng, lengths, n_masked)
-    return torch.ops.ecgfast.span_mask(sample_ids, n_tokens, prob, length, rng, lengths, n_masked)
+    n_tokens, prob, length, n_masked = _validate(sample_ids, n_tokens, prob, length, rng, lengths, n_masked)
+    if lengths is not None:
+        lengths = as_int64(lengths)
+    return torch.ops.ecgfast.span_mask(as_int64(sample_ids), n_tokens, prob, length, rng, lengths, n_masked)
 
 
 @torch.library.register_fake("ecgfast::span_mask")
@@ -152,3 +171,6 @@ def _(
         sample_ids.new_empty((batch, n_masked), dtype=torch.int32),
         sample_ids.new_empty((batch, n_tokens), dtype=torch.bool),
     )
+
+
+register_vmap(_OP)

@@ -1,6 +1,7 @@
 """Configurations and training loops."""
 
 from ecgfast.training.config import PRESETS, OptimConfig, PretrainConfig
+from ecgfast.training.exporting import export
 from ecgfast.training.metrics import read_metrics, summarize_run
 from ecgfast.training.pretraining import Interrupted, pretrain
 
@@ -9,6 +10,7 @@ __all__ = [
     "Interrupted",
     "OptimConfig",
     "PretrainConfig",
+    "export",
     "pretrain",
     "read_metrics",
     "summarize_run",

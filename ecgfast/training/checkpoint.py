@@ -6,33 +6,59 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import Any
 
 import ecgfast
 from ecgfast.errors import EcgfastError
+from ecgfast.nn.pretrained import file_digest
 from ecgfast.objectives import W2VCMSC
 from ecgfast.training.config import PretrainConfig
+from ecgfast.training.states import States, sync, write_atomically
 
 _MISSING = object()
-_WITHOUT_EFFECT = {"config.loader"}  # on a run's numbers
+# How long a run goes on and what it tells on the way: these may change when it is taken up again.
+_LENGTHS = ("max_steps", "epochs")
+_CHANGEABLE = {f"config.{name}" for name in (*_LENGTHS, "log_every", "checkpoint_every", "loader")}
 
 
-def describe_run(config: PretrainConfig, store: Path, world_size: int) -> dict[str, Any]:
-    """What makes a run the same run, as JSON values: configuration, store, number of processes."""
-    index = hashlib.sha256((store / "index.parquet").read_bytes()).hexdigest()
+def describe_run(
+    config: PretrainConfig, store: Path, world_size: int, init: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What makes a run the same run, as JSON values: configuration, store, number of processes.
+
+    Args:
+        config: what to train and how.
+        store: folder of the recordings.
+        world_size: processes.
+        init: the model that the run starts from, as `ecgfast.training.initial.describe_init` says.
+    """
+    index = file_digest(store / "index.parquet")
     description = {
         "task": "pretrain",
         "ecgfast_version": ecgfast.__version__,
         "store": {"path": str(store), "index_sha256": index},
         "world_size": world_size,
+        **({"init": init} if init is not None else {}),
         "config": dataclasses.asdict(config),
     }
-    return json.loads(json.dumps(description))
+    description = json.loads(json.dumps(description))
+    return description | {"identity": _identity(description)}
+
+
+def _identity(description: dict[str, Any]) -> str:
+    """A digest of what decides a run's numbers, which its states carry."""
+    parts = dict(_flatten({key: description.get(key) for key in ("task", "world_size", "config")}))
+    parts = {name: value for name, value in parts.items() if name not in _CHANGEABLE}
+    parts["store"] = description["store"]["index_sha256"]
+    parts["init"] = description.get("init", {}).get("sha256")
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _defaults() -> dict[str, Any]:
+    return dict(_flatten({"config": json.loads(json.dumps(dataclasses.asdict(PretrainConfig())))}))
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -46,44 +72,26 @@ def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`name = old (now new)` for what decides a run's numbers; paths and versions may change."""
     keys = ("task", "world_size", "config")
-    before = dict(_flatten({key: old.get(key) for key in keys}))
-    after = dict(_flatten({key: new.get(key) for key in keys}))
+    # A setting that an earlier version did not have: its default is what that version did.
+    before = _defaults() | dict(_flatten({key: old.get(key) for key in keys}))
+    after = _defaults() | dict(_flatten({key: new.get(key) for key in keys}))
     lines = []
-    for name in sorted((before.keys() | after.keys()) - _WITHOUT_EFFECT):
+    for name in sorted((before.keys() | after.keys()) - _CHANGEABLE):
         was, now = before.get(name, _MISSING), after.get(name, _MISSING)
         if was != now:
             shown = ["unset" if value is _MISSING else json.dumps(value) for value in (was, now)]
             lines.append(f"{name.removeprefix('config.')} = {shown[0]} (now {shown[1]})")
     if old.get("store", {}).get("index_sha256") != new["store"]["index_sha256"]:
         lines.append(f"store {old.get('store', {}).get('path')} (now {new['store']['path']})")
+    was, now = old.get("init") or {}, new.get("init") or {}
+    # Once a run has started, the model that it started from need not be named again.
+    if now and was.get("sha256") != now["sha256"]:
+        lines.append(f"init {was.get('path', 'unset')} (now {now['path']})")
     return lines
 
 
-def _sync(path: Path) -> None:
-    """Put a file's content, or a folder's entries, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write(file)` fill a temporary file, put it on the disk, and rename it to `path`."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-        _sync(partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
 class RunFolder:
-    """RUN/: config.json, checkpoint/state.pt, metrics.jsonl, tensorboard/, curves.png, model/.
+    """RUN/: config.json, checkpoint/, metrics.jsonl, tensorboard/, curves.png, model/.
 
     `model/` appears last: a run that has it is finished.
     """
@@ -91,38 +99,57 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.json"
-        self.state = path / "checkpoint" / "state.pt"
+        self.states = States(path / "checkpoint")
+        self.state = self.states.current
         self.model = path / "model"
 
     @property
     def finished(self) -> bool:
         return self.model.is_dir()
 
-    def check(self, description: dict[str, Any]) -> None:
-        """Raise `EcgfastError` unless the folder is new, empty, or holds this very run."""
+    def read_description(self) -> dict[str, Any]:
+        """What config.json says of the run.
+
+        Raises:
+            EcgfastError: the folder is no run.
+        """
+        try:
+            old = json.loads(self.config.read_text())
+            parts = ("config", "store") if isinstance(old, dict) else ()
+            if not parts or not all(isinstance(old.get(name), dict) for name in parts):
+                raise ValueError("no description of a run")
+        except (OSError, ValueError):
+            raise EcgfastError(
+                f"RUN: {str(self.path)!r} exists and is no run of ecgfast (no config.json that can be read)"
+            ) from None
+        return old
+
+    def check(self, description: dict[str, Any]) -> dict[str, Any] | None:
+        """Raise `EcgfastError` unless the folder is new, empty, or holds this very run.
+
+        Returns:
+            The description of the run that it holds, None if it holds none.
+        """
         if not self.path.exists():
-            return
+            return None
         if self.path.is_dir() and not any(self.path.iterdir()):
             if self.path.samefile("."):
                 raise EcgfastError(
                     f"RUN: {str(self.path)!r} is the current directory, which a new run can't replace; "
                     "a folder in it is taken"
                 )
-            return
+            return None
         try:
-            old = json.loads(self.config.read_text())
-            differences = _differences(old, description)
-        except (OSError, ValueError, AttributeError):
-            raise EcgfastError(
-                f"RUN: {str(self.path)!r} exists and is no run of ecgfast (no config.json that can "
-                "be read); a new or an empty folder, or a run to resume, is taken"
-            ) from None
-        if differences:
+            old = self.read_description()
+        except EcgfastError as error:
+            raise EcgfastError(f"{error}; a new or an empty folder, or a run to resume, is taken") from None
+        if differences := _differences(old, description):
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise EcgfastError(
                 f"RUN: {str(self.path)!r} was started with {', '.join(differences[:3])}{more}; "
                 "give the settings in its config.json, or a new folder"
             )
+        return old
 
     def create(self, description: dict[str, Any]) -> None:
         """Make the folder with its config.json in one step, unless it is there already."""
@@ -132,12 +159,39 @@ class RunFolder:
         partial = target.with_name(f".{target.name}.partial")
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            (partial / self.state.parent.name).mkdir(parents=True)
-            text = json.dumps(description, indent=2) + "\n"
-            write_atomically(partial / self.config.name, lambda file: file.write(text.encode()))
+            (partial / self.states.folder.name).mkdir(parents=True)
+            self._write_description(partial / self.config.name, description)
             os.replace(partial, target)
         except OSError as error:
             raise EcgfastError(f"RUN: {str(self.path)!r} can't be made: {error.strerror}") from None
+
+    def _write_description(self, path: Path, description: dict[str, Any]) -> None:
+        text = json.dumps(description, indent=2) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
+
+    def adopt(self, old: dict[str, Any], description: dict[str, Any], step: int) -> None:
+        """Record settings that change when a run is taken up at `step`, the old ones in `history`."""
+        was, now = old["config"], description["config"]
+        changes = {
+            name: [was.get(name), now[name]]
+            for name in sorted(name.removeprefix("config.") for name in _CHANGEABLE)
+            if was.get(name) != now[name]
+        }
+        if changes:
+            history = old.get("history", [])
+            config = was | {name: new for name, (_, new) in changes.items()}
+            self._write_description(
+                self.config,
+                old | {"config": config, "history": [*history, {"step": step, "changes": changes}]},
+            )
+
+    def reopen(self, step: int) -> None:
+        """Put a finished run's model aside, as `model-STEP`: the run goes on."""
+        aside = self.path / f"model-{step}"
+        if aside.exists():
+            shutil.rmtree(aside)
+        os.replace(self.model, aside)
+        sync(self.path)
 
     @contextmanager
     def claim(self) -> Iterator[None]:
@@ -152,32 +206,25 @@ class RunFolder:
             os.close(folder)
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Replace the training state on the disk; the one before stays where that fails."""
-        try:
-            write_atomically(self.state, lambda file: torch.save(state, file))
-        except (OSError, RuntimeError) as error:
-            # A full disk makes torch.save fail once more, obscurely, while it closes its archive.
-            first = error.__context__ if isinstance(error.__context__, OSError) else error
-            reason = str(first).splitlines()[0] if str(first) else type(first).__name__
-            raise EcgfastError(
-                f"{self.state}: the training state can't be written (an earlier one is kept): {reason}"
-            ) from error
+        """Replace the training state on the disk, see `States.save`."""
+        self.states.save(state)
 
     def load_state(self) -> dict[str, Any] | None:
-        """The last training state on the CPU, None if there is none yet."""
-        if not self.state.exists():
-            return None
-        try:
-            return torch.load(self.state, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EcgfastError(f"{self.state}: no training state can be read: {reason}") from None
+        """The last whole training state on the CPU, None if there is none yet, see `States.load`."""
+        return self.states.load()
 
     def save_model(self, model: W2VCMSC) -> None:
         partial = self.path / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)
         for path in (*partial.iterdir(), partial):
-            _sync(path)
+            sync(path)
         os.replace(partial, self.model)
-        _sync(self.path)
+        sync(self.path)
+
+
+def had_length(old: dict[str, Any], config: PretrainConfig) -> PretrainConfig:
+    """`config` with the length that the run `old` was given."""
+    return dataclasses.replace(
+        config, **{name: old["config"].get(name, getattr(config, name)) for name in _LENGTHS}
+    )

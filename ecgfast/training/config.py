@@ -109,6 +109,25 @@ class PretrainConfig:
                 f"segment_samples: got {self.segment_samples}, which make {tokens} tokens; at least "
                 f"{n_masked} are taken (model.n_masked)"
             )
+        self._check_masks(tokens)
+
+    def _check_masks(self, tokens: int) -> None:
+        """Masks must leave tokens as context, and give a masked one others as negatives."""
+        n_masked, length = self.model.n_masked, self.model.mask_length
+        if n_masked == 1:
+            raise EcgfastError(
+                "model.n_masked: got 1; a masked token alone has no negatives, so at least 2 are taken"
+            )
+        if n_masked == tokens:
+            raise EcgfastError(
+                f"model.n_masked: got {n_masked}, all tokens of {self.segment_samples} samples; fewer are "
+                "taken, which leave some as context"
+            )
+        if n_masked is None and length >= tokens:
+            raise EcgfastError(
+                f"model.mask_length: got {length}; fewer than {tokens} are taken (the tokens of "
+                f"{self.segment_samples} samples), or model.n_masked beside it"
+            )
 
 
 # About what the paper's spans leave of 156 tokens at its batch size; fixed, so that shapes are

@@ -5,7 +5,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -17,14 +18,17 @@ from tqdm import tqdm
 
 from ecgfast.data import Batch, PairLoader, ResidentLoader, SegmentLoader, Store
 from ecgfast.errors import EcgfastError
+from ecgfast.nn.pretrained import load_tensors
 from ecgfast.objectives import W2VCMSC, PretrainOutput
 from ecgfast.ops import make_rng
 from ecgfast.plotting import plot_curves
-from ecgfast.training.checkpoint import RunFolder, describe_run
+from ecgfast.training.checkpoint import RunFolder, describe_run, had_length
 from ecgfast.training.config import PretrainConfig
 from ecgfast.training.distributed import World, open_world
+from ecgfast.training.initial import describe_init, load_init
 from ecgfast.training.metrics import MetricLog, MetricSums, check_finite
 from ecgfast.training.optim import learning_rate, make_optimizer, scale_gradients_
+from ecgfast.training.watch import Watch, check_store, weak_settings
 
 
 class Interrupted(KeyboardInterrupt):
@@ -82,6 +86,9 @@ class _Trainer:
         self.rng = make_rng(config.seed, 0, world.device)
         self.sums = MetricSums(world.device)
         self.step = 0
+        self.saved: int | None = None  # step of the last checkpoint
+        self.watch = Watch(config)
+        self.identity: str | None = None  # of the run, kept in its states
 
     @property
     def segments_per_step(self) -> int:
@@ -122,6 +129,7 @@ class _Trainer:
                 out.loss.backward()
             self.sums.add_batch(out)
             tokens += out.sample_size
+            self.tell(self.watch.masks(out.sample_size // (2 * self.config.batch_pairs)))
         # DDP has averaged the gradients over processes.
         factor = self.world.size / self.world.sum_(tokens)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -133,9 +141,18 @@ class _Trainer:
         self.rng[1:].add_(1)
         self.step += 1
 
-    def read_metrics(self) -> dict[str, float]:
+    def tell(self, messages: Iterable[str]) -> None:
+        """Warn of what goes wrong, once for all processes."""
+        for message in messages if self.world.is_main else ():
+            warnings.warn(message)
+
+    def read_metrics(self, *, keep: bool = False) -> dict[str, float]:
+        """The log point of this step; `keep`: the sums go on as if it had not been read."""
+        sums = self.sums.values.clone()
         self.world.sum_(self.sums.values)
         point = {"step": self.step, "epoch": self.epoch, **self.sums.read()}
+        if keep:
+            self.sums.values.copy_(sums)
         return point | {"lr": learning_rate(self.step - 1, self.config.optim)}
 
     def largest(self) -> float:
@@ -158,18 +175,30 @@ class _Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ranks": ranks,
+            "identity": self.identity,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.copy_(state["rng"])
-        self.step = state["step"]
-        own = state["ranks"][self.world.rank]
-        self.sums.values.copy_(own["sums"])
-        torch.set_rng_state(own["torch"])
-        if "cuda" in own and self.world.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda"], self.world.device)
+        """Take up a state.
+
+        Raises:
+            EcgfastError: it is another run's.
+        """
+        if state.get("identity", self.identity) != self.identity:
+            raise EcgfastError("is the state of a run with other settings or another store")
+        try:
+            load_tensors(self.model, state["model"], "its model", assign=False)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.rng.copy_(state["rng"])
+            own = state["ranks"][self.world.rank]
+            self.sums.restore(own["sums"])
+            torch.set_rng_state(own["torch"])
+            if "cuda" in own and self.world.device.type == "cuda":
+                torch.cuda.set_rng_state(own["cuda"], self.world.device)
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__).strip()
+            raise EcgfastError(f"does not fit this run: {reason}") from None
+        self.step = self.saved = state["step"]
 
 
 def count_steps(config: PretrainConfig, batches_per_epoch: int) -> int:
@@ -208,7 +237,9 @@ class _Progress:
     def __init__(self, run: RunFolder, trainer: _Trainer, steps: int, show: bool) -> None:
         main = trainer.world.is_main
         self.trainer = trainer
-        self.log = MetricLog(run.path, trainer.step) if main else None
+        # A shorter run logged its last step out of turn; its state holds the sums before that.
+        beyond = bool(trainer.sums.values.any()) and trainer.step < steps
+        self.log = MetricLog(run.path, trainer.step, drop_last=beyond) if main else None
         self.bar = tqdm(
             total=steps,
             initial=trainer.step,
@@ -228,10 +259,12 @@ class _Progress:
         point["segments_per_second"] = segments / seconds
         if self.log is not None:
             self.log.write(point)
+        codes = self.trainer.config.model.groups * self.trainer.config.model.entries
         self.bar.set_postfix_str(
             f"local {point['local']:.3f} global {point['global']:.3f} "
             f"diversity {point['diversity']:.4f} penalty {point['feature_penalty']:.3f} "
-            f"accuracy {point['accuracy']:.1%}, {point['segments_per_second']:.0f} segments/s"
+            f"accuracy {point['accuracy_strict']:.1%} perplexity {point['code_perplexity']:.1f} of {codes}, "
+            f"{point['segments_per_second']:.0f} segments/s"
         )
         self._mark()
 
@@ -248,11 +281,12 @@ def _train(trainer: _Trainer, run: RunFolder, steps: int, show: bool) -> None:
 
     def save() -> None:
         # Alike on all processes, which so stop together.
-        check_finite("largest weight or moment", trainer.largest(), trainer.step)
+        check_finite("largest weight or moment", trainer.largest(), trainer.step, trainer.saved)
         state = trainer.state()
         if state is not None:
             progress.log.sync()
             run.save_state(state)
+        trainer.saved = trainer.step
 
     try:
         with stop.listening():
@@ -261,12 +295,13 @@ def _train(trainer: _Trainer, run: RunFolder, steps: int, show: bool) -> None:
                 trainer.update(batches)
                 progress.bar.update()
                 step = trainer.step
-                log = step == 1 or step % config.log_every == 0 or step == steps
+                in_turn = step == 1 or step % config.log_every == 0
                 signum = stop.signum if world.size == 1 else 0
-                if log:
-                    point = trainer.read_metrics()
-                    check_finite("loss", point["loss"], step)
+                if in_turn or step == steps:
+                    point = trainer.read_metrics(keep=not in_turn)
+                    check_finite("loss", point["loss"], step, trainer.saved)
                     progress.write(point)
+                    trainer.tell(trainer.watch.point(point))
                     # Processes must stop at the same step: they agree where they wait anyway.
                     agreed = torch.tensor(float(stop.signum), device=world.device)
                     signum = int(world.max_(agreed))
@@ -278,46 +313,100 @@ def _train(trainer: _Trainer, run: RunFolder, steps: int, show: bool) -> None:
         progress.close()
 
 
-def pretrain(store: Path, run: Path, config: PretrainConfig, *, progress: bool = True) -> bool:
+def _finish(trainer: _Trainer, folder: RunFolder) -> None:
+    """Draw the curves and write the model, which nothing about the curves may prevent."""
+    try:
+        plot_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        warnings.warn(f"{folder.path / 'curves.png'}: the curves can't be drawn: {error!r}")
+    folder.save_model(trainer.model)
+
+
+def _resume(trainer: _Trainer, folder: RunFolder, old: dict[str, Any] | None, steps: int) -> None:
+    """Take up the run's last state, if there is one."""
+    state = folder.load_state()
+    if state is not None:
+        try:
+            trainer.restore(state)
+        except EcgfastError as error:
+            raise EcgfastError(
+                f"{folder.state}: {error}; put the run's own in its place, or delete "
+                f"{folder.states.folder} to start the run over"
+            ) from None
+    elif folder.finished:
+        raise EcgfastError(
+            f"RUN: {str(folder.path)!r} is finished and its checkpoint is gone, so it can't go on; a new run "
+            f"can start from its model: --init {folder.model}"
+        )
+    if old is not None and trainer.step > steps:
+        raise EcgfastError(
+            f"max_steps: the run in {str(folder.path)!r} has made {trainer.step} updates already; at least "
+            f"as many are taken (got {steps}); ecgfast export {folder.path} OUT writes its model"
+        )
+
+
+def pretrain(
+    store: Path, run: Path, config: PretrainConfig, *, init: Path | None = None, progress: bool = True
+) -> bool:
     """Pre-train on the recordings of `store` and leave everything in the folder `run`.
 
     A run that was stopped is taken up from its last checkpoint, and then ends with the same
     numbers, bit for bit, as one that never stopped (on the same machine and number of threads).
-    Under torchrun each process takes its share of every epoch's pairs, on its own device.
+    `max_steps`, `epochs`, `log_every`, `checkpoint_every` and `loader` may change then; a finished run
+    that is given more steps goes on from its end. Under torchrun each process takes its share of every
+    epoch's pairs, on its own device.
 
     Args:
         store: folder written by `ecgfast prepare`.
         run: new or empty folder, or that of a run with the same configuration and store.
         config: what to train and how.
+        init: model folder to start from, a pre-training model's or an encoder's; None: random weights,
+            or what the run in `run` was started from.
         progress: show a progress bar on stderr.
 
     Returns:
         False if the run was finished before, True otherwise.
 
     Raises:
-        EcgfastError: no such store, no pair of segments in it, `run` is something else or
-            was started differently, or the loss is no number any more.
+        EcgfastError: no such store, a damaged one, no pair of segments in it, `run` is something else or
+            was started differently, `init` is of another architecture, or the loss is no number any more.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
+
+    Warns:
+        UserWarning: the run can't learn: targets collapse, no negatives, no context; or a file beside
+            the model (metrics, curves) can't be read or written.
     """
     store, folder = Path(store), RunFolder(Path(run))
     with open_world(config.device) as world:
         opened = Store(store)
-        description = describe_run(config, store, world.size)
-        folder.check(description)
-        if folder.finished:
+        started_from = None if init is None else describe_init(Path(init))
+        description = describe_run(config, store, world.size, started_from)
+        old = folder.check(description)
+        lengthened = old is not None and had_length(old, config) != config
+        if folder.finished and not lengthened:
             return False
+        odd = check_store(opened, config.model.encoder.leads)
         loader, steps = _open_loader(opened, config, world)
+        before = steps if old is None else count_steps(had_length(old, config), len(loader))
+        if folder.finished and steps <= before:
+            return False
         trainer = _Trainer(config, loader, world)
+        trainer.identity = (old or description).get("identity")
+        trainer.tell([*odd, *weak_settings(config, world)])
+        if not folder.states.exist and (started_from := (old or description).get("init")):
+            load_init(trainer.model, started_from)
         if world.is_main:
             folder.create(description)
         world.barrier()
         with folder.claim() if world.is_main else nullcontext():
-            state = folder.load_state()
-            if state is not None:
-                trainer.restore(state)
+            _resume(trainer, folder, old, steps)
+            world.barrier()
+            if world.is_main and old is not None:
+                if folder.finished:
+                    folder.reopen(before)
+                folder.adopt(old, description, trainer.step)
             _train(trainer, folder, steps, progress)
             if world.is_main:
-                plot_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
-                folder.save_model(trainer.model)
+                _finish(trainer, folder)
         world.barrier()
     return True

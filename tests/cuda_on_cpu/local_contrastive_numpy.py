@@ -43,6 +43,7 @@ class Expected:
     margin: np.ndarray  # how far `correct` is from a tie
     lse: np.ndarray
     inv_norms: np.ndarray  # [2, M]
+    moments: np.ndarray  # [M]: sum_j cosine_ij times the gradient to it
     grad_predictions: np.ndarray
     grad_targets: np.ndarray
 
@@ -84,7 +85,7 @@ def expected(
         grad_unit: np.ndarray, unit: np.ndarray, norm: np.ndarray, inv: np.ndarray
     ) -> np.ndarray:
         radial = (grad_unit * unit).sum(1, keepdims=True) * unit
-        return inv[:, None] * (grad_unit - np.where(norm[:, None] >= MIN_NORM, radial, 0))
+        return np.where(norm[:, None] > MIN_NORM, inv[:, None] * (grad_unit - radial), 0)
 
     return Expected(
         loss=lse - own,
@@ -92,6 +93,7 @@ def expected(
         margin=margin,
         lse=lse,
         inv_norms=np.stack(inv),
+        moments=(weights * s * tau).sum(1),
         grad_predictions=through_norm(weights @ t_unit, p_unit, norms[0], inv[0]),
         grad_targets=through_norm(weights.T @ p_unit, t_unit, norms[1], inv[1]),
     )

@@ -26,6 +26,7 @@ class Problem(ctypes.Structure):
         ("rows", ctypes.c_int64 * 2),
         ("width", ctypes.c_int),
         ("inv_temperature", ctypes.c_float),
+        ("temperature", ctypes.c_void_p),
     )
 
 
@@ -42,6 +43,10 @@ class Result(ctypes.Structure):
     _fields_ = (("loss", ctypes.c_void_p), ("lse", ctypes.c_void_p * 2), ("saved", ctypes.c_void_p))
 
 
+class Gradients(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_void_p * 2), ("moments", ctypes.c_void_p))
+
+
 class Saved(ctypes.Structure):
     _fields_ = (("grad_loss", ctypes.c_void_p), ("lse", ctypes.c_void_p * 2), ("saved", ctypes.c_void_p))
 
@@ -53,15 +58,18 @@ class Case:
     group_a: Tensor
     group_b: Tensor
     temperature: float = 0.1
+    learnable: bool = False
     grad_loss: float = -1.5
 
     def __post_init__(self) -> None:
+        self.tensor = torch.tensor(self.temperature)
         self.problem = Problem(
             pointers(self.a, self.b),
             pointers(self.group_a, self.group_b),
             (len(self.a), len(self.b)),
             self.a.shape[1],
-            1 / self.temperature,
+            7.0 if self.learnable else 1 / self.temperature,
+            self.tensor.data_ptr() if self.learnable else None,
         )
 
     def expected(self, detach_norm: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,9 +110,10 @@ class Output:
     lse: tuple[Tensor, Tensor]
     saved: Tensor
     grads: tuple[Tensor, Tensor]
+    moments: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return (self.loss, *self.lse, self.saved, *self.grads)
+        return (self.loss, *self.lse, self.saved, *self.grads, self.moments)
 
 
 class Kernels:
@@ -134,7 +143,11 @@ class Kernels:
         sizes = self.workspaces(case, plan, tf32=tf32)
         nan = [torch.full(s, torch.nan) for s in ((), (n,), (m,), (2 * (n + m) + 2,))]
         out = Output(
-            nan[0], (nan[1], nan[2]), nan[3], tuple(torch.full_like(x, torch.nan) for x in (case.a, case.b))
+            nan[0],
+            (nan[1], nan[2]),
+            nan[3],
+            tuple(torch.full_like(x, torch.nan) for x in (case.a, case.b)),
+            torch.full((), torch.nan if case.learnable else 0.0, dtype=torch.float64),
         )
         self.driver.schedule(order)
         result = Result(out.loss.data_ptr(), pointers(*out.lse), out.saved.data_ptr())
@@ -146,7 +159,7 @@ class Kernels:
         grad_loss = torch.tensor(case.grad_loss)
         saved = Saved(grad_loss.data_ptr(), pointers(*out.lse), out.saved.data_ptr())
         workspace = Workspace(sizes[1] if detach_norm else sizes[2])
-        grads = (ctypes.c_void_p(x.data_ptr()) for x in out.grads)
+        grads = Gradients(pointers(*out.grads), out.moments.data_ptr() if case.learnable else None)
         self.driver.call(
             "backward",
             problem,
@@ -154,7 +167,7 @@ class Kernels:
             ctypes.byref(plan),
             ctypes.byref(saved),
             ctypes.c_bool(detach_norm),
-            *grads,
+            ctypes.byref(grads),
             workspace.pointer,
         )
         workspace.check()
@@ -270,14 +283,45 @@ def test_empty(kernels, shape, detach_norm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=IDS.get)
 @pytest.mark.parametrize("detach_norm", [True, False], ids=["detached", "true_norm"])
 def test_zero_vectors(kernels, dtype, detach_norm):
-    """Cosine 0 with all; the gradient is that of x / 1e-8."""
+    """Cosine 0 with all, and no gradient."""
     case = make_case(12, 9, 16, dtype)
     case.a[3], case.b[5] = 0, 0
     out, (_, *grads) = kernels.run(case, detach_norm), case.expected(detach_norm)
     for got, want, zero in zip(out.grads, grads, (3, 5), strict=True):
         rest = torch.arange(len(got)) != zero
-        for rows in (rest, ~rest):
-            assert relative(got[rows], want[rows]) < GRAD_TOLERANCE[dtype]
+        assert not got[zero].any()
+        assert relative(got[rest], want[rest]) < GRAD_TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("detach_norm", [True, False], ids=["detached", "true_norm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=IDS.get)
+def test_long_vectors(kernels, dtype, detach_norm):
+    """Whose squares overflow."""
+    case = make_case(12, 9, 16, dtype)
+    case.a.mul_(2.0**67)
+    check(kernels.run(case, detach_norm), case, detach_norm)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS.get)
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 3.0])
+@pytest.mark.parametrize("shape", [(1, 1, 8), (33, 20, 17), (200, 150, 24)], ids=str)
+def test_a_temperature_on_the_device(kernels, shape, temperature, dtype):
+    case = make_case(*shape, dtype, temperature=temperature, learnable=True)
+    out = kernels.run(case, False, block=(128, 64))
+    check(out, case, False)
+    x, y, tau = case.a.double(), case.b.double(), torch.tensor(temperature).double().requires_grad_()
+    loss = global_contrastive_reference(x, y, case.group_a, case.group_b, temperature=tau)
+    (loss * case.grad_loss).backward()
+    torch.testing.assert_close(-out.moments / temperature, tau.grad, rtol=1e-4, atol=1e-6 / temperature**2)
+    for order in SCHEDULES[1:]:
+        assert_same(out, kernels.run(case, False, order, block=(128, 64)))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan")])
+def test_a_temperature_on_the_device_that_is_not_positive_shows(kernels, temperature):
+    case = make_case(9, 8, 16, torch.bfloat16, learnable=True)
+    case.tensor.fill_(temperature)
+    assert torch.isnan(kernels.run(case, True).loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=IDS.get)

@@ -31,11 +31,16 @@ class Problem(ctypes.Structure):
         ("batch", ctypes.c_int64),
         *((n, ctypes.c_int) for n in ("tokens", "width", "groups", "draws")),
         ("inv_temperature", ctypes.c_float),
+        ("temperature", ctypes.c_void_p),
     )
 
 
 class Result(ctypes.Structure):
     _fields_ = tuple((n, ctypes.c_void_p) for n in ("loss", "correct", "lse", "inv_norms"))
+
+
+class Gradients(ctypes.Structure):
+    _fields_ = tuple((n, ctypes.c_void_p) for n in ("predictions", "targets", "moments"))
 
 
 class Saved(ctypes.Structure):
@@ -114,7 +119,9 @@ class Kernels:
     def __init__(self) -> None:
         self.driver = Driver("local_contrastive")
 
-    def run(self, case: Case, order: str = "fwd", *, tf32: bool = False) -> dict[str, np.ndarray]:
+    def run(
+        self, case: Case, order: str = "fwd", *, tf32: bool = False, learnable: bool = False
+    ) -> dict[str, np.ndarray]:
         """Forward and backward; outputs start as NaN, so what is not written shows."""
         b, m, d = case.predictions.shape
         out = {n: np.full((b, m), np.nan, np.float32) for n in ("loss", "lse")}
@@ -122,6 +129,8 @@ class Kernels:
         out["inv_norms"] = np.full((2, b, m), np.nan, np.float32)
         for n in ("grad_predictions", "grad_targets"):
             out[n] = narrow(np.full((b, m, d), np.nan), case.dtype)
+        tensor = np.array(case.tau, np.float32)
+        moments = np.full((b, m), np.nan, np.float32)
         problem = Problem(
             address(case.predictions),
             address(case.targets),
@@ -136,16 +145,19 @@ class Kernels:
             d,
             0 if case.codes is None else case.codes.shape[2],
             case.n_draws if case.index is None else case.index.shape[2],
-            1 / case.tau,
+            *((7.0, address(tensor)) if learnable else (1 / case.tau, None)),
         )
         dtype = TF32 if tf32 else DTYPES[case.dtype]
         self.driver.schedule(order)
         result = Result(*(address(out[n]) for n in ("loss", "correct", "lse", "inv_norms")))
         self.driver.call("forward", ctypes.byref(problem), dtype, ctypes.byref(result))
         saved = Saved(address(case.grad_loss), address(out["lse"]), address(out["inv_norms"]))
-        grads = (ctypes.c_void_p(address(out[n])) for n in ("grad_predictions", "grad_targets"))
-        self.driver.call("backward", ctypes.byref(problem), dtype, ctypes.byref(saved), *grads)
-        return out
+        grads = Gradients(
+            *(address(out[n]) for n in ("grad_predictions", "grad_targets")),
+            address(moments) if learnable else None,
+        )
+        self.driver.call("backward", ctypes.byref(problem), dtype, ctypes.byref(saved), ctypes.byref(grads))
+        return {**out, "moments": moments} if learnable else out
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +296,7 @@ def test_a_token_whose_draws_are_all_excluded_is_correct(kernels):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])  # float16 holds no gradients 1e8 apart
 def test_zero_vectors(kernels, dtype):
-    """A zero vector has cosine 0 with all; its gradient is that of x / 1e-8."""
+    """A zero vector has cosine 0 with all; it gets no gradient."""
     case = make_case(1, 12, 16, dtype, codes=False, k=30)
     case.predictions[0, 3] = 0
     case.targets[0, 5] = 0
@@ -295,8 +307,27 @@ def test_zero_vectors(kernels, dtype):
         got, full = widen(out[name][0]), getattr(want, name)
         zero = out["inv_norms"][0 if "predictions" in name else 1, 0] == 1e8
         assert zero.any()
-        for rows in (zero, ~zero):
-            assert relative(got[rows], full[rows]) < GRAD_TOLERANCE[dtype], name
+        assert not got[zero].any()
+        assert relative(got[~zero], full[~zero]) < GRAD_TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tau", [0.02, 0.1, 3.0])
+def test_a_temperature_on_the_device(kernels, dtype, tau):
+    case = make_case(2, 70, 40, dtype, k=50)
+    case.tau = tau
+    out = kernels.run(case, learnable=True)
+    check(out, case)
+    for b in range(2):
+        np.testing.assert_allclose(out["moments"][b], case.expected(b).moments, rtol=1e-3, atol=1e-5 / tau)
+    assert_same(out, kernels.run(case, "rev", learnable=True))
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.1, float("nan")])
+def test_a_temperature_on_the_device_that_is_not_positive_shows(kernels, tau):
+    case = make_case(1, 9, 16)
+    case.tau = tau
+    assert np.isnan(kernels.run(case, learnable=True)["loss"]).all()
 
 
 @pytest.mark.parametrize("tau", [1e-3, 10.0])

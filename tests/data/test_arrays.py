@@ -2,6 +2,7 @@ import csv
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from made import sines
 
@@ -76,12 +77,6 @@ def test_bad_records_are_rejected_with_a_reason(tmp_path):
         "flat": {"signal": np.ones((12, 5000))},
         "too short": {"signal": np.zeros((12, 0))},
         "out of range": {"signal": sines().astype(float)},
-        "age": {"age": -3},
-        "age1": {"age": "old"},
-        "sex": {"sex": 0},
-        "fold": {"fold": 1.5},
-        "labels": {"labels": "AF"},
-        "patient_id": {"patient_id": ""},
     }
     records = [good | {"record_id": name} | change for name, change in bad.items()]
     store = written(tmp_path, [good, *records, good | {"record_id": "0"}, good | {"record_id": "\ud800"}])
@@ -103,7 +98,7 @@ def test_bad_records_are_rejected_with_a_reason(tmp_path):
 def test_mistakes_leave_nothing(tmp_path, record, message):
     with pytest.raises(EcgfastError, match=message):
         write_store([record], tmp_path / "store")
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.iterdir() if path.name != "store.rejected.csv"]
 
 
 def test_nothing_to_write(tmp_path):
@@ -149,3 +144,49 @@ def test_synthetic_records_fit(tmp_path):
 
 def fields(record):
     return {name: getattr(record, name) for name in ("signal", "rate", "labels", "age", "sex")}
+
+
+def test_records_that_are_a_table(tmp_path):
+    frame = pd.DataFrame({"signal": [sines()], "rate": [500]})
+    with pytest.raises(EcgfastError, match=r"got one DataFrame; pass records\.to_dict\('records'\)"):
+        write_store(frame, tmp_path / "store")
+    with pytest.raises(EcgfastError, match=r"got one dict; pass \[records\]"):
+        write_store({"signal": sines(), "rate": 500}, tmp_path / "store")
+    assert written(tmp_path, frame.to_dict("records")).n_samples.tolist() == [5000]
+    assert list(written(tmp_path / "rows", frame.itertuples()).n_samples) == [5000]
+
+
+def test_a_table_with_gaps(tmp_path):
+    """A nullable integer column, and one that gaps made floating point, name the same patients."""
+    nullable = pd.array([15709, None, None, 7, 15709], dtype="Int64")
+    frame = pd.DataFrame({"patient_id": nullable, "age": [63, None, "old", 300, "063Y"], "rate": 500})
+    frame["sex"] = ["F", None, "q", "male", pd.NA]
+    frame["labels"] = ["AF;SR", None, {"NORM": 100.0}, np.nan, ["AF"]]
+    frame["record_id"] = ["a", None, np.nan, "d", "e"]
+    frame["unit"] = ["mV", None, np.nan, "V", ""]
+    for name, patients in {
+        "nullable": nullable,
+        "float": nullable.astype("Float64").to_numpy(float, na_value=np.nan),
+    }.items():
+        frame["patient_id"] = patients
+        scale = [1, 1, 1, 1000, 1]
+        records = [
+            row | {"signal": sines() / 1000 / k}
+            for row, k in zip(frame.to_dict("records"), scale, strict=True)
+        ]
+        write_store(records, tmp_path / name)
+        store = Store(tmp_path / name)
+        assert store.index["record_id"].to_pylist() == ["a", "1", "2", "d", "e"]
+        assert store.index["patient_id"].to_pylist() == ["15709", "1", "2", "7", "15709"]
+        assert store.index["age"].to_pylist() == [63, None, None, None, 63]
+        assert store.index["sex"].to_pylist() == ["F", None, None, "M", None]
+        assert store.index["labels"].to_pylist() == [["AF", "SR"], [], ["NORM"], [], ["AF"]]
+        assert store.description["warnings"] == {"age": 2, "sex": 1}
+        assert store.description["without"] == {"patient": 2, "age": 3, "sex": 3, "label": 2}
+
+
+def test_a_value_that_is_missing_costs_its_record_alone(tmp_path):
+    good = {"signal": sines(), "rate": 500}
+    records = [good, good | {"signal": None}, good | {"rate": pd.NA}, good | {"rate": "nan"}, good]
+    store = written(tmp_path, records)
+    assert kinds(store) == {"1": "signal", "2": "sample rate", "3": "sample rate"}

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from ecgfast.data.cleaning import (
+    CUT_SAMPLES,
+    CUT_SECONDS,
+    CUT_STEPS,
     HELD_SECONDS,
     HELD_SHARE,
     HELD_SHARE_ONCE,
-    RAIL_SECONDS,
+    RAIL_JUMP,
     cut_off,
     derive_limb_leads,
     fill_gaps,
@@ -80,6 +83,12 @@ def test_limb_leads_need_both_and_never_overflow():
     assert derive_limb_leads(block, [0, 1])[1] == [0, 1, 3]
 
 
+def jump_at(signal, start, end):
+    """The lesser of the jumps in which a run is left."""
+    steps = np.abs(np.diff(signal))
+    return min(steps[i] for i in (start - 1, end - 1) if 0 <= i < len(steps))
+
+
 def plain_cut_off(signal, rate, low, high):
     """The definition, run by run."""
     for value, at_rail in ((signal.min(), signal.min() <= low), (signal.max(), signal.max() >= high)):
@@ -87,7 +96,15 @@ def plain_cut_off(signal, rate, low, high):
         runs = edges[1::2] - edges[::2]
         held = runs[runs >= HELD_SECONDS * rate]
         share = HELD_SHARE if len(held) > 1 else HELD_SHARE_ONCE
-        if held.sum() > share * len(signal) or (at_rail and runs.max() >= max(2, RAIL_SECONDS * rate)):
+        steps = np.abs(np.diff(signal))
+        jumps = [
+            jump_at(signal, start, end)
+            for start, end in zip(edges[::2], edges[1::2], strict=True)
+            if end - start >= max(CUT_SAMPLES, CUT_SECONDS * rate)
+        ]
+        cuts = [jump for jump in jumps if jump > CUT_STEPS * steps[steps > 0].min()]
+        at_rail = at_rail and max(cuts, default=0) > RAIL_JUMP * np.ptp(signal)
+        if held.sum() > share * len(signal) or len(cuts) > 1 or at_rail:
             return value, runs.sum()
     return None
 
@@ -110,9 +127,15 @@ def test_cut_off_finds_both_kinds():
     assert cut_off(signal.clip(-800, 9999), 500)[0] == -800
     assert cut_off(np.full(5000, 3.0), 500, -3, 3) is None
     railed = signal.copy()
+    railed[100:104] = 1500
+    assert cut_off(railed, 500, -1500, 1500) is None
     railed[100:106] = 1500
     assert cut_off(railed, 500) is None
     assert cut_off(railed, 500, -1500, 1500) == (1500, 6)
+    railed[2000:2004] = 1500
+    assert cut_off(railed, 500) is None
+    railed[2000:2005] = 1500
+    assert cut_off(railed, 500) == (1500, 11)
 
 
 @pytest.mark.parametrize(

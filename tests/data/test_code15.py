@@ -86,6 +86,36 @@ def test_code15(tmp_path, imported):
     }
 
 
+def test_what_the_table_does_not_tell_is_unknown(tmp_path, imported):
+    """Two strangers without an id are no one person, and no odd value costs a tracing."""
+    exams = {1: ("", ""), 2: ("nan", "NA"), 3: ("x7", "old"), 4: ("9", "300"), 5: ("9.0", "")}
+    write_part(tmp_path / "in/exams_part0.hdf5", {exam: tracing(2800 + exam) for exam in exams})
+    rows = [exam_row(exam, patient, age=age) for exam, (patient, age) in exams.items()]
+    rows[0] |= {"is_male": "", "AF": "", "SB": "True"}
+    rows[1] |= {"is_male": "1"}
+    rows[2] |= {"is_male": "perhaps", "AF": "maybe"}
+    rows[3] |= {"is_male": "0.0"}
+    write_csv(tmp_path / "in/exams.csv", rows)
+    store = imported(tmp_path / "in")
+    assert not reasons(store)
+    assert [row["patient_id"] for row in store.index.to_pylist()] == ["1", "2", "3", "9", "9"]
+    assert store.patient_numbers().tolist() == [0, 1, 2, 3, 3]
+    assert store.index["age"].to_pylist() == [None] * 5
+    assert store.index["sex"].to_pylist() == [None, "M", None, "F", "M"]
+    assert store.index["labels"].to_pylist() == [["SB"], [], [], [], []]
+    assert store.description["warnings"] == {"AF": 1, "age": 2, "patient_id": 1, "sex": 1}
+    assert store.description["without"] == {"patient": 3, "age": 5, "sex": 2, "label": 4}
+
+
+def test_tracings_in_another_unit(tmp_path, imported):
+    write_part(tmp_path / "in/exams_part0.hdf5", {1: 1000 * tracing(4000)})
+    write_csv(tmp_path / "in/exams.csv", [exam_row(1, 2)])
+    with pytest.raises(EcgfastError, match=r"out of range: .*: microvolts\? pass unit='uV'"):
+        imported(tmp_path / "in")
+    store = imported(tmp_path / "in", unit="uV")
+    assert store.description["amplitude_mv"] == pytest.approx(0.8)
+
+
 def write_two_parts(folder):
     exams = range(100, 110)
     tracings = {exam: tracing(2800 + 8 * exam) for exam in exams}

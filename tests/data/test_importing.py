@@ -14,9 +14,9 @@ import wfdb
 from made import sines, write_record
 from scipy.signal import resample_poly
 
-from ecgfast.data import Store, prepare
-from ecgfast.data.writer import lock_folder
-from ecgfast.errors import EcgfastError
+from ecgfast.data import Store, prepare, summarize
+from ecgfast.data.writer import StoreWriter, lock_folder
+from ecgfast.errors import EcgfastError, one_line
 from ecgfast.leads import STANDARD_LEADS, find_lead
 
 
@@ -135,6 +135,12 @@ def test_units_and_gains(tmp_path, imported, gain, factor):
         ([" <age>: 25  <sex>: M  <diagnoses>: (none)"], (25.0, "M", [])),
         (["Age: NaN", "Sex: Unknown", "Dx: "], (None, None, [])),
         (["Age: -1", "Stage: 4"], (None, None, [])),
+        ([" Age: 56", " Sex: Female", " Labels: NORM, STTC", " Image: a.png"], (56.0, "F", ["NORM", "STTC"])),
+        (["Age: 300", "Sex: Male", "Height: Unknown", "Dx: CD, HYP"], (90.0, "M", ["CD", "HYP"])),
+        (["Dx: 1, 2", "Labels: 2, 3"], (None, None, ["1", "2", "3"])),
+        ([" Age: 44", " Sex: Male", " Chagas label: True", " Source: CODE-15%"], (44.0, "M", ["Chagas"])),
+        ([" Age: 44.0", " Chagas label: False", " Source: PTB-XL"], (44.0, None, [])),
+        ([" Chagas label: 1", " Chagas probability: 0.8"], (None, None, ["Chagas"])),
         ([], (None, None, [])),
     ],
 )
@@ -218,8 +224,11 @@ def test_bad_records_are_rejected_with_a_reason(tmp_path, imported):
 
 def test_ecg_id_is_taken(shared, imported):
     store = imported(shared("data/ecgid"))
-    assert len(store) > 0
-    assert not reasons(store)
+    assert len(store) == 166
+    # their files have lost 4096 or 8192 bytes at the beginning, which are all ones
+    assert len(reasons(store)) == 9
+    for name, reason in reasons(store).items():
+        assert reason.startswith("unreadable: ECG I begins with -1, its header says "), name
 
 
 def noisy(seed=0, n=5000):
@@ -352,7 +361,7 @@ def test_bad_sources_leave_nothing(tmp_path):
         prepare(tmp_path / "in", tmp_path / "store", progress=False)
     with pytest.raises(EcgfastError, match="workers"):
         prepare(tmp_path / "in", tmp_path / "store", progress=False, workers=0)
-    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "store.rejected.csv"]
 
 
 def test_existing_stores(tmp_path):
@@ -556,3 +565,88 @@ def test_mistakes_in_the_program_are_not_taken_for_bad_records(tmp_path, monkeyp
     monkeypatch.setattr("ecgfast.data.wfdb_source.direct_block", broken)
     with pytest.raises(KeyError, match="a slip"):
         prepare(tmp_path / "in", tmp_path / "store", progress=False)
+
+
+def test_warnings_survive_an_interruption(tmp_path, monkeypatch):
+    """They are counted and listed as in an import that was never stopped."""
+    for i, age in enumerate(["old", "30", "older", "400", "31", ""]):
+        write_record(
+            tmp_path / f"in/r{i}", sines(1000 + i), comments=[f"Age: {age}", f"Patient: {i % 2 or 'NA'}"]
+        )
+    prepare(tmp_path / "in", tmp_path / "whole", progress=False)
+    add = StoreWriter.add
+
+    def stopped(self, recording):
+        add(self, recording)
+        if self.n_imported == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "add", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "in", tmp_path / "store", progress=False)
+    report = prepare(tmp_path / "in", tmp_path / "store", progress=False)
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
+    assert report.warnings == {"age": 3}
+    assert report.without == {"patient": 3, "age": 4, "sex": 6, "label": 6}
+    assert report.examples == ("warning: age: got 'old', want 0 to 125 years (3 records, such as r0.hea)",)
+    listed = (tmp_path / "store/warnings.csv").read_text().splitlines()
+    assert listed[0] == "source,warning"
+    assert [line.partition(",")[0] for line in listed[1:]] == ["r0.hea", "r2.hea", "r3.hea"]
+
+
+def test_stores_that_tell_of_no_warnings(tmp_path):
+    """As they were written before: they are read, counted and found complete."""
+    write_record(tmp_path / "in/a")
+    prepare(tmp_path / "in", tmp_path / "store", progress=False)
+    (tmp_path / "store/warnings.csv").unlink()
+    meta = tmp_path / "store/store.json"
+    content = json.loads(meta.read_text())
+    for name in ("warnings", "without", "amplitude_mv"):
+        del content[name]
+    meta.write_text(json.dumps(content))
+    summary = summarize(Store(tmp_path / "store"))
+    assert (summary.warnings, summary.without, summary.n_implausible) == ({}, {}, 0)
+    assert str(prepare(tmp_path / "in", tmp_path / "store", progress=False)).endswith(
+        "is complete: 1 recordings"
+    )
+
+
+def test_a_journal_without_amplitudes_is_taken_up(tmp_path, monkeypatch):
+    for i in range(4):
+        write_record(tmp_path / f"in/r{i}", sines(1000 + i))
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "in", tmp_path / "store", progress=False)
+    journal = tmp_path / "store.partial/journal.jsonl"
+    entries = [{"row": json.loads(line)["row"]} for line in journal.read_text().splitlines()]
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert prepare(tmp_path / "in", tmp_path / "store", progress=False).n_imported == 4
+
+
+def test_a_mistake_in_a_worker_names_the_record(tmp_path, monkeypatch):
+    write_record(tmp_path / "in/a")
+
+    def broken(*args):
+        raise KeyError("a slip")
+
+    monkeypatch.setattr("ecgfast.data.wfdb_source.direct_block", broken)
+    for workers in (1, 2):
+        with pytest.raises(KeyError) as error:
+            prepare(tmp_path / "in", tmp_path / "store", progress=False, workers=workers)
+        assert error.value.__notes__ == [f"while reading a.hea of {tmp_path / 'in'}"]
+
+
+@pytest.mark.parametrize(
+    ("error", "want"),
+    [
+        (KeyError("x"), "KeyError: 'x'"),
+        (IndexError("list index out of range"), "IndexError: list index out of range"),
+        (RuntimeError(), "RuntimeError"),
+        (ValueError("  first\n\n second \n"), "first second"),
+        (ValueError("x" * 600), "x" * 499 + "…"),
+    ],
+)
+def test_an_error_in_one_line(error, want):
+    assert one_line(error) == want

@@ -93,7 +93,6 @@ def test_ptbxl_that_is_incomplete_or_made_to_do_harm(tmp_path, imported):
         "records500/00000/00002_hr.hea": "missing file",
         "ptbxl_database.csv line 4": "unsafe path",
         "ptbxl_database.csv line 5": "unsafe path",
-        "records500/00000/00005_hr.hea": "unreadable",
         "records500/00000/00001_hr.hea": "ambiguous",
         f"records500/{300 * 'a'}.hea": "missing file",
         "ptbxl_database.csv line 10": "unsafe path",
@@ -101,10 +100,144 @@ def test_ptbxl_that_is_incomplete_or_made_to_do_harm(tmp_path, imported):
         "records500/00000/00099_hr.hea": "not listed",
     }
     found = rows(store)
-    assert set(found) == {"records500/00000/00001_hr", "records500/00000/00007_hr"}
+    assert set(found) == {f"records500/00000/{ecg_id}_hr" for ecg_id in ("00001", "00005", "00007")}
+    assert found["records500/00000/00005_hr"]["labels"] == []
+    assert store.description["warnings"] == {"scp_codes": 1, "strat_fold": 1}
     assert found["records500/00000/00001_hr"]["age"] == 56.0
     seventh = found["records500/00000/00007_hr"]
     assert [seventh[name] for name in ("age", "sex", "fold", "labels")] == [None, None, None, ["NORM"]]
+
+
+@pytest.mark.parametrize(
+    ("codes", "want", "warned"),
+    [
+        ("", [], False),
+        ("nan", [], False),
+        ("{}", [], False),
+        ('{"NORM": 100, "SR": 0.0}', ["NORM", "SR"], False),
+        ("{'NORM': nan}", ["NORM"], False),
+        ("{'NORM'}", [], True),
+        ("{'NORM': 100.0", [], True),
+        ("NORM", [], True),
+        ("['NORM', 'SR']", [], True),
+    ],
+)
+def test_ptbxl_codes_that_are_empty_or_odd(tmp_path, imported, codes, want, warned):
+    write_ptbxl(
+        tmp_path / "in", [ptbxl_row(1, scp_codes=codes, patient_id="nan", age="NA", sex="nan"), ptbxl_row(2)]
+    )
+    store = imported(tmp_path / "in")
+    assert not reasons(store)
+    row = rows(store)["records500/00000/00001_hr"]
+    assert (row["labels"], row["age"], row["sex"]) == (want, None, None)
+    assert store.description["warnings"] == ({"scp_codes": 1} if warned else {})
+    assert store.description["without"] == {"patient": 1, "age": 1, "sex": 1, "label": int(not want)}
+    np.testing.assert_array_equal(store.signal(0), sines())
+
+
+def test_strangers_are_no_one_person(tmp_path, imported):
+    """Whatever stands for an unknown patient, each such recording is of a patient of its own."""
+    strangers = ["", "nan", "NaN", "NA", "<NA>", "None", "null", "unknown"]
+    subjects = [*strangers, 7, "7.0", 7.0]
+    table = [mimic_row(0, i, subject_id=subject) for i, subject in enumerate(subjects)]
+    write_mimic(tmp_path / "mimic", table)
+    for i, subject in enumerate(subjects):
+        write_record(tmp_path / f"wfdb/{i}", comments=[f"Patient: {subject}"])
+        (tmp_path / "npy").mkdir(exist_ok=True)
+        np.save(tmp_path / f"npy/{i}.npy", sines())
+    rows = [{"file": f"{i}.npy", "patient_id": row["subject_id"]} for i, row in enumerate(table)]
+    write_csv(tmp_path / "npy/records.csv", rows)
+    for kind in ("mimic", "npy", "wfdb"):
+        prepare(tmp_path / kind, tmp_path / f"store-{kind}", progress=False)
+        store = Store(tmp_path / f"store-{kind}")
+        numbers = dict(zip(store.index["source"].to_pylist(), store.patient_numbers().tolist(), strict=True))
+        assert len(numbers) == 11
+        assert len(set(numbers.values())) == 9
+        assert store.description["without"]["patient"] == 8
+
+
+def test_an_unknown_patient_is_none_of_the_known(tmp_path, imported):
+    """Record 2 is of an unknown patient, and patient 2 is somebody else."""
+    table = [{"file": f"{i}.npy", "patient_id": patient} for i, patient in enumerate(["2", "2", "", "3"])]
+    write_csv(tmp_path / "in/records.csv", table)
+    for i in range(4):
+        np.save(tmp_path / f"in/{i}.npy", sines())
+    store = imported(tmp_path / "in")
+    assert store.index["patient_id"].to_pylist() == ["2", "2", "2 (patient unknown)", "3"]
+    assert store.patient_numbers().tolist() == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        ("fs", r"a column 'fs', want of file, rate, .* \(did you mean rate\?\); a name that begins with _"),
+        ("Rate", r"'Rate', .* \(did you mean rate\?\)"),
+        ("patient", r"\(did you mean patient_id\?\)"),
+        ("gender", r"\(did you mean sex\?\)"),
+        ("label", r"\(did you mean labels\?\)"),
+        ("notes", r"'notes', want of .*fold; a name that begins with _ is left alone"),
+    ],
+)
+def test_unknown_columns_are_an_error(tmp_path, column, told):
+    write_csv(tmp_path / "in/records.csv", [{"file": "a.npy", column: 250}])
+    np.save(tmp_path / "in/a.npy", sines())
+    with pytest.raises(
+        EcgfastError, match=rf"records\.csv has {'' if told.startswith('a ') else '.*'}{told}"
+    ):
+        prepare(tmp_path / "in", tmp_path / "store", progress=False)
+    assert not (tmp_path / "store").exists()
+
+
+def test_columns_that_are_left_alone(tmp_path, imported):
+    write_csv(tmp_path / "in/records.csv", [{"": 0, "file": "a.npy", "_fs": 250, "Unnamed: 0": 1, "age": 7}])
+    np.save(tmp_path / "in/a.npy", sines())
+    assert imported(tmp_path / "in").index["age"].to_pylist() == [7.0]
+
+
+def test_a_column_twice(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/records.csv").write_text("file,rate,rate\na.npy,250,500\n")
+    np.save(tmp_path / "in/a.npy", sines())
+    with pytest.raises(EcgfastError, match=r"records\.csv has 2 columns rate, want one"):
+        prepare(tmp_path / "in", tmp_path / "store", progress=False)
+
+
+def test_arrays_of_the_wrong_shape(tmp_path):
+    """The reasons are told whole, and kept where there is no store to keep them in."""
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        np.save(tmp_path / f"in/{i}.npy", sines(5000 + i).T)
+    np.save(tmp_path / "in/8.npy", sines()[:8])
+    np.save(tmp_path / "in/o.npy", np.array([{}], dtype=object), allow_pickle=True)
+    store = tmp_path / "store"
+    with pytest.raises(EcgfastError) as error:
+        prepare(tmp_path / "in", store, progress=False)
+    message = str(error.value)
+    told = "shape: signal must be [leads, samples], got [5000, 12]; transpose it: signal.T"
+    told += " (3 records, such as 0.npy)"
+    assert told in message
+    assert "got [8, 5000], while 12 leads are named; name those that it has" in message
+    assert "unreadable: the array holds Python objects, want numbers" in message
+    kept = tmp_path / "store.rejected.csv"
+    assert message.endswith(f"all are listed in {kept}")
+    with kept.open() as file:
+        assert [row["source"] for row in csv.DictReader(file)] == [
+            "0.npy",
+            "1.npy",
+            "2.npy",
+            "8.npy",
+            "o.npy",
+        ]
+    assert not store.exists()
+    assert not (tmp_path / "store.partial").exists()
+    np.save(tmp_path / "in/good.npy", sines())
+    report = prepare(tmp_path / "in", store, progress=False)
+    assert (report.n_imported, report.n_rejected) == (1, 5)
+    assert told in str(report)
+    assert not kept.exists()  # the list of this import is in the store
+    again = prepare(tmp_path / "in", store, progress=False)
+    assert again.nothing_to_do
+    assert again.examples == report.examples
 
 
 def test_mimic_iv_ecg(tmp_path, imported):
@@ -324,16 +457,35 @@ def test_arrays_with_a_table(tmp_path, imported):
     np.save(tmp_path / "in/b.npy", sines())
     np.save(tmp_path / "in/z.npy", sines())
     store = imported(tmp_path / "in")
-    first, second = store.index.to_pylist()
+    first, second, fourth = store.index.to_pylist()
     assert (first["record_id"], first["leads"], first["n_samples"]) == ("a", ["II", "V1"], 5000)
     values = [first[name] for name in ("patient_id", "labels", "age", "sex", "fold", "source_rate")]
     assert values == ["p", ["AF", "RBBB"], 7.0, "F", 2, 250.0]
     assert (second["patient_id"], second["leads"]) == ("b", list(STANDARD_LEADS))
+    assert (fourth["record_id"], fourth["age"]) == ("d", None)
+    assert (store.path / "warnings.csv").read_text().splitlines()[1:] == [
+        "d.npy,\"age: got 'old', want 0 to 125 years\""
+    ]
     assert kinds(store) == {
         "c.npy": "leads",
-        "d.npy": "age",
         "e.npy": "unreadable",
         "records.csv line 7": "unsafe path",
         "g.npy": "sample rate",
         "z.npy": "not listed",
     }
+
+
+@pytest.mark.parametrize("kind", ["ptbxl", "mimic", "npy"])
+def test_rows_without_a_path(tmp_path, imported, kind):
+    if kind == "ptbxl":
+        write_ptbxl(tmp_path / "in", [ptbxl_row(1)])
+        write_csv(tmp_path / "in/ptbxl_database.csv", [ptbxl_row(1), ptbxl_row(2, filename_hr="")])
+    elif kind == "mimic":
+        write_mimic(tmp_path / "in", [mimic_row(1, 2)])
+        write_csv(tmp_path / "in/record_list.csv", [mimic_row(1, 2), mimic_row(1, 3, path="")])
+    else:
+        write_csv(tmp_path / "in/records.csv", [{"file": "a.npy", "age": 3}, {"file": "", "age": 4}])
+        np.save(tmp_path / "in/a.npy", sines())
+    store = imported(tmp_path / "in")
+    assert len(store) == 1
+    assert [reason.partition(" the row's")[0] for reason in reasons(store).values()] == ["missing file:"]

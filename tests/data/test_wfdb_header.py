@@ -23,11 +23,11 @@ EXAMPLES = int(os.environ.get("ECGFAST_FUZZ", "300"))
 @pytest.mark.parametrize(
     ("line", "want"),
     [
-        ("a.dat 16", ("a.dat", "16", 1, 0, None, 200.0, 0, "mV", 0, "")),
-        ("a.dat 16+24 1000/mV 16 5 -3 7 0 I", ("a.dat", "16", 1, 0, 24, 1000.0, 5, "mV", -3, "I")),
-        ("a.mat 212 2e3(-7)/uV 12 5 0 0 0 V1", ("a.mat", "212", 1, 0, None, 2000.0, -7, "uV", 0, "V1")),
-        ("a 16x2:3 0 I", ("a", "16", 2, 3, None, 200.0, 0, "mV", 0, "I")),
-        ("a.dat 16 1000/mV 16 0 0 0 II", ("a.dat", "16", 1, 0, None, 1000.0, 0, "mV", 0, "II")),
+        ("a.dat 16", ("a.dat", "16", 1, 0, None, 200.0, 0, "mV", 0, 0, "")),
+        ("a.dat 16+24 1000/mV 16 5 -3 7 0 I", ("a.dat", "16", 1, 0, 24, 1000.0, 5, "mV", -3, 7, "I")),
+        ("a.mat 212 2e3(-7)/uV 12 5 0 0 0 V1", ("a.mat", "212", 1, 0, None, 2000.0, -7, "uV", 0, 0, "V1")),
+        ("a 16x2:3 0 I", ("a", "16", 2, 3, None, 200.0, 0, "mV", 0, 0, "I")),
+        ("a.dat 16 1000/mV 16 0 0 0 II", ("a.dat", "16", 1, 0, None, 1000.0, 0, "mV", 0, 0, "II")),
     ],
 )
 def test_signal_lines(line, want):
@@ -93,7 +93,7 @@ def test_segments_longer_than_they_are(tmp_path, part):
 
 
 HEADER = """r.mat 3 500 1200 12-May-2020 12:33:59
-r.dat 16 1000(5)/mV 16 0 -47 409 0 I
+r.dat 16 1000(5)/mV 16 0 7 15310 0 I
 r.dat 16 1000/mv 16 0 0 0 0 II
 s.dat 212+3 200/uV 12 0 0 0 0 V1
 #Age: 80

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import sines, write_record
 
+from ecgfast.data.wfdb_files import most_bytes
 from ecgfast.data.wfdb_header import check_files, parse_header, read_header, signal_bytes
 from ecgfast.data.wfdb_signals import can_decode, read_signals
 
@@ -100,7 +101,8 @@ def records(draw):
         name, form = f"f{i}.dat", draw(st.sampled_from(FORMATS))
         offset = draw(st.sampled_from([0, 0, 1, 24]))
         part = draw(signal_lines(name, form, n, offset))
-        size = signal_bytes(form, n * len(part)) + draw(st.integers(0, 3))
+        n_bytes = st.integers(signal_bytes(form, n * len(part)), most_bytes(form, n * len(part)))
+        size = draw(n_bytes)
         random = np.random.default_rng(draw(st.integers(0, 2**32)))
         common = np.array([0, 0, 0x80, 0x88, 0xFF, 0x7F, 0x10, 1], np.uint8)  # many an invalid sample
         raw = np.where(random.random(size) < 0.5, random.choice(common, size), random.integers(0, 256, size))

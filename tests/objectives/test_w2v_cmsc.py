@@ -360,3 +360,57 @@ def test_bad_config(change):
     with pytest.raises(EcgfastError) as error:
         W2VCMSCConfig(**change)
     assert "\n" not in str(error.value)
+
+
+def strict_by_hand(details, config: W2VCMSCConfig, draws: Draws) -> Tensor:
+    """Strictly nearer than every negative of other codes, of which there is one."""
+    codes = details.quantizer.codes
+    p, t = (F.normalize(x.double(), dim=-1) for x in (details.predictions, details.targets))
+    similar = p @ t.transpose(1, 2)
+    drawn = torch.zeros(similar.shape, dtype=torch.bool).scatter(2, draws.negative_index, True)
+    counted = drawn & (codes[:, :, None] != codes[:, None]).any(-1)
+    own = similar.diagonal(dim1=1, dim2=2)[..., None]
+    return counted.any(-1) & ((own > similar + 1e-9) | ~counted).all(-1)
+
+
+@pytest.mark.parametrize("case", ["normal", "one code", "all entries equal", "half the entries equal"])
+def test_strict_count_of_collapsed_targets(case):
+    """The official count takes ties and tokens without negatives as found; the strict one does not."""
+    torch.manual_seed(0)
+    model = W2VCMSC(CONFIG)
+    m = CONFIG.n_masked
+    # Every other token is a negative, so that a tie in the segment is a tie with a negative.
+    index = torch.arange(m - 1).expand(6, m, -1) + (torch.arange(m - 1) >= torch.arange(m)[:, None])
+    draws = Draws(negative_index=index.contiguous())
+    with torch.no_grad():
+        if case == "one code":
+            model.quantizer.projection.weight.zero_()
+            model.quantizer.projection.bias[::8] = 1e4
+        elif case == "all entries equal":
+            model.quantizer.codebook.copy_(
+                model.quantizer.codebook[:, :1].expand_as(model.quantizer.codebook)
+            )
+        elif case == "half the entries equal":
+            model.quantizer.codebook[:, :4] = model.quantizer.codebook[:, :1]
+    found = {"official": 0, "strict": 0}
+    for step in range(20):
+        output = model(
+            torch.randn(6, 12, 640),
+            torch.arange(6),
+            torch.arange(6),
+            ops.make_rng(0, step),
+            draws=draws,
+            intermediates=True,
+        )
+        want = int(strict_by_hand(output.intermediates, CONFIG, draws).sum())
+        assert int(output.n_strict) == want
+        found["official"] += int(output.n_correct)
+        found["strict"] += want
+    if case in ("one code", "all entries equal"):
+        assert found["strict"] == 0
+    else:
+        assert 0 < found["strict"] <= found["official"]
+    if case == "one code":
+        assert found["official"] == 20 * 6 * m
+    if case == "half the entries equal":
+        assert found["strict"] < found["official"]

@@ -141,7 +141,7 @@ def test_out_of_bounds(change, message):
         ({"store": torch.zeros(2, 60).short()}, r"store must have shape \[n_values\], got \[2, 60\]"),
         ({"store": torch.zeros(120).short()[::2]}, "store must be contiguous, got stride 2"),
         ({"start": torch.zeros(3).long()}, r"start must have shape \[2\], got \[3\]"),
-        ({"n_samples": torch.zeros(2)}, "n_samples must be int64, got .* float32"),
+        ({"n_samples": torch.zeros(2)}, "n_samples must be int64, int32, .*, got .* float32"),
         ({"length": -1}, "length must not be negative, got -1"),
         ({"lead_index": torch.zeros(2, 2).long()}, r"lead_index must have shape \[L\], got \[2, 2\]"),
         ({"dtype": torch.int32}, "dtype must be int16, float32, .*, got torch.int32"),

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,26 +24,38 @@ def make_inputs(n, m, d, dtype, seed, n_groups=None):
 
 def run(function, a, b, group_a, group_b, **kwargs):
     x, y = a.detach().clone().requires_grad_(), b.detach().clone().requires_grad_()
+    tau = kwargs.get("temperature")
+    if isinstance(tau, torch.Tensor):
+        kwargs["temperature"] = tau = tau.detach().clone().requires_grad_()
     loss = function(x, y, group_a, group_b, **kwargs)
     (loss * 3).backward()
-    return loss, x.grad, y.grad
+    return loss, x.grad, y.grad, *([tau.grad] if isinstance(tau, torch.Tensor) else [])
 
 
 def compare(a, b, group_a, group_b, tolerance=None, device="cpu", **kwargs):
     """The op on a device against the reference in fp64. Errors are relative to the largest value, or to
     what fp32 rounds where values cancel: similarities of the size 1 / temperature, and their gradients."""
     tolerance = tolerance or TOLERANCE[a.dtype]
-    inverse = 1 / kwargs.get("temperature", 0.1)
-    longest = max(1 / x.double().norm(dim=1).clamp(min=1e-8).min().item() for x in (a, b))
+    inverse = 1 / float(kwargs.get("temperature", 0.1))
+    norms = torch.cat([x.double().norm(dim=1) for x in (a, b)])
+    longest = 1 / norms[norms > 1e-8].min().item()
     floor = inverse * longest / max(len(a), len(b))
+    learnable = isinstance(kwargs.get("temperature"), torch.Tensor)
+    if learnable:
+        kwargs["temperature"] = kwargs["temperature"].to(device)
     got = run(global_contrastive, *(t.to(device) for t in (a, b, group_a, group_b)), **kwargs)
     got = [t.cpu() for t in got]
+    if learnable:
+        kwargs["temperature"] = kwargs["temperature"].double().cpu()
     want = run(global_contrastive_reference, a.double(), b.double(), group_a, group_b, **kwargs)
     assert got[0].dtype == (torch.float64 if a.dtype == torch.float64 else torch.float32)
     assert got[1].dtype == got[2].dtype == a.dtype
     assert_close(got[0], want[0], 1e-12 if a.dtype == torch.float64 else 2e-6, "loss", inverse)
     assert_close(got[1], want[1], tolerance, "gradient of a", floor)
     assert_close(got[2], want[2], tolerance, "gradient of b", floor)
+    if learnable:
+        precision = 1e-12 if a.dtype == torch.float64 else 1e-5
+        assert_close(got[3], want[3], precision, "gradient of the temperature", inverse**2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -78,6 +89,65 @@ def test_any_temperature(temperature, dtype):
     # Far apart: rows whose largest similarity lies far below the bound.
     b = -a[:61] + 0.1 * b
     compare(a, b, group_a, group_b, tolerance, temperature=temperature)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [0.02, 0.1, 20.0])
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 8), (7, 5, 33), (103, 85, 41), (1301, 1250, 24)])
+def test_a_learnable_temperature(dtype, value, n, m, d):
+    """Also beside several blocks of both sides."""
+    inputs = make_inputs(n, m, d, dtype, seed=n)
+    tau = torch.tensor(value, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    tolerance = None if dtype == torch.float64 else max(TOLERANCE[dtype], 1e-6 / value)
+    compare(*inputs, tolerance, temperature=tau, detach_norm=n % 2 == 0)
+
+
+def test_a_learnable_temperature_where_b_has_a_pass_of_its_own():
+    a, b, group_a, group_b = make_inputs(60, 1100, 4096, torch.bfloat16, seed=2)
+    compare(a, b, group_a, group_b, temperature=torch.tensor(0.1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_temperature_that_is_a_tensor_gives_the_same_as_a_number(dtype):
+    inputs = make_inputs(40, 30, 24, dtype, seed=3)
+    plain = run(global_contrastive, *inputs, temperature=0.125)
+    for kind in DTYPES:
+        *same, grad = run(global_contrastive, *inputs, temperature=torch.tensor(0.125, dtype=kind))
+        assert grad.dtype == kind
+        assert all(torch.equal(x, y) for x, y in zip(plain, same, strict=True))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_temperature_that_is_not_positive(value):
+    x, groups = torch.randn(4, 8), torch.arange(4)
+    for function in (global_contrastive, global_contrastive_reference):
+        for tau in (value, torch.tensor(value), torch.nn.Parameter(torch.tensor(value))):
+            with pytest.raises(ValueError, match="global_contrastive: temperature must be positive, got"):
+                function(x, x, groups, groups, temperature=tau)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant):
+    a, b, group_a, group_b = make_inputs(20, 20, 16, torch.float32, seed=4)
+    leaves = [x.requires_grad_() for x in (a, b, torch.tensor(0.2))]
+
+    def loss(x, y, tau):
+        return global_contrastive(x, y, group_a, group_b, temperature=tau)
+
+    plain = torch.autograd.grad(loss(*leaves), leaves)
+    torch.utils.checkpoint.checkpoint(loss, *leaves, use_reentrant=reentrant).backward()
+    assert all(torch.equal(x, leaf.grad) for x, leaf in zip(plain, leaves, strict=True))
+
+
+def test_a_compiled_loss_whose_temperature_changes():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(global_contrastive, backend=counter, fullgraph=True, dynamic=True)
+    for step in range(12):
+        inputs = make_inputs(5 + step, 6 + step, 8, torch.float32, seed=step)
+        want = global_contrastive(*inputs, temperature=0.1 + 0.01 * step)
+        torch.testing.assert_close(compiled(*inputs, temperature=0.1 + 0.01 * step), want)
+    assert counter.frame_count <= 3
 
 
 def test_pairs_all_positive_and_none():
@@ -166,11 +236,47 @@ def test_no_features(dtype):
     assert a.grad.shape == a.shape
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [0.02, 0.1])
 @pytest.mark.parametrize("detach_norm", [True, False])
-def test_zero_vectors_have_finite_gradients(detach_norm):
+def test_vectors_as_good_as_zero_get_no_gradient(dtype, temperature, detach_norm):
+    """They have no direction. Divided by 1e-8 their gradient would be 7e7, and infinite in fp16."""
+    a, b, group_a, group_b = make_inputs(9, 9, 8, dtype, seed=2)
+    a[2], b[3], b[4], a[5] = 0, 0, 1e-12, 1e-42
+    settings = {"temperature": temperature, "detach_norm": detach_norm}
+    compare(a, b, group_a, group_b, max(TOLERANCE[dtype], 1e-5), **settings)
+    for function in (global_contrastive, global_contrastive_reference):
+        loss, *grads = run(function, a, b, group_a, group_b, **settings)
+        assert torch.isfinite(loss)
+        for grad, zero in zip(grads, ([2, 5], [3, 4]), strict=True):
+            rest = [i for i in range(9) if i not in zero]
+            assert not grad[zero].any()
+            assert grad[rest].any(dim=1).all()
+            assert torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1])
+def test_a_nan_is_not_hidden(temperature):
     a, b, group_a, group_b = make_inputs(9, 9, 8, torch.float32, seed=2)
-    a[2], b[3], b[4] = 0, 0, 1e-12
-    compare(a, b, group_a, group_b, detach_norm=detach_norm)
+    b[4, 1] = torch.nan
+    for function in (global_contrastive, global_contrastive_reference):
+        loss, _, grad = run(function, a, b, group_a, group_b, temperature=temperature)
+        assert loss.isnan()
+        assert grad[4].isnan().any()
+
+
+@pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
+def test_norms_whose_squares_overflow(isa):
+    previous = ecgfast.cpu_isa()
+    try:
+        ecgfast.set_cpu_isa(isa)
+        a, b, group_a, group_b = make_inputs(20, 20, 16, torch.float32, seed=2)
+        for detach_norm in (True, False):
+            compare(a * 1e20, b, group_a, group_b, detach_norm=detach_norm)
+            compare(a * 1e20, b * 1e20, group_a, group_b, detach_norm=detach_norm)
+            compare(a * 1e-6, b * 1e6, group_a, group_b, detach_norm=detach_norm)
+    finally:
+        ecgfast.set_cpu_isa(previous)
 
 
 def test_memory_does_not_grow_with_the_matrix():
@@ -192,6 +298,13 @@ def test_gradcheck():
         lambda x, y: global_contrastive(x, y, group_a, group_b, detach_norm=False),
         (a.requires_grad_(), b.requires_grad_()),
     )
+    for value in (0.3, 0.02):
+        tau = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        torch.autograd.gradcheck(
+            lambda x, y, t: global_contrastive(x, y, group_a, group_b, temperature=t, detach_norm=False),
+            (a, b, tau),
+            eps=1e-7,
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -199,53 +312,8 @@ def test_opcheck(dtype):
     a, b, group_a, group_b = make_inputs(9, 12, 16, dtype, seed=1)
     op = torch.ops.ecgfast.global_contrastive.default
     torch.library.opcheck(op, (a.requires_grad_(), b.requires_grad_(), group_a, group_b, 0.1, True, True))
-
-
-def one_of_two_ranks(rank, store, a, b, group_a, group_b, queue):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    half = slice(rank * len(a) // 2, (rank + 1) * len(a) // 2)
-    mine = [t[half].clone() for t in (a, b, group_a, group_b)]
-    z, y = (t.requires_grad_() for t in mine[:2])
-    loss = global_contrastive(z, y, *mine[2:], process_group=dist.group.WORLD)
-    loss.backward()
-    queue.put((rank, loss.item(), z.grad.numpy(), y.grad.numpy()))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_two_ranks_make_the_loss_of_all_rows(tmp_path):
-    g = generator(21)
-    a, b = (torch.randn(12, 16, generator=g).requires_grad_() for _ in range(2))
-    group_a = torch.randint(0, 9, (12,), generator=g)
-    whole = global_contrastive(a, b, group_a, group_a)
-    whole.backward()
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    args = tmp_path / "store", a.detach(), b.detach(), group_a, group_a, queue
-    workers = [context.Process(target=one_of_two_ranks, args=(rank, *args)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    results = sorted(queue.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    for rank, loss, grad_a, grad_b in results:
-        half = slice(rank * 6, rank * 6 + 6)
-        assert abs(loss - whole.item()) < 1e-5
-        # Averaged over the ranks, as DDP does with gradients, it is the gradient of the whole.
-        assert_close(torch.from_numpy(grad_a) / 2, a.grad[half], 1e-5, "gradient of a")
-        assert_close(torch.from_numpy(grad_b) / 2, b.grad[half], 1e-5, "gradient of b")
-
-
-def test_process_group_of_one_rank(tmp_path):
-    a, b, group_a, group_b = make_inputs(9, 9, 16, torch.float32, seed=1)
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        whole = run(global_contrastive, a, b, group_a, group_b, process_group=dist.group.WORLD)
-    finally:
-        dist.destroy_process_group()
-    alone = run(global_contrastive, a, b, group_a, group_b)
-    assert all(torch.equal(x, y) for x, y in zip(whole, alone, strict=True))
+    tau = torch.tensor(0.2, requires_grad=True)
+    torch.library.opcheck(op, (a, b, group_a, group_b, 1.0, True, False, tau))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +324,7 @@ def test_process_group_of_one_rank(tmp_path):
         ({"b": torch.zeros(5, 3).double()}, "b must be float32, got .* float64"),
         ({"a": torch.zeros(4, 3).long()}, "a must be float32, .* got .* int64"),
         ({"group_a": torch.arange(5)}, r"group_a must have shape \[4\], got \[5\]"),
-        ({"group_b": torch.zeros(5)}, "group_b must be int64, got .* float32"),
+        ({"group_b": torch.zeros(5)}, "group_b must be int64, int32, .*, got .* float32"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
     ],
 )

@@ -71,7 +71,7 @@ def test_a_segment_draws_the_same_in_any_batch():
         ({"n_leads": 0}, "lead_mask: n_leads must be at least 1, got 0"),
         ({"rng": torch.zeros(3, dtype=torch.int64)}, r"lead_mask: rng must have shape .*got \[3\]"),
         ({"sample_ids": torch.zeros(2, 2, dtype=torch.int64)}, "lead_mask: sample_ids must have"),
-        ({"sample_ids": torch.zeros(2)}, "lead_mask: sample_ids must be int64, got .* float32"),
+        ({"sample_ids": torch.zeros(2)}, "lead_mask: sample_ids must be int64, int32, .*, got .* float32"),
     ],
 )
 def test_bad_input(kwargs, message):

@@ -1,5 +1,6 @@
 """The local contrastive loss: kernel against reference, over dtypes, shapes, ISAs and thread counts."""
 
+import itertools
 import sys
 
 import pytest
@@ -24,21 +25,29 @@ def make_inputs(b, m, d, dtype, seed, repeated=True):
 def run(function, predictions, targets, weights, **kwargs):
     p = predictions.detach().clone().requires_grad_()
     t = targets.detach().clone().requires_grad_()
+    tau = kwargs.get("temperature")
+    if isinstance(tau, torch.Tensor):
+        kwargs["temperature"] = tau = tau.detach().clone().requires_grad_()
     loss, correct = function(p, t, **kwargs)
     (loss * weights.to(loss.dtype)).sum().backward()
-    return loss, correct, p.grad, t.grad
+    return loss, correct, p.grad, t.grad, *([tau.grad] if isinstance(tau, torch.Tensor) else [])
 
 
 def compare(predictions, targets, tolerance, seed=0, **kwargs):
     b, m, _ = predictions.shape
     weights = torch.randn(b, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     got = run(local_contrastive, predictions, targets, weights, **kwargs)
+    if isinstance(kwargs.get("temperature"), torch.Tensor):
+        kwargs["temperature"] = kwargs["temperature"].double()
     want = run(local_contrastive_reference, predictions.double(), targets.double(), weights, **kwargs)
     assert got[2].dtype == predictions.dtype
     loss_tolerance = 1e-12 if predictions.dtype == torch.float64 else 2e-6
     assert_close(got[0], want[0], loss_tolerance, "loss")
     assert_close(got[2], want[2], tolerance, "gradient of predictions")
     assert_close(got[3], want[3], tolerance, "gradient of targets")
+    if len(got) > 4:
+        assert got[4].dtype == got[0].dtype
+        assert_close(got[4], want[4], loss_tolerance * 10, "gradient of the temperature", 1.0)
     return got, want
 
 
@@ -87,6 +96,74 @@ def test_given_negatives_and_all_negatives(dtype):
         assert torch.equal(drawn[0][0], given[0][0])
     compare(predictions, targets, TOLERANCE[dtype], negatives="all")
     compare(predictions, targets, TOLERANCE[dtype], negatives="all", codes=codes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("b", "m", "d"), [(1, 1, 8), (2, 7, 5), (3, 33, 100), (1, 130, 33)])
+@pytest.mark.parametrize("value", [0.03, 0.1, 1.7])
+def test_a_learnable_temperature(dtype, b, m, d, value):
+    predictions, targets, codes = make_inputs(b, m, d, dtype, seed=m * d)
+    kwargs = {"codes": codes, "n_negatives": 20, "rng": make_rng(5), "sample_ids": torch.arange(b)}
+    tau = torch.tensor(value, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    got, _ = compare(predictions, targets, max(TOLERANCE[dtype], 4e-6), temperature=tau, **kwargs)
+    assert len(got) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_temperature_of_any_float_dtype(dtype):
+    predictions, targets, _ = make_inputs(2, 9, 16, dtype, seed=3)
+    grads = []
+    for kind in DTYPES:
+        tau = torch.tensor(0.125, dtype=kind, requires_grad=True)  # the same in all dtypes
+        loss, _ = local_contrastive(predictions, targets, negatives="all", temperature=tau)
+        loss.sum().backward()
+        assert tau.grad.dtype == kind
+        grads.append(tau.grad)
+    for kind, grad in zip(DTYPES, grads, strict=True):
+        assert_close(grad, grads[0], max(TOLERANCE[kind], 2e-6), str(kind))
+
+
+def test_a_logit_scale_as_clip_has_it():
+    """Learned through the exponential; a wrong sign or a missing gradient would not lower the loss."""
+    predictions, targets, _ = make_inputs(2, 20, 32, torch.float32, seed=3)
+    targets = targets + predictions
+    scale = torch.nn.Parameter(torch.tensor(0.0))
+    losses = []
+    for _ in range(20):
+        loss = local_contrastive(predictions, targets, negatives="all", temperature=1 / scale.exp())[0].mean()
+        (grad,) = torch.autograd.grad(loss, scale)
+        with torch.no_grad():
+            scale -= 0.5 * grad
+        losses.append(loss.item())
+    assert all(later < earlier for earlier, later in itertools.pairwise(losses))
+    assert scale > 1
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_temperature_that_is_not_positive(value):
+    x = torch.randn(1, 4, 8)
+    for function in (local_contrastive, local_contrastive_reference):
+        for tau in (value, torch.tensor(value), torch.nn.Parameter(torch.tensor(value))):
+            with pytest.raises(ValueError, match="local_contrastive: temperature must be positive, got"):
+                function(x, x, negatives="all", temperature=tau)
+        with pytest.raises(ValueError, match=r"temperature must have shape \[\], got \[1\]"):
+            function(x, x, negatives="all", temperature=torch.ones(1))
+        with pytest.raises(TypeError, match=r"temperature must be float32, .*, got \[\] int64"):
+            function(x, x, negatives="all", temperature=torch.tensor(1))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant):
+    predictions, targets, _ = make_inputs(2, 20, 32, torch.float32, seed=3)
+    leaves = [x.requires_grad_() for x in (predictions, targets, torch.tensor(0.2))]
+
+    def loss(p, t, tau):
+        return local_contrastive(p, t, negatives="all", temperature=tau)[0].sum()
+
+    plain = torch.autograd.grad(loss(*leaves), leaves)
+    loss_again = torch.utils.checkpoint.checkpoint(loss, *leaves, use_reentrant=reentrant)
+    loss_again.backward()
+    assert all(torch.equal(x, leaf.grad) for x, leaf in zip(plain, leaves, strict=True))
 
 
 @pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
@@ -201,7 +278,49 @@ def test_zero_vectors_have_finite_gradients():
     predictions, targets, _ = make_inputs(1, 6, 8, torch.float32, seed=2, repeated=False)
     predictions[0, 2] = 0
     targets[0, 3] = 0
+    targets[0, 4] = 1e-12
     compare(predictions, targets, 1e-5, negatives="all")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", [local_contrastive, local_contrastive_reference])
+def test_vectors_as_good_as_zero_get_no_gradient(function, dtype):
+    """They have no direction. Divided by 1e-8 their gradient would be 1e7, and infinite in fp16."""
+    predictions, targets, _ = make_inputs(1, 6, 8, dtype, seed=2, repeated=False)
+    predictions[0, 2], targets[0, 3], targets[0, 4], predictions[0, 5] = 0, 0, 1e-12, 1e-42
+    weights = torch.linspace(1, 2, 6)[None]
+    loss, _, *grads = run(function, predictions, targets, weights, negatives="all")
+    assert torch.isfinite(loss).all()
+    for grad, zero in zip(grads, ([2, 5], [3, 4]), strict=True):
+        rest = [i for i in range(6) if i not in zero]
+        assert not grad[0, zero].any()
+        assert grad[0, rest].any(dim=1).all()
+        assert torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("function", [local_contrastive, local_contrastive_reference])
+def test_a_nan_is_not_hidden(function):
+    predictions, targets, _ = make_inputs(1, 6, 8, torch.float32, seed=2, repeated=False)
+    predictions[0, 1, 3] = torch.nan
+    loss, _, grad, _ = run(function, predictions, targets, torch.ones(1, 6), negatives="all")
+    assert torch.equal(loss[0].isnan(), torch.arange(6) == 1)
+    assert grad[0, 1].isnan().any()
+    targets[0, 4, 0] = torch.nan
+    loss, *_ = run(function, predictions, targets, torch.ones(1, 6), negatives="all")
+    assert loss.isnan().all()
+
+
+@pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
+def test_norms_whose_squares_overflow(isa):
+    previous = ecgfast.cpu_isa()
+    try:
+        ecgfast.set_cpu_isa(isa)
+        predictions, targets, _ = make_inputs(2, 20, 16, torch.float32, seed=2, repeated=False)
+        compare(predictions * 1e20, targets, 2e-6, negatives="all")
+        compare(predictions, targets * 1e20, 2e-6, negatives="all")
+        compare(predictions * 1e-6, targets * 1e6, 2e-6, negatives="all")
+    finally:
+        ecgfast.set_cpu_isa(previous)
 
 
 def test_equal_targets_are_no_negatives():
@@ -219,6 +338,10 @@ def test_gradcheck():
         lambda p, t: local_contrastive(p, t, **kwargs)[0],
         (predictions.requires_grad_(), targets.requires_grad_()),
     )
+    torch.autograd.gradcheck(
+        lambda p, t, tau: local_contrastive(p, t, temperature=tau, **kwargs)[0],
+        (predictions, targets, torch.tensor(0.3, dtype=torch.float64, requires_grad=True)),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -230,6 +353,9 @@ def test_opcheck(dtype):
     rng, ids = make_rng(1), torch.arange(2)
     torch.library.opcheck(op, (predictions, targets, codes, None, rng, ids, 10, 0.1, False, True, True))
     torch.library.opcheck(op, (predictions, targets, None, None, None, None, 10, 0.1, True, False, False))
+    tau = torch.tensor(0.3, requires_grad=True)
+    given = (predictions, targets, None, None, None, None, 10, 1.0, True, True, False, tau)
+    torch.library.opcheck(op, given)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +375,7 @@ def test_opcheck(dtype):
         ({"rng": None}, "sampled negatives need negative_index, or rng and sample_ids"),
         ({"n_negatives": 0}, "n_negatives must be at least 1, got 0"),
         ({"sample_ids": torch.arange(3)}, r"sample_ids must have 2 entries \(B\), got 3"),
-        ({"codes": torch.zeros(2, 3, 1)}, "codes must be int32, int64, got .* float32"),
+        ({"codes": torch.zeros(2, 3, 1)}, "codes must be int64, int32, .*, got .* float32"),
         ({"negative_index": torch.zeros(2, 3)}, r"negative_index must have shape"),
     ],
 )
@@ -265,7 +391,31 @@ def test_bad_input(kwargs, message):
             function(**args)
 
 
-def test_index_out_of_range():
-    x, index = torch.zeros(1, 3, 4), torch.tensor([[[0], [1], [3]]])
-    with pytest.raises(RuntimeError, match=r"negative_index must hold tokens 0\.\.2, got 3"):
-        local_contrastive(x, x, negative_index=index)
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_index_out_of_range(wrong):
+    x, index = torch.zeros(1, 3, 4), torch.tensor([[[0], [1], [wrong]]])
+    for function in (local_contrastive, local_contrastive_reference):
+        with pytest.raises(ValueError, match=rf"negative_index must hold tokens 0\.\.2 .*, got {wrong}"):
+            function(x, x, negative_index=index)
+    with pytest.raises(RuntimeError, match=r"negative_index must hold tokens 0\.\.2, got"):
+        torch.ops.ecgfast.local_contrastive(x, x, None, index, None, None, 1, 0.1, False, False, False)
+
+
+def test_a_compiled_loss_whose_numbers_change():
+    """Temperatures, numbers of negatives and sizes that change neither break nor recompile each time."""
+    torch._dynamo.reset()
+    ids, rng = torch.arange(2), make_rng(3)
+    counter = torch._dynamo.testing.CompileCounter()
+
+    @torch.compile(backend=counter, fullgraph=True, dynamic=True)
+    def compiled(p, t, temperature, n_negatives):
+        return local_contrastive(
+            p, t, temperature=temperature, n_negatives=n_negatives, rng=rng, sample_ids=ids
+        )[0]
+
+    for step in range(12):
+        p, t = torch.randn(2, 5 + step, 8), torch.randn(2, 5 + step, 8)
+        temperature, n = 0.1 + 0.01 * step, 7 + step
+        want = local_contrastive(p, t, temperature=temperature, n_negatives=n, rng=rng, sample_ids=ids)[0]
+        torch.testing.assert_close(compiled(p, t, temperature, n), want)
+    assert counter.frame_count <= 3

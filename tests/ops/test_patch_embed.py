@@ -33,9 +33,6 @@ def make_inputs(b, n_leads, t, c, dtype, seed, layers=4, bias=False):
     return signal, keep, weights, gn_weight, gn_bias, biases
 
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 def run(function, inputs, upstream, for_signal=True, device="cpu"):
     signal, keep, weights, gn_weight, gn_bias, biases = inputs
     keep = None if keep is None else keep.to(device)
@@ -87,7 +84,7 @@ def test_kernel_equals_reference(dtype, b, n_leads, t, c):
     compare(make_inputs(b, n_leads, t, c, dtype, seed=t + c))
 
 
-@cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 @pytest.mark.parametrize(
     ("b", "n_leads", "t", "c", "layers", "bias"),
@@ -103,7 +100,7 @@ def test_cuda_kernel_equals_reference(dtype, b, n_leads, t, c, layers, bias):
     compare(make_inputs(b, n_leads, t, c, dtype, seed=t + c, layers=layers, bias=bias), device="cuda")
 
 
-@cuda
+@pytest.mark.cuda
 def test_cuda_takes_int16_and_gives_the_same_bits_again():
     signal, *rest = make_inputs(40, 12, 2500, 256, torch.bfloat16, seed=7)
     inputs = ((signal.double() * 1000).round().to(torch.int16), *rest)
@@ -114,14 +111,14 @@ def test_cuda_takes_int16_and_gives_the_same_bits_again():
     assert all(torch.equal(x, y) for x, y in zip(first[1], again[1], strict=True))
 
 
-@cuda
+@pytest.mark.cuda
 def test_cuda_stems_beyond_the_kernels_run_the_reference():
     for n_leads, layers in ((16, 2), (3, 1)):
         inputs = make_inputs(2, n_leads, 64, 8, torch.bfloat16, seed=1, layers=layers)
         compare(inputs, device="cuda")
 
 
-@cuda
+@pytest.mark.cuda
 def test_cuda_empty():
     for b, t in ((0, 64), (2, 15)):
         inputs = make_inputs(b, 3, t, 8, torch.float32, seed=1)

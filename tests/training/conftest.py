@@ -1,5 +1,6 @@
 """A small store of noise and a model that trains on it in milliseconds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +35,18 @@ TINY = PretrainConfig(
 )
 
 
-def write_store(path: Path, recordings: int = 14, seed: int = 0) -> Path:
+def write_store(
+    path: Path, recordings: int = 14, seed: int = 0, leads: Sequence[str] = STANDARD_LEADS
+) -> Path:
     rng = np.random.default_rng(seed)
-    leads = list(STANDARD_LEADS)
-    settings = {"format": "ecgfast-store", "version": STORE_VERSION, "sample_rate": 500, "leads": leads}
+    every = list(STANDARD_LEADS)
+    settings = {"format": "ecgfast-store", "version": STORE_VERSION, "sample_rate": 500, "leads": every}
     with StoreWriter(path, settings) as writer:
         for i in range(recordings):
             signal = rng.integers(-500, 500, (12, 640)).astype(np.int16)
             name = f"r{i}"
-            record = Recording(name, f"p{i // 2}", name, signal, leads, [], None, None, 500.0)
+            signal[[every.index(lead) for lead in every if lead not in leads]] = 0
+            record = Recording(name, f"p{i // 2}", name, signal, list(leads), [], None, None, 500.0)
             writer.add(record)
         writer.finish()
     return path

@@ -158,7 +158,7 @@ def test_full_disk_is_told_and_keeps_the_old_state(folder, monkeypatch):
         folder.save_state({"step": 2, "w": torch.ones(1000)})
     assert "\n" not in str(error.value)
     assert folder.load_state()["step"] == 1
-    assert [path.name for path in folder.state.parent.iterdir()] == ["state.pt"]
+    assert sorted(path.name for path in folder.state.parent.iterdir()) == ["sha256.json", "state.pt"]
 
 
 def test_damaged_state_is_told(folder):

@@ -7,6 +7,7 @@ arrays.
 from pathlib import Path
 
 from ecgfast._suggest import did_you_mean
+from ecgfast.data.plausibility import MICROVOLTS, find_unit
 from ecgfast.data.sources.base import About, Item, Source
 from ecgfast.data.sources.code15 import Code15
 from ecgfast.data.sources.mimic import MimicIvEcg
@@ -23,15 +24,16 @@ FORMATS: dict[str, type[Source]] = {
 """The sources by name of their format, the most specific first."""
 
 
-def open_source(folder: Path, form: str = "auto") -> Source:
+def open_source(folder: Path, form: str = "auto", unit: str | None = None) -> Source:
     """The source that a folder is.
 
     Args:
         folder: The folder.
         form: A key of `FORMATS`, or "auto": found by looking at the folder.
+        unit: V, mV, uV or nV, for signals of which the source tells no unit; None: its usual one.
 
     Raises:
-        EcgfastError: no such folder or format, or the folder is not of the format.
+        EcgfastError: no such folder, format or unit; the folder is not of the format, or has its own units.
     """
     if form != "auto" and form not in FORMATS:
         near = did_you_mean(form, FORMATS)
@@ -41,9 +43,21 @@ def open_source(folder: Path, form: str = "auto") -> Source:
     kinds = FORMATS.values() if form == "auto" else [FORMATS[form]]
     for kind in kinds:
         if kind.detect(folder):
-            return kind(folder)
+            return kind(folder, _unit_for(kind, unit))
     if form == "auto" and (folder / "store.json").is_file():
         raise EcgfastError(f"source: {folder} is a store already, want a folder of records")
     if form == "auto":
         raise EcgfastError(f"source: no WFDB record (.hea file) and no other known format in {folder}")
     raise EcgfastError(f"source: {folder} is not in format {form}: it has no {FORMATS[form].wants}")
+
+
+def _unit_for(kind: type[Source], unit: str | None) -> str | None:
+    if unit is None:
+        return None
+    if (found := find_unit(unit)) is None:
+        raise EcgfastError(f"unit: must be one of {', '.join(MICROVOLTS)}, got {unit!r}")
+    if not kind.takes_unit:
+        raise EcgfastError(
+            f"unit: must be left out for format {kind.form}, whose records tell it; got {unit!r}"
+        )
+    return found

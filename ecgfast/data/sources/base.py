@@ -1,13 +1,17 @@
 """What every kind of source offers to an import."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from ecgfast.data.preprocess import Preprocessing
 from ecgfast.data.writer import Recording
+
+
+def unseen() -> None:
+    """Nothing: for those who don't want to see rows go by."""
 
 
 class About(NamedTuple):
@@ -19,6 +23,7 @@ class About(NamedTuple):
         age: Years.
         sex: "F" or "M".
         fold: Cross-validation fold of the source.
+        warnings: What is odd in the tables: `kind: details` each.
     """
 
     patient_id: str | None = None
@@ -26,12 +31,14 @@ class About(NamedTuple):
     age: float | None = None
     sex: str | None = None
     fold: int | None = None
+    warnings: tuple[str, ...] = ()
 
     def applied(self, recording: Recording) -> Recording:
         """The recording with what is known here in place of what its own file says."""
         known = {name: value for name, value in self._asdict().items() if value is not None}
         if self.labels is not None:
             known["labels"] = list(self.labels)
+        known["warnings"] = (*recording.warnings, *self.warnings)
         return replace(recording, **known)
 
 
@@ -57,12 +64,18 @@ class Source(ABC):
 
     Attributes:
         folder: The folder.
+        unit: Unit of the signals, where the source tells none and takes one; None: its usual one.
         form: Name of the format.
+        takes_unit: Whether it takes one.
+        takes_names: Whether its signals may have other names, or none.
         wants: What a folder of this format holds, for people.
     """
 
     folder: Path
+    unit: str | None = None
     form: ClassVar[str]
+    takes_unit: ClassVar[bool] = False
+    takes_names: ClassVar[bool] = True
     wants: ClassVar[str]
 
     @classmethod
@@ -71,8 +84,11 @@ class Source(ABC):
         """Whether the folder looks like this format."""
 
     @abstractmethod
-    def items(self) -> Iterator[Item]:
+    def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
         """All records, in an order that depends on the folder's contents alone.
+
+        Args:
+            seen: Called for every row of a table that is read before the first record is known.
 
         Raises:
             EcgfastError: a folder or table can't be read.

@@ -1,11 +1,12 @@
 """MIMIC-IV-ECG: `record_list.csv` and the records that it lists (Gow et al., PhysioNet, 2023)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ecgfast.data.sources.base import About, Item
-from ecgfast.data.sources.tables import find_files, identity, safe_path, table_rows, with_unlisted
+from ecgfast.data.sources.base import About, Item, unseen
+from ecgfast.data.sources.tables import find_files, refused_path, safe_path, table_rows, with_unlisted
 from ecgfast.data.sources.wfdb import Tabled
+from ecgfast.data.values import identity
 
 _TABLE = "record_list.csv"
 
@@ -23,9 +24,11 @@ class MimicIvEcg(Tabled):
     def detect(cls, folder: Path) -> bool:
         return (folder / _TABLE).is_file()
 
-    def items(self) -> Iterator[Item]:
+    def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
         below = "files" if (self.folder / "files").is_dir() else ""
-        return with_unlisted(_Rows(self.folder / _TABLE), find_files(self.folder, ".hea", below), _TABLE)
+        return with_unlisted(
+            _Rows(self.folder / _TABLE), find_files(self.folder, ".hea", below), _TABLE, seen
+        )
 
 
 class _Rows:
@@ -39,6 +42,9 @@ class _Rows:
             if row is None:
                 yield Item(where, refused="unreadable: the row has another number of fields than the header")
             elif (name := safe_path(row["path"])) is None:
-                yield Item(where, refused=f"unsafe path: path is {row['path']!r}")
+                yield Item(where, refused=refused_path("path", row["path"]))
             else:
-                yield Item(f"{name.removesuffix('.hea')}.hea", About(patient_id=identity(row["subject_id"])))
+                warnings: list[str] = []
+                subject = identity(row["subject_id"], warnings, "subject_id")
+                about = About(patient_id=subject, warnings=tuple(warnings))
+                yield Item(f"{name.removesuffix('.hea')}.hea", about)

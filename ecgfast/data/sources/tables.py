@@ -1,38 +1,46 @@
 """Reading the CSV tables of sources, which may be damaged, incomplete or made to do harm."""
 
 import csv
-import math
-import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ecgfast.data.sources.base import Item
+from ecgfast.data.arrays import did_you_mean
+from ecgfast.data.folders import is_file, walk_folders
+from ecgfast.data.sources.base import Item, unseen
+from ecgfast.data.values import is_missing
 from ecgfast.errors import EcgfastError
 
+_NAMELESS = re.compile(r"_|$|Unnamed: \d+$")
 
-def table_rows(file: Path, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, str] | None]]:
+
+def table_rows(
+    file: Path, columns: Iterable[str], others: Iterable[str] | None = None
+) -> Iterator[tuple[str, dict[str, str] | None]]:
     """The rows of a CSV file with a header line, one by one.
 
     Args:
         file: UTF-8, with or without a byte order mark; other bytes are replaced.
-        columns: Those that must be there; more are handed on as they are.
+        columns: Those that must be there.
+        others: Those that may be there, besides ones without a name or one that begins with `_` (and pandas'
+            "Unnamed: 0"); None: any.
 
     Yields:
         Where the row stands, such as "exams.csv line 7", and its fields, stripped, by column; None
         for a row of another number of fields.
 
     Raises:
-        EcgfastError: it can't be read, or lacks a column.
+        EcgfastError: it can't be read, lacks a column, or has one twice or one of another name.
     """
+    if file.exists() and not is_file(file):
+        raise EcgfastError(f"source: can't read {file}: it is no file")
     try:
         with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
             reader = csv.reader(lines)
             header = [name.strip() for name in next(reader, [])]
-            missing = [name for name in columns if name not in header]
-            if missing:
-                raise EcgfastError(f"source: {file} has no column {', '.join(missing)}")
+            _check_columns(file, header, list(columns), None if others is None else list(others))
             for row in reader:
                 if row:
                     fields = dict(zip(header, (field.strip() for field in row), strict=False))
@@ -42,21 +50,30 @@ def table_rows(file: Path, columns: Iterable[str]) -> Iterator[tuple[str, dict[s
         raise EcgfastError(f"source: can't read {file}: {error}") from None
 
 
+def _check_columns(file: Path, header: list[str], columns: list[str], others: list[str] | None) -> None:
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise EcgfastError(f"source: {file} has no column {', '.join(missing)}")
+    known = [*columns, *(others or ())]
+    if repeated := [name for name in known if header.count(name) > 1]:
+        raise EcgfastError(f"source: {file} has {header.count(repeated[0])} columns {repeated[0]}, want one")
+    unknown = [name for name in header if name not in known and not _NAMELESS.match(name)]
+    if others is not None and unknown:
+        raise EcgfastError(
+            f"source: {file} has a column {unknown[0]!r}, want of {', '.join(known)}"
+            f"{did_you_mean(unknown[0], known)}; a name that begins with _ is left alone"
+        )
+
+
 def find_files(folder: Path, suffix: str, below: str = "") -> Iterator[str]:
     """Paths, relative to a folder, of all files with a suffix at any depth below, in a fixed order.
 
     Raises:
         EcgfastError: a folder can't be listed.
     """
-
-    def refuse(error: OSError) -> None:
-        raise EcgfastError(f"source: can't list {error.filename}: {error.strerror}") from error
-
-    for path, folders, files in os.walk(folder / below, onerror=refuse):
-        folders.sort()
-        for name in sorted(files):
-            if name.endswith(suffix):
-                yield Path(path, name).relative_to(folder).as_posix()
+    for path, files in walk_folders(folder, below):
+        prefix = f"{path}/" if path else ""
+        yield from (prefix + name for name in files if name.endswith(suffix))
 
 
 def safe_path(text: str) -> str | None:
@@ -67,6 +84,13 @@ def safe_path(text: str) -> str | None:
     parts = [part for part in text.split("/") if part not in ("", ".")]
     harmless = text.isprintable() and "\\" not in text and not text.startswith("/")
     return "/".join(parts) if harmless and parts and ".." not in parts else None
+
+
+def refused_path(column: str, text: str) -> str:
+    """Why a row is refused whose path `safe_path` does not take."""
+    if is_missing(text):
+        return f"missing file: the row's {column} is empty"
+    return f"unsafe path: {column} is {text!r}"
 
 
 class Listed:
@@ -94,43 +118,25 @@ class Listed:
             yield item
 
 
-def with_unlisted(items: Iterable[Item], found: Iterable[str], table: str) -> Iterator[Item]:
+def with_unlisted(
+    items: Iterable[Item], found: Iterable[str], table: str, seen: Callable[[], object] = unseen
+) -> Iterator[Item]:
     """The records of a table, then those that it does not name, refused.
 
     Args:
         items: Of the table; gone through twice, so no iterator.
         found: Names of the records that are there.
         table: Its name, for people.
+        seen: Called for every item when they are gone through for the first time.
     """
-    listed = Listed(item.name for item in items)
+
+    def names() -> Iterator[str]:
+        for item in items:
+            seen()
+            yield item.name
+
+    listed = Listed(names())
     yield from listed.first_only(items)
     for name in found:
         if name not in listed:
             yield Item(name, refused=f"not listed: {table} has no row for it")
-
-
-def number(text: str) -> float | None:
-    """A finite number, or None."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def identity(text: str) -> str | None:
-    """An identifier as text: `15709.0`, as tables of numbers with gaps have it, is `15709`."""
-    whole = text.removesuffix(".0")
-    return (whole if whole.isdigit() else text) or None
-
-
-def years(text: str) -> float | None:
-    """An age, or None where it is unknown or negative."""
-    age = number(text)
-    return age if age is not None and age >= 0 else None
-
-
-def fold(text: str) -> int | None:
-    """The number of a cross-validation fold, or None."""
-    value = number(text)
-    return int(value) if value is not None and value == int(value) and abs(value) < 2**31 else None

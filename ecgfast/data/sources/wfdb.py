@@ -2,15 +2,17 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from ecgfast.data.preprocess import Preprocessing, Rejected
-from ecgfast.data.sources.base import About, Item, Source
+from ecgfast.data.sources.base import About, Item, Source, unseen
+from ecgfast.data.sources.tables import find_files
 from ecgfast.data.wfdb_source import find_records, read_recording
 from ecgfast.data.writer import Recording
 
 _PERSON = re.compile(r"Person_\d+")
+_OF_PERSON = re.compile(r"Person_\d+/rec_.*\.hea")
 
 
 class Wfdb(Source):
@@ -21,9 +23,9 @@ class Wfdb(Source):
 
     @classmethod
     def detect(cls, folder: Path) -> bool:
-        return next(folder.rglob("*.hea"), None) is not None
+        return next(find_files(folder, ".hea"), None) is not None
 
-    def items(self) -> Iterator[Item]:
+    def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
         return map(Item, find_records(self.folder))
 
     def read(self, item: Item, how: Preprocessing) -> Recording:
@@ -38,11 +40,10 @@ class EcgId(Wfdb):
 
     @classmethod
     def detect(cls, folder: Path) -> bool:
-        found = folder.glob("Person_*/rec_*.hea")
-        return any(_PERSON.fullmatch(path.parent.name) for path in found)
+        return any(map(_OF_PERSON.fullmatch, find_files(folder, ".hea")))
 
-    def items(self) -> Iterator[Item]:
-        for item in super().items():
+    def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
+        for item in super().items(seen):
             persons = filter(_PERSON.fullmatch, PurePosixPath(item.name).parts[:-1])
             yield item._replace(about=About(patient_id=next(persons, None)))
 

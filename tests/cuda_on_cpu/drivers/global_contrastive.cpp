@@ -30,11 +30,10 @@ EMU_EXPORT const char* forward(const cuda::GlobalContrastive* in, int dtype, con
 }
 
 EMU_EXPORT const char* backward(const cuda::GlobalContrastive* in, int dtype, const cuda::GlobalPlan* plan,
-                                const cuda::GlobalSaved* saved, bool detach_norm, void* grad_a, void* grad_b,
-                                void* workspace) {
+                                const cuda::GlobalSaved* saved, bool detach_norm,
+                                const cuda::GlobalGradients* out, void* workspace) {
   return emu::message_of([&] {
-    void* const grad[2] = {grad_a, grad_b};
     return cuda::global_contrastive_backward(*in, static_cast<cuda::Dtype>(dtype), *plan, *saved, detach_norm,
-                                             grad, workspace, nullptr);
+                                             *out, workspace, nullptr);
   });
 }

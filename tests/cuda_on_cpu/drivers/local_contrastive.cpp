@@ -12,10 +12,9 @@ EMU_EXPORT const char* forward(const cuda::LocalContrastive* in, int dtype,
 }
 
 EMU_EXPORT const char* backward(const cuda::LocalContrastive* in, int dtype,
-                                const cuda::LocalContrastiveSaved* saved, void* grad_predictions,
-                                void* grad_targets) {
+                                const cuda::LocalContrastiveSaved* saved,
+                                const cuda::LocalContrastiveGradients* out) {
   return emu::message_of([&] {
-    return cuda::local_contrastive_backward(*in, static_cast<cuda::Dtype>(dtype), *saved, grad_predictions,
-                                            grad_targets, nullptr);
+    return cuda::local_contrastive_backward(*in, static_cast<cuda::Dtype>(dtype), *saved, *out, nullptr);
   });
 }

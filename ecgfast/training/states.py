@@ -1,0 +1,177 @@
+"""The training state on the disk: the last one, the one before it, and the digests of both."""
+
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from ecgfast.errors import EcgfastError
+from ecgfast.nn.pretrained import file_digest
+
+_TRIES = 3  # to read, while a run that goes on replaces the states
+_KEPT_DIGESTS = 3  # of the state being written, the last one and the one before it
+
+
+def sync(path: Path) -> None:
+    """Put a file's content, or a folder's entries, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+        sync(partial)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return partial
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write(file)` fill a temporary file, put it on the disk, and rename it to `path`."""
+    partial = _write_beside(path, write)
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+class _Damaged(Exception):
+    """Why a file is not the state that was written."""
+
+
+class States:
+    """RUN/checkpoint/: state.pt, previous.pt and sha256.json.
+
+    A process that dies at any moment leaves a whole state, and its digest among those of sha256.json.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.current = folder / "state.pt"
+        self.previous = folder / "previous.pt"
+        self.digests = folder / "sha256.json"
+
+    @property
+    def exist(self) -> bool:
+        return self.current.exists() or self.previous.exists()
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the state; the one before stays whole where that fails.
+
+        Raises:
+            EcgfastError: it can't be written.
+        """
+        partial = None
+        try:
+            self.previous.unlink(missing_ok=True)  # first, so that there is never room needed for three
+            partial = _write_beside(self.current, lambda file: torch.save(state, file))
+            known = self._known_digests()
+            if known is None:  # of a state written before there were digests
+                known = [file_digest(self.current)] if self.current.exists() else []
+            listed = json.dumps([file_digest(partial), *known][:_KEPT_DIGESTS], indent=2) + "\n"
+            write_atomically(self.digests, lambda file: file.write(listed.encode()))
+            if self.current.exists():
+                os.replace(self.current, self.previous)
+            os.replace(partial, self.current)
+            sync(self.folder)
+        except (OSError, RuntimeError) as error:
+            if partial is not None:
+                partial.unlink(missing_ok=True)
+            # A full disk makes torch.save fail once more, obscurely, while it closes its archive.
+            first = error.__context__ if isinstance(error.__context__, OSError) else error
+            reason = str(first).splitlines()[0] if str(first) else type(first).__name__
+            kept = " (an earlier one is kept)" if self.exist else ""
+            raise EcgfastError(
+                f"{self.current}: the training state can't be written{kept}: {reason}"
+            ) from error
+
+    def load(self) -> dict[str, Any] | None:
+        """The last state that is whole, on the CPU; None if none was ever written.
+
+        Raises:
+            EcgfastError: no state is whole.
+        """
+        for _ in range(_TRIES):
+            reasons = []
+            for path in (self.current, self.previous):
+                try:
+                    state = self._read(path)
+                except FileNotFoundError:
+                    continue
+                except _Damaged as reason:
+                    reasons.append(f"{path}: no training state can be read: {reason}")
+                    continue
+                if reasons:
+                    warnings.warn(f"{reasons[0]}; the one before it, of step {state['step']}, is used")
+                return state
+            if not reasons and not self.exist:
+                return None
+        raise EcgfastError(
+            f"{'; '.join(reasons)}; put a copy in its place, or delete {self.folder} to start the run over"
+        )
+
+    def _known_digests(self) -> list[str] | None:
+        """The digests of the states that were written last; None where there are none."""
+        try:
+            known = json.loads(self.digests.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return []
+        return [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        known = self._known_digests()
+        try:
+            # One open file throughout: a run that goes on replaces the path while it is read.
+            with path.open("rb") as file:
+                self._check(file, known)
+                file.seek(0)
+                state = torch.load(file, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _Damaged(error.strerror or type(error).__name__) from None
+        except _Damaged:
+            raise
+        except Exception:  # whatever torch says of it is advice to trust the file
+            raise _Damaged(
+                "it is no file that torch.save wrote, or one of other things than tensors"
+            ) from None
+        step = state.get("step") if isinstance(state, dict) else None
+        if type(step) is not int or step < 0:
+            raise _Damaged("it holds something else than the state of a run")
+        return state
+
+    def _check(self, file: BinaryIO, known: list[str] | None) -> None:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise _Damaged("it is empty")
+        if known is not None:
+            # A run that goes on may have listed this state since, or many after it.
+            if file_digest(file) not in (*known, *(self._known_digests() or [])):
+                raise _Damaged(
+                    f"its SHA-256 is not in {self.digests.name}: it is damaged or was replaced (delete "
+                    f"{self.digests} to take it as it is)"
+                )
+            return
+        try:  # an older state has no digest, but the checksums of its parts
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise _Damaged(str(error)) from None
+        if damaged is not None:
+            raise _Damaged(f"the checksum of {damaged} differs")
