@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 
 from ecgfast._suggest import among, did_you_mean
 from ecgfast.data.codes import name_of, with_name
-from ecgfast.data.rhythm import heart_rate
 from ecgfast.data.plausibility import LEAST_MILLIVOLTS, MOST_MILLIVOLTS, lead_amplitudes, typical_advice
+from ecgfast.data.rhythm import heart_rate
 from ecgfast.data.store import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
