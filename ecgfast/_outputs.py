@@ -1,6 +1,7 @@
 """Files to write: checked before the work that fills them, and put in place whole."""
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def check_output(argument: str, path: Path, kinds: Sequence[str] = ()) -> None:
         )
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise EcgfastError(f"{argument}: {str(path)!r} must be in a folder that can be written to")
+
+
+def check_space(argument: str, n_bytes: float, path: Path) -> None:
+    """Raise `EcgfastError` where the disk that `path` is to be on has no room for so many bytes."""
+    folder = path.absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        wanted, left = f"{n_bytes / 1e9:,.1f} GB", f"{free / 1e9:,.1f} GB"
+        raise EcgfastError(f"{argument}: these would take {wanted} at {str(path)!r}, where {left} are free")
 
 
 def make_folder(argument: str, folder: Path) -> None:

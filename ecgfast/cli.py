@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
-from ecgfast._outputs import PICTURES, check_output, write_whole
+from ecgfast._outputs import PICTURES, check_output, check_space, write_whole
 from ecgfast._parsing import parse
 from ecgfast._suggest import did_you_mean
 from ecgfast.errors import EcgfastError
@@ -54,6 +54,8 @@ def synth(
     """
     from ecgfast.data import synthetic_store, write_synthetic
 
+    if not out.exists():  # else it may hold them already
+        check_space("patients", patients * records * seconds * 500 * 12 * 2, out)
     written = (synthetic_store if into_store else write_synthetic)(
         out,
         patients=patients,
@@ -62,8 +64,12 @@ def synth(
         seed=seed,
         workers=workers or os.cpu_count() or 1,
     )
-    what = f"{patients * records} records of {patients} patients, {seconds:g} s each"
+    what = f"{_count(patients * records, 'record')} of {_count(patients, 'patient')}, {seconds:g} s each"
     print(f"{out}: {what}" if written else f"{out}: nothing to do, it holds {what}")
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
 
 
 def prepare(
@@ -363,6 +369,8 @@ def _run(args: Sequence[str]) -> None:
     parser = _top_parser()
     options = parser.parse_args(args)
     if options.version:
+        if options.command is not None:
+            parser.error(f"unrecognized arguments: {options.command}")
         import ecgfast
 
         print(f"ecgfast {ecgfast.__version__}")

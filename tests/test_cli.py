@@ -96,6 +96,8 @@ def test_version_and_configuration(capsys):
         (["--fly"], "unrecognized arguments: --fly"),
         (["synth"], "OUT"),
         (["synth", "out", "--patients", "many"], "--patients"),
+        (["synth", "out", "--patients", "9" * 14], "GB are free"),
+        (["--version", "extra"], "unrecognized arguments: extra"),
         (["synth", "out", "--patients"], "--patients"),
         (["prepare", "source"], "STORE"),
         (["prepare", "a", "b", "--format", "edf"], "format: got 'edf', want auto, ptbxl"),
