@@ -9,11 +9,17 @@ namespace ecgfast {
 namespace {
 
 static inline Vec<double> load_wide(const double* p) { return load(p); }
+typedef float Narrow __attribute__((vector_size(kVectorBytes / 2)));
 static inline Vec<double> load_wide(const float* p) {
-  typedef float Narrow __attribute__((vector_size(kVectorBytes / 2)));
   Narrow v;
   memcpy(&v, p, sizeof v);
   return __builtin_convertvector(v, Vec<double>);
+}
+
+static inline void store_wide(double* p, Vec<double> v) { store(p, v); }
+static inline void store_wide(float* p, Vec<double> v) {
+  const Narrow narrow = __builtin_convertvector(v, Narrow);
+  memcpy(p, &narrow, sizeof narrow);
 }
 
 // The sums of v's even and of its odd lanes, in lanes 0 and 1.

@@ -42,7 +42,7 @@ struct Stem {
   void* work;  // of a product
   // backward only
   T *grad_h[2], *grad_patches, *pull, *slide;
-  double *grad_weight0, *grad_sum;  // of a segment: dz^T patches, as [k0, cp], and the sums of dz
+  double *grad_weight0, *grad_sum, *turns;  // of a segment: dz^T patches, as [k0, cp]; the sums of dz
   T* grad_tiles0;                   // dz^T patches as the matrix tiles add them up
   double* products_work;
   El* dz[2];
@@ -84,6 +84,7 @@ struct Stem {
       x_panels = arena.take<Panel>(E::panel_elements(rows1 > 0 ? rows1 : 1, 2 * cp));
       grad_weight0 = arena.take<double>(product_rows(k0) * cp);
       grad_sum = arena.take<double>(cp);
+      turns = arena.take<double>(cp);
       if (E0::kPairs) {
         grad_tiles0 = arena.take<T>(cp * ld0);
         values_panels = arena.take<Panel0>(E0::panel_elements(rows0, k0));
@@ -182,10 +183,11 @@ struct Stem {
   }
 
   static void subtract_means(T* x, int64_t n, const double* of) {
-    for (int64_t t = 0; t < n; t += 2) {
-      x[t] = T(x[t] - of[0]);
-      x[t + 1] = T(x[t + 1] - of[1]);
-    }
+    Vec<double> both;
+    for (int64_t i = 0; i < kLanes<double>; ++i) both[i] = of[i % 2];
+    int64_t t = 0;
+    for (; t + kLanes<double> <= n; t += kLanes<double>) store_wide(x + t, load_wide(x + t) - both);
+    for (; t < n; ++t) x[t] = T(x[t] - of[t % 2]);
   }
 
   // Patches [first, first + n) of the signal as rows of k0 values (lead, tap), padded with zeros to

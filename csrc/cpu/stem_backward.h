@@ -40,6 +40,7 @@ struct StemBackward : Stem<In> {
   using S::slide;
   using S::spread;
   using S::tile_tokens;
+  using S::turns;
   using S::valid_patches;
   using S::valid_samples;
   using S::values;
@@ -215,32 +216,33 @@ struct StemBackward : Stem<In> {
   }
 
   // Through the norm: with G = sum dz x^T, s = sum dz and q = sum dz zhat over the segment (x centred),
-  // dW = scale (G - q W Cov / deviation), and the affine's gradients are q and s.
+  // dW = scale (G - q W Cov / deviation), and the affine's gradients are q and s. `turns` is q / deviation.
   void finish_segment(int64_t b, const Partials& sums) const {
-    double* turns = rstd;  // in its place
-    for (int64_t c = 0; c < cp; ++c) {
-      double sum = 0;
-      for (int64_t k = 0; k < k0; ++k) {
-        double& g = grad_weight0[k * cp + c];
-        if (E0::kPairs) g = grad_tiles0[c * ld0 + k];
-        g -= grad_sum[c] * means[k];
-        sum += g * weight0[k * cp + c];
-      }
-      const double turn = sum * rstd[c] * rstd[c];
+    if constexpr (E0::kPairs)
       for (int64_t k = 0; k < k0; ++k)
-        sums.weight(0)[k * cp + c] += T(scale[c] * (grad_weight0[k * cp + c] - turn * spread[k * cp + c]));
-      sums.gn_weight[c] += T(sum * rstd[c]);
+        for (int64_t c = 0; c < cp; ++c) grad_weight0[k * cp + c] = grad_tiles0[c * ld0 + k];
+    memset(turns, 0, sizeof(double) * cp);
+    for (int64_t k = 0; k < k0; ++k)
+      for (int64_t c = 0; c < cp; ++c) {
+        grad_weight0[k * cp + c] -= grad_sum[c] * means[k];
+        turns[c] += grad_weight0[k * cp + c] * wide_weight0[k * cp + c];
+      }
+    for (int64_t c = 0; c < cp; ++c) {
+      sums.gn_weight[c] += T(turns[c] * rstd[c]);
       sums.gn_bias[c] += T(grad_sum[c]);
-      turns[c] = scale[c] * turn;
+      turns[c] *= rstd[c] * rstd[c];
     }
+    for (int64_t k = 0; k < k0; ++k)
+      for (int64_t c = 0; c < cp; ++c)
+        sums.weight(0)[k * cp + c] += T(scale[c] * (grad_weight0[k * cp + c] - turns[c] * spread[k * cp + c]));
     if (!a.grad_signal) return;
-    signal_terms(valid_patches(b) > 0 ? valid_patches(b) : 1, turns);
+    signal_terms(valid_patches(b) > 0 ? valid_patches(b) : 1);
     write_signal_gradient(b);
   }
 
   // dx = dz (scale W) for every sample that a patch covers, less slide + pull x in the patches that the norm's
   // statistics are of: slide = sum_c scale_c s_c W_c / n, pull = sum_c scale_c turn_c W_c W_c^T / n.
-  void signal_terms(int64_t n, const double* turn) const {
+  void signal_terms(int64_t n) const {
     for (int64_t k = 0; k < k0; ++k) {
       const double* w = wide_weight0 + k * cp;
       double sum = 0;
@@ -249,7 +251,8 @@ struct StemBackward : Stem<In> {
       for (int64_t m = 0; m <= k; ++m) {
         const double* other = wide_weight0 + m * cp;
         Vec<double> sums = {};
-        for (int64_t c = 0; c < cp; c += kLanes<double>) sums += load(turn + c) * load(w + c) * load(other + c);
+        for (int64_t c = 0; c < cp; c += kLanes<double>)
+          sums += load_wide(scale + c) * load(turns + c) * load(w + c) * load(other + c);
         pull[k * k0 + m] = pull[m * k0 + k] = T(reduce_add<double>(sums) / n);
       }
     }

@@ -26,7 +26,8 @@ struct Carve {
 int64_t lay_out(const StemShape& s, int64_t element, bool slopes, void* base, StemState& state) {
   Carve carve{static_cast<char*>(base)};
   state.patches = carve.bytes(s.batch * s.patches * kPatch * element);
-  state.moments = carve.floats(s.batch * kPatch * kPatch);
+  state.means = carve.floats(s.batch * kPatch);
+  state.spread = slopes ? carve.floats(s.batch * s.width * kPatch) : nullptr;
   state.affine = carve.floats(s.batch * s.width * 2);
   state.rstd = carve.floats(s.batch * s.width);
   state.packed =
@@ -104,7 +105,7 @@ cudaError_t forward(const StemShape& s, const StemInputs& in, const StemState& s
   using U = Stored<T>;
   Launches run{stream};
   run(stem_pack<U>, loop_blocks(int64_t{2} * s.channels * s.width), s.layers, kThreads, 0, s, in, state);
-  run(stem_statistics<U>, s.batch, 1, 32 * kStatisticsWarps<U>, shared_bytes<StatisticsMemory<U>>(), s, in,
+  run(stem_statistics<U>, s.batch, 1, kStatisticsThreads, shared_bytes<StatisticsMemory<U>>(), s, in,
       state);
   for (int layer = 1; layer < s.layers; ++layer) {
     const bool last = layer == s.layers - 1;
@@ -176,7 +177,7 @@ void grad_signal(Launches& run, const StemShape& s, const StemInputs& in, const 
       run, {},
       {static_cast<T*>(work.scaled), s.batch * stem_rows(s, 0), s.width, weights, nullptr, work.patch_grads});
   run(stem_grad_signal<Stored<T>>, s.batch, 1, kThreads, shared_bytes<SignalGradientMemory>(), s, state,
-      in.keep, work.segments, parts, work.patch_grads, static_cast<Stored<T>*>(out));
+      in.keep, in.lengths, work.segments, parts, work.patch_grads, static_cast<Stored<T>*>(out));
 }
 
 template <typename T>
@@ -196,8 +197,7 @@ cudaError_t backward(const StemShape& s, const StemInputs& in, const StemState& 
       static_cast<T*>(work.scaled));
   run(stem_grad_weight_first<T>, n.first * 2 * slices * divide_up(s.channels, kFirstGradChannels<T>), 1,
       kThreads, shared_bytes<FirstWeightMemory<T>>(), s, state, first, n.first, work.weights);
-  run(stem_norm_gradient<U>, s.batch, 1, kThreads, kPatch * kPatch * sizeof(float), s, state, work.segments,
-      n.parts);
+  run(stem_norm_gradient<U>, s.batch, 1, kThreads, 0, s, state, work.segments, n.parts);
   if (in.biases[0]) grad_biases<Stored<T>>(run, s, work);
   if (grads.signal) grad_signal<T>(run, s, in, state, n.parts, work, grads.signal);
   const StemSums sums{work.segments, n.parts, work.weights, n.first, n.others, work.biases};

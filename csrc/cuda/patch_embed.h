@@ -22,6 +22,7 @@ struct StemInputs {
   const void* signal;  // [B, L, T], mV or int16 uV
   bool signal_is_int16;
   const bool* keep;                     // [B, L] or null
+  const int64_t* lengths;               // [B] or null: samples that count; the others read as zero
   const void* weights[kStemMaxLayers];  // [C, L, 2], then [C, C, 2]
   const void* biases[kStemMaxLayers];   // [C] or all null
   const void *gn_weight, *gn_bias;      // [C]
@@ -45,7 +46,7 @@ constexpr int kStemBlocks = 256;
 int64_t stem_workspace_bytes(const StemShape& shape, Dtype dtype, bool for_signal, bool has_bias,
                              int blocks = kStemBlocks);
 
-// Dtype::tf32 leaves the norm's statistics in fp32 precision.
+// No dtype lowers the precision of the norm's statistics.
 cudaError_t patch_embed(const StemShape& shape, const StemInputs& in, Dtype dtype, void* state, bool slopes,
                         void* tokens, cudaStream_t stream);
 cudaError_t patch_embed_backward(const StemShape& shape, const StemInputs& in, Dtype dtype, const void* state,

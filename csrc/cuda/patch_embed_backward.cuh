@@ -7,7 +7,8 @@
 // dz of layer 1 into that of layer 0 and that at once into sums over the segment, dz^T (patches, 1); and
 // stem_grad_weight_first makes gelu(layer 0) as the right operand of layer 1's weight gradient. From the
 // segment's sums G = sum dz x^T (x centred), s = sum dz and q = sum dz zhat follow the norm's gradients:
-// dW = scale (G - q W Cov / deviation), and q and s for its affine.
+// dW = scale (G - q W Cov / deviation), and q and s for its affine. Where gradients are of 4 bytes q is summed
+// beside G, since in w . G most may cancel.
 //
 // At the paper's size (see patch_embed_forward.cuh): 77 GFLOP in the products, about 0.4 GB of traffic.
 #pragma once
@@ -431,7 +432,7 @@ __device__ __forceinline__ void finish_row_tile(const PutAway<T, Warp>& grads, c
     const int channel = warp.column + 8 * j, c = channel + lane % 4 * 2;
     uint32_t w[kPatchSteps<T>][2];
     Memory::Weights0::right(w, memory.weights0, channel);
-    float g[2][4] = {};
+    float g[2][4] = {}, q[2] = {};
 #pragma unroll kUnroll
     for (int i = 0; i < kRowFragments; ++i) {
       const int row = warp.row + 16 * i;
@@ -440,9 +441,14 @@ __device__ __forceinline__ void finish_row_tile(const PutAway<T, Warp>& grads, c
       for (int step = 0; step < kPatchSteps<T>; ++step) Patches::left(a[step], memory.patches, row, step);
       float d[4], grad[4];
       grads.get(grad, i, j);
-      layer0<T>(d, a, w, memory.affine + 2 * channel);
+      products0<T>(d, a, w);
+      const float products[4] = {d[0], d[1], d[2], d[3]};
+      fold_norm(d, memory.affine + 2 * channel);
 #pragma unroll
       for (int n = 0; n < 4; ++n) d[n] = gelu_and_slope<T>(d[n]).slope * grad[n];
+      if constexpr (sizeof(T) == 4)
+#pragma unroll
+        for (int n = 0; n < 4; ++n) q[n % 2] = fmaf(d[n], products[n], q[n % 2]);
       down_rows<T>(right, d);
 #pragma unroll
       for (int down = 0; down < kDown; ++down)
@@ -461,6 +467,14 @@ __device__ __forceinline__ void finish_row_tile(const PutAway<T, Warp>& grads, c
           if (r < rows && c < columns)
             store_two(scaled + (2 * r * width + c), d[2 * n] * affine.v[0], d[2 * n + 1] * affine.v[2]);
         }
+      }
+    }
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int lanes = 4; lanes < 32; lanes *= 2) q[n] += __shfl_xor_sync(~0u, q[n], lanes);
+        if (lane / 4 == kNormWeight % 8) g[1][2 + n] = q[n];  // at a place of zeros in the patches
       }
     }
 #pragma unroll

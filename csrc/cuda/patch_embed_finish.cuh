@@ -4,23 +4,15 @@
 
 namespace ecgfast::cuda {
 
-constexpr int kNormWeight = kPatch - 2;  // places beside layer 0's weights in a segment's gradients
-constexpr int kNormBias = kPatch - 1;
 constexpr int kBiasSplits = 64;
-static_assert(2 * kStemMaxLeads <= kNormWeight);
 
 // Turns a segment's sums [parts, tap, kPatch, W], in place of the first, to its share of the gradients of
 // layer 0's weights and of the norm's affine.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     stem_norm_gradient(StemShape s, StemState state, float* sums, int parts) {
-  SharedArena arena;
-  float* moments = arena.take<float>(kPatch * kPatch);
   const int64_t b = blockIdx.x;
-  for (int v = threadIdx.x; v < kPatch * kPatch; v += kThreads)
-    moments[v] = state.moments[b * kPatch * kPatch + v];
-  __syncthreads();
-  const float* means = moments + kOnes * kPatch;
+  const float* means = state.means + b * kPatch;
   const int64_t step = int64_t{kPatch} * s.width;
   float* segment = sums + b * parts * 2 * step;
   for (int c = threadIdx.x; c < s.width; c += kThreads) {
@@ -31,20 +23,22 @@ __global__ void __launch_bounds__(kThreads)
     };
     const T* weights = packed_layer<T>(state, s, 0) + int64_t{kPatch} * c;
     const float scale = state.affine[2 * (b * s.width + c)], rstd = state.rstd[b * s.width + c];
+    const float* spread = state.spread + (b * s.width + c) * kPatch;
     const float shift_gradient = total(kOnes);
-    float w[kPatch], q = 0.0f;
-    load_patch_weights(w, weights);
+    float q = sizeof(T) == 4 ? total(kNormWeight) : 0.0f, mean = 0.0f;
 #pragma unroll 1
     for (int k = 0; k < 2 * s.leads; ++k) {
       const float g = total(k) - shift_gradient * means[k];
       segment[k * s.width + c] = g;
-      q = fmaf(to_float(weights[k]), g, q);
+      mean = fmaf(to_float(weights[k]), means[k], mean);
+      if (sizeof(T) != 4) q = fmaf(to_float(weights[k]), g, q);
     }
+    if (sizeof(T) == 4) q -= shift_gradient * mean;
     q *= rstd;
 #pragma unroll 1
     for (int k = 0; k < 2 * s.leads; ++k) {
       float& g = segment[k * s.width + c];
-      g = scale * (g - q * rstd * patch_dot(w, moments + k * kPatch));
+      g = scale * (g - q * rstd * spread[k]);
     }
     segment[kNormWeight * s.width + c] = q;
     segment[kNormBias * s.width + c] = shift_gradient;
@@ -61,17 +55,18 @@ struct SignalGradientMemory {
         means(arena.take<float>(kPatch)) {}
 };
 
-// dx = dz (scale W) - sum_c scale_c s_c W_c / P - pull x, with pull = sum_c scale_c q_c W_c W_c^T /
-// (deviation P), for every sample that a patch covers. `segment` is what stem_norm_gradient left.
+// dx = dz (scale W) for every sample that a patch covers, less sum_c scale_c s_c W_c / P + pull x in the P
+// patches that the norm's statistics are of, with pull = sum_c scale_c q_c W_c W_c^T / (deviation P).
+// `segment` is what stem_norm_gradient left.
 template <typename T>
-__device__ void signal_terms(const StemShape& s, const StemState& state, int64_t b, const float* segment,
-                             const SignalGradientMemory& memory) {
+__device__ void signal_terms(const StemShape& s, const StemState& state, int64_t b, int valid,
+                             const float* segment, const SignalGradientMemory& memory) {
   const T* weights = packed_layer<T>(state, s, 0);
   for (int v = threadIdx.x; v < kPatch * kPatch; v += kThreads) {
     const int k = v / kPatch, m = v % kPatch;
     float pull = 0.0f, slide = 0.0f;
     for (int c = 0; c < s.channels; ++c) {
-      const float scale = state.affine[2 * (b * s.width + c)] / s.patches,
+      const float scale = state.affine[2 * (b * s.width + c)] / valid,
                   w = to_float(weights[c * kPatch + k]);
       const float turn = scale * state.rstd[b * s.width + c] * segment[kNormWeight * s.width + c];
       pull = fmaf(turn * w, to_float(weights[c * kPatch + m]), pull);
@@ -81,18 +76,19 @@ __device__ void signal_terms(const StemShape& s, const StemState& state, int64_t
     if (m == 0) memory.slide[k] = slide;
   }
   if (threadIdx.x < kPatch)
-    memory.means[threadIdx.x] = state.moments[(b * kPatch + kOnes) * kPatch + threadIdx.x];
+    memory.means[threadIdx.x] = state.means[b * kPatch + threadIdx.x];
 }
 
 // patch_grads: dz (scale W), [B, rows of layer 0, kPatch].
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    stem_grad_signal(StemShape s, StemState state, const bool* keep, const float* sums, int parts,
-                     const float* patch_grads, T* out) {
+    stem_grad_signal(StemShape s, StemState state, const bool* keep, const int64_t* lengths,
+                     const float* sums, int parts, const float* patch_grads, T* out) {
   SharedArena arena;
   const SignalGradientMemory memory(arena);
   const int64_t b = blockIdx.x;
-  signal_terms<T>(s, state, b, sums + b * parts * 2 * kPatch * s.width, memory);
+  const int samples = valid_samples(s, lengths, b), valid = samples / 2;
+  signal_terms<T>(s, state, b, valid > 0 ? valid : 1, sums + b * parts * 2 * kPatch * s.width, memory);
   __syncthreads();
   const T* patches = static_cast<const T*>(state.patches) + b * s.patches * kPatch;
   const int rows = stem_rows(s, 0);
@@ -106,9 +102,9 @@ __global__ void __launch_bounds__(kThreads)
       const int lead = k / 2;
       const int64_t sample = 2 * int64_t{p} + k % 2;
       float g = 0.0f;
-      if (p < s.patches && (!keep || keep[b * s.leads + lead])) {
+      if (p < s.patches && sample < samples && (!keep || keep[b * s.leads + lead])) {
         g = p < rows ? patch_grads[(b * rows + p) * kPatch + k] : 0.0f;
-        g -= memory.slide[k] + patch_dot(x, memory.pull + k * kPatch);
+        if (p < valid) g -= memory.slide[k] + patch_dot(x, memory.pull + k * kPatch);
       }
       if (sample < s.samples) out[(b * s.leads + lead) * s.samples + sample] = from_float<T>(g);
     }

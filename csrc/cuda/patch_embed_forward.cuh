@@ -1,7 +1,7 @@
 // The stem, forward. The GroupNorm after layer 0 needs no pass over its output: with mu and Cov the mean and
 // covariance of a segment's patches, channel c has mean w_c mu and variance w_c Cov w_c. One light kernel
-// reads the signal, centres it, keeps it as patches in the compute dtype and turns the norm into a scale and
-// a shift per segment and channel. Layers 0 and 1 are one product whose left operand, gelu(layer 0), is made
+// reads the signal, keeps it as patches in the compute dtype and turns the norm into a scale and a shift per
+// segment and channel. Layers 0 and 1 are one product whose left operand, gelu(layer 0), is made
 // on chip chunk by chunk; as kernel = stride, all further layers are plain products of rows of 2W (tap,
 // channel).
 //
@@ -33,66 +33,121 @@ __global__ void __launch_bounds__(kThreads) stem_pack(StemShape s, StemInputs in
   }
 }
 
-template <typename T>
-constexpr int kStatisticsWarps = 32 / static_cast<int>(sizeof(T));
+// The variance w Cov w of leads that are nearly one, or of a step into padding, may be 10^-6 of |w|^2 |x|^2:
+// the moments have to be of more than fp32 precision. Every value is the sum of three slices, integers of 8
+// bits in units of the largest value of its lead / 128, / 2^15 and / 2^23. Slices are exact in bfloat16, and
+// so are the tensor cores' sums of the larger products, which stay below 2^24 units for 2^10 patches of a
+// warp. Products are summed by their size apart and added up in double precision. This is 54 mma for 16
+// patches, 0.7 GFLOP at the paper's size. The quadratic forms then take 0.6 thousand multiply-adds in double
+// precision for a channel, 19 million: 2 us where doubles have half the rate of floats, 30 us of about 1100
+// for both passes where they have 1/64 of it.
+constexpr int kStatisticsWarps = 8;
+constexpr int kStatisticsThreads = 32 * kStatisticsWarps;
 constexpr int kPairs = kPatch / 4;  // (lead, tap) pairs of a lane
+constexpr int kSlices = 3, kLevels = 4;  // products of slices i and j are of level i + j, at most 3
+constexpr int kMomentTiles = 6;  // of 16 x 8 on or above the diagonal of the moments, in two rows of tiles
+constexpr int kMoments = kPatch * kPatch;
 
 template <typename T>
 struct StatisticsMemory {
-  float* sums;   // [kStatisticsWarps<T>][kPatch][kPatch]: the first is the total in the end
-  T* tiles;      // 16 patches per warp
-  float* means;  // [kPatch]
+  using SliceTile = PatchTile<__nv_bfloat16, 16>;
+  double* covariance;     // [kPatch][kPatch]
+  double* means;          // [kPatch]: of the patches as kept
+  float* sums;            // [kStatisticsWarps][kPatch][kPatch]
+  T* tiles;               // 16 patches per warp
+  __nv_bfloat16* slices;  // of 16 patches per warp: [kStatisticsWarps][kSlices]
+  float* offsets;         // [kPatch]: what is taken off the signal
+  float* inverses;        // [kPatch / 2]: 1 / unit of a lead's first slice
   __host__ __device__ explicit StatisticsMemory(SharedArena& arena)
-      : sums(arena.take<float>(kStatisticsWarps<T> * kPatch * kPatch)),
-        tiles(arena.take<T>(kStatisticsWarps<T> * PatchTile<T, 16>::kSize)),
-        means(arena.take<float>(kPatch)) {}
+      : covariance(arena.take<double>(kMoments)),
+        means(arena.take<double>(kPatch)),
+        sums(arena.take<float>(kStatisticsWarps * kMoments)),
+        tiles(arena.take<T>(kStatisticsWarps * PatchTile<T, 16>::kSize)),
+        slices(arena.take<__nv_bfloat16>(kStatisticsWarps * kSlices * SliceTile::kSize)),
+        offsets(arena.take<float>(kPatch)),
+        inverses(arena.take<float>(kPatch / 2)) {}
 };
 
-// One segment's signal.
+// One segment's signal. It is kept less its means, for sums of large offsets would be less exact; but a
+// signal of a 16-bit float type as it is, which is exact where a difference would be rounded.
 template <typename T>
 struct Segment {
   const StemShape& s;
   const StemInputs& in;
   int64_t b;
+  int samples, valid;  // that count; patches of the statistics
+
+  __device__ Segment(const StemShape& shape, const StemInputs& inputs, int64_t segment)
+      : s(shape),
+        in(inputs),
+        b(segment),
+        samples(valid_samples(shape, inputs.lengths, segment)),
+        valid(samples / 2) {}
 
   __device__ bool kept(int lead) const { return lead < s.leads && (!in.keep || in.keep[b * s.leads + lead]); }
+  __device__ bool centred() const { return sizeof(T) == 4 || in.signal_is_int16; }
 
   // Both samples of a patch, in mV.
   __device__ float2 pair(int lead, int patch) const {
     const int64_t at = (b * s.leads + lead) * s.samples + 2 * static_cast<int64_t>(patch);
+    float2 x;
     if (in.signal_is_int16) {
-      const int16_t* x = static_cast<const int16_t*>(in.signal) + at;
-      return make_float2(x[0] * 1e-3f, x[1] * 1e-3f);
+      const int16_t* from = static_cast<const int16_t*>(in.signal) + at;
+      x = make_float2(from[0] * 1e-3f, from[1] * 1e-3f);
+    } else {
+      const T* from = static_cast<const T*>(in.signal) + at;
+      x = make_float2(to_float(from[0]), to_float(from[1]));
     }
-    const T* x = static_cast<const T*>(in.signal) + at;
-    return make_float2(to_float(x[0]), to_float(x[1]));
+    return make_float2(2 * patch < samples ? x.x : 0.0f, 2 * patch + 1 < samples ? x.y : 0.0f);
   }
 };
 
-// Means of the kept leads' even and odd samples, zeros for the others; a warp per lead.
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int lanes = 16; lanes; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lanes));
+  return x;
+}
+
+// The power of two that makes 64 to 128 of a number by multiplication.
+__device__ __forceinline__ float to_slices(float largest) {
+  const float power = __uint_as_float(__float_as_uint(largest) & 0x7F800000u);
+  return largest > 1e-30f ? 64.0f / power : 1.0f;
+}
+
+// Means of the kept leads' even and odd samples where they are to be taken off, and scales; a warp per lead.
 template <typename T>
-__device__ void signal_means(const Segment<T>& segment, float* means) {
+__device__ void signal_scales(const Segment<T>& segment, const StatisticsMemory<T>& memory) {
   const int lane = threadIdx.x % 32;
-  for (int lead = threadIdx.x / 32; lead < kPatch / 2; lead += kStatisticsWarps<T>) {
-    float even = 0.0f, odd = 0.0f;
-    if (segment.kept(lead)) {
+  for (int lead = threadIdx.x / 32; lead < kPatch / 2; lead += kStatisticsWarps) {
+    float even = 0.0f, odd = 0.0f, high = -kInfinity, low = -kInfinity;
+    const bool kept = segment.kept(lead) && segment.valid > 0;
+    if (kept) {
 #pragma unroll 8
-      for (int p = lane; p < segment.s.patches; p += 32) {
+      for (int p = lane; p < segment.valid; p += 32) {
         const float2 x = segment.pair(lead, p);
         even += x.x;
         odd += x.y;
+        high = fmaxf(high, fmaxf(x.x, x.y));
+        low = fmaxf(low, fmaxf(-x.x, -x.y));
       }
     }
     even = warp_sum(even);
     odd = warp_sum(odd);
-    if (lane < 2) means[2 * lead + lane] = (lane ? odd : even) / segment.s.patches;
+    high = warp_max(high);
+    low = warp_max(low);
+    const float by = kept && segment.centred() ? 1.0f / segment.valid : 0.0f;
+    even *= by;
+    odd *= by;
+    const float largest = fmaxf(high - fminf(even, odd), low + fmaxf(even, odd));
+    if (lane < 2) memory.offsets[2 * lead + lane] = lane ? odd : even;
+    if (lane == 0) memory.inverses[lead] = kept ? to_slices(largest) : 1.0f;
   }
 }
 
-// A lane's share of one patch, centred: leads lane / 16, lane / 16 + 2, ...; the last pair is (0, 1).
+// A lane's share of one patch: leads lane / 16, lane / 16 + 2, ...; the last pair is (0, 1).
 template <typename T>
 __device__ __forceinline__ void fetch(float2 (&x)[kPairs], const Segment<T>& segment, uint32_t kept,
-                                      const float* means, int patch) {
+                                      const float* offsets, int patch) {
   const bool inside = patch < segment.s.patches;
 #pragma unroll
   for (int n = 0; n < kPairs; ++n) {
@@ -100,43 +155,78 @@ __device__ __forceinline__ void fetch(float2 (&x)[kPairs], const Segment<T>& seg
     x[n] = make_float2(0.0f, 0.0f);
     if (inside && kept >> lead & 1) {
       const float2 raw = segment.pair(lead, patch);
-      x[n] = make_float2(raw.x - means[2 * lead], raw.y - means[2 * lead + 1]);
+      x[n] = make_float2(to_float(from_float<T>(raw.x - offsets[2 * lead])),
+                         to_float(from_float<T>(raw.y - offsets[2 * lead + 1])));
     }
     if (lead == kOnes / 2) x[n].y = inside ? 1.0f : 0.0f;
   }
 }
 
-// Writes the patches to memory and adds up their second moments, 16 patches of a warp at a time.
+// The next slice of what is left of a number, times `scale`.
+__device__ __forceinline__ float next_slice(float& left, float scale) {
+  const float slice = rintf(left);
+  left = (left - slice) * 256.0f;
+  return slice * scale;
+}
+
+using MomentSums = float[kLevels][kMomentTiles][4];
+
+// sums += the products of 16 patches' slices.
 template <typename T>
-__device__ void make_patches(const Segment<T>& segment, const StatisticsMemory<T>& memory, T* patches) {
+__device__ __forceinline__ void add_slices(MomentSums& sums, const __nv_bfloat16* slices) {
+  using Tile = typename StatisticsMemory<T>::SliceTile;
+  uint32_t a[kSlices][2][4], b[kSlices][2][4];
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice)
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      Tile::left_down(a[slice][n], slices + slice * Tile::kSize, 0, 16 * n);
+      Tile::right_down(b[slice][n], slices + slice * Tile::kSize, 0, 16 * n);
+    }
+#pragma unroll
+  for (int p = 0; p < kSlices; ++p)
+#pragma unroll
+    for (int q = 0; q < kSlices; ++q)
+#pragma unroll
+      for (int tile = 0; tile < kMomentTiles; ++tile) {
+        const int column = tile < 4 ? tile : tile - 2, level = p + q < kLevels ? p + q : kLevels - 1;
+        ptx::mma_m16n8k16_bf16(sums[level][tile], a[p][tile / 4],
+                               {b[q][column / 2][column % 2 * 2], b[q][column / 2][column % 2 * 2 + 1]});
+      }
+}
+
+// Writes the patches to memory and adds up the second moments of the valid ones, 16 patches of a warp at a
+// time.
+template <typename T>
+__device__ void make_patches(MomentSums& sums, const Segment<T>& segment, const StatisticsMemory<T>& memory,
+                             T* patches) {
   using Tile = PatchTile<T, 16>;
+  using SliceTile = typename StatisticsMemory<T>::SliceTile;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   T* tile = memory.tiles + warp * Tile::kSize;
+  __nv_bfloat16* slices = memory.slices + warp * kSlices * SliceTile::kSize;
   const uint32_t kept = __ballot_sync(~0u, lane < kOnes / 2 && segment.kept(lane));
-  float sums[2][4][4] = {};
   float2 x[kPairs];
-  fetch(x, segment, kept, memory.means, warp * 16 + lane % 16);
+  fetch(x, segment, kept, memory.offsets, warp * 16 + lane % 16);
 #pragma unroll 1
-  for (int first = warp * 16; first < segment.s.patches; first += kStatisticsWarps<T> * 16) {
+  for (int first = warp * 16; first < segment.s.patches; first += kStatisticsWarps * 16) {
+    const bool valid = first + lane % 16 < segment.valid;
 #pragma unroll
-    for (int n = 0; n < kPairs; ++n)
-      store_two(tile + Tile::at(lane % 16, lane / 16 * 2 + 4 * n), x[n].x, x[n].y);
-    fetch(x, segment, kept, memory.means, first + kStatisticsWarps<T> * 16 + lane % 16);
-    __syncwarp();
+    for (int n = 0; n < kPairs; ++n) {
+      const int place = lane / 16 * 2 + 4 * n;
+      store_two(tile + Tile::at(lane % 16, place), x[n].x, x[n].y);
+      const float by = memory.inverses[place / 2];
+      float even = valid ? x[n].x * by : 0.0f, odd = valid ? x[n].y * by : 0.0f, scale = 1.0f;
 #pragma unroll
-    for (int row = 0; row < 16; row += kStepDepth<T>) {
-      uint32_t a[2][4], b[2][4];
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        Tile::left_down(a[n], tile, row, 16 * n);
-        Tile::right_down(b[n], tile, row, 16 * n);
+      for (int slice = 0; slice < kSlices; ++slice, scale *= 1.0f / 256) {
+        const float upper = next_slice(even, scale);
+        store_two(slices + slice * SliceTile::kSize + SliceTile::at(lane % 16, place), upper,
+                  next_slice(odd, scale));
       }
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-          mma_step(sums[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}, tile);
     }
+    fetch(x, segment, kept, memory.offsets, first + kStatisticsWarps * 16 + lane % 16);
+    __syncwarp();
+    add_slices<T>(sums, slices);
     constexpr int kPerRow = kPatch / kVector<T>;
 #pragma unroll
     for (int v = lane; v < 16 * kPerRow; v += 32) {
@@ -147,60 +237,93 @@ __device__ void make_patches(const Segment<T>& segment, const StatisticsMemory<T
     }
     __syncwarp();
   }
-  float* out = memory.sums + warp * kPatch * kPatch;
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-#pragma unroll
-      for (int n = 0; n < 4; ++n)
-        out[(16 * i + lane / 4 + n / 2 * 8) * kPatch + 8 * j + lane % 4 * 2 + n % 2] = sums[i][j][n];
 }
 
-// Turns the second moments into the covariance, above the means.
+// Adds up the warps' sums and makes means and covariance of them.
 template <typename T>
-__device__ void centre_moments(const StatisticsMemory<T>& memory, int patches, float* moments) {
-  for (int v = threadIdx.x; v < kPatch * kPatch; v += 32 * kStatisticsWarps<T>) {
-    float sum = 0.0f;
+__device__ void centre_moments(const MomentSums& sums, const Segment<T>& segment,
+                               const StatisticsMemory<T>& memory) {
+  constexpr int kEach = kMoments / kStatisticsThreads;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  double totals[kEach] = {};
 #pragma unroll
-    for (int w = 0; w < kStatisticsWarps<T>; ++w) sum += memory.sums[w * kPatch * kPatch + v];
-    memory.sums[v] = sum / patches;
+  for (int level = 0; level < kLevels; ++level) {
+#pragma unroll
+    for (int tile = 0; tile < kMomentTiles; ++tile)
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const int row = tile / 4 * 16 + lane / 4 + n / 2 * 8;
+        const int column = (tile < 4 ? tile : tile - 2) * 8 + lane % 4 * 2 + n % 2;
+        memory.sums[warp * kMoments + row * kPatch + column] = sums[level][tile][n];
+      }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int v = threadIdx.x + i * kStatisticsThreads, row = v / kPatch, column = v % kPatch;
+      const int at = row >= 16 && column < 16 ? column * kPatch + row : v;
+      for (int w = 0; w < kStatisticsWarps; ++w) totals[i] += memory.sums[w * kMoments + at];
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int v = threadIdx.x + i * kStatisticsThreads, row = v / kPatch, column = v % kPatch;
+    const double by = static_cast<double>(memory.inverses[row / 2]) * memory.inverses[column / 2];
+    totals[i] /= by * (segment.valid > 0 ? segment.valid : 1);
+    if (row == kOnes) memory.means[column] = totals[i];
   }
   __syncthreads();
-  const float* means = memory.sums + kOnes * kPatch;
-  for (int v = threadIdx.x; v < kPatch * kPatch; v += 32 * kStatisticsWarps<T>) {
-    if (v < kOnes * kPatch) memory.sums[v] -= means[v / kPatch] * means[v % kPatch];
-    moments[v] = memory.sums[v];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int v = threadIdx.x + i * kStatisticsThreads;
+    memory.covariance[v] = totals[i] - memory.means[v / kPatch] * memory.means[v % kPatch];
   }
   __syncthreads();
 }
 
+// w . row over the 2 * leads values that there are.
+__device__ __forceinline__ double wide_dot(const float (&w)[kPatch], const double* row, int leads) {
+  double sum = 0.0;
+#pragma unroll
+  for (int k = 0; k < kPatch; k += 8)
+    if (k < 2 * leads)
+#pragma unroll
+      for (int n = 0; n < 8; ++n) sum = fma(static_cast<double>(w[k + n]), row[k + n], sum);
+  return sum;
+}
+
 template <typename T>
-__global__ void __launch_bounds__(32 * kStatisticsWarps<T>)
+__global__ void __launch_bounds__(kStatisticsThreads)
     stem_statistics(StemShape s, StemInputs in, StemState state) {
   SharedArena arena;
   const StatisticsMemory<T> memory(arena);
   const int64_t b = blockIdx.x;
-  const Segment<T> segment{s, in, b};
-  signal_means(segment, memory.means);
+  const Segment<T> segment(s, in, b);
+  signal_scales(segment, memory);
   __syncthreads();
-  make_patches(segment, memory, static_cast<T*>(state.patches) + b * s.patches * kPatch);
-  __syncthreads();
-  centre_moments(memory, s.patches, state.moments + b * kPatch * kPatch);
-  for (int c = threadIdx.x; c < s.width; c += 32 * kStatisticsWarps<T>) {
+  MomentSums sums = {};
+  make_patches(sums, segment, memory, static_cast<T*>(state.patches) + b * s.patches * kPatch);
+  centre_moments(sums, segment, memory);
+  if (threadIdx.x < kPatch) state.means[b * kPatch + threadIdx.x] = static_cast<float>(memory.means[threadIdx.x]);
+  for (int c = threadIdx.x; c < s.width; c += kStatisticsThreads) {
     const T* weights = packed_layer<T>(state, s, 0) + int64_t{kPatch} * c;
-    float w[kPatch], variance = 0.0f;
+    float w[kPatch];
+    double variance = 0.0;
     load_patch_weights(w, weights);
 #pragma unroll 1
-    for (int k = 0; k < 2 * s.leads; ++k)
-      variance = fmaf(to_float(weights[k]), patch_dot(w, memory.sums + k * kPatch), variance);
-    const float mean = patch_dot(w, memory.sums + kOnes * kPatch);
+    for (int k = 0; k < 2 * s.leads; ++k) {
+      const double spread = wide_dot(w, memory.covariance + k * kPatch, s.leads);
+      variance = fma(static_cast<double>(to_float(weights[k])), spread, variance);
+      if (state.spread) state.spread[(b * s.width + c) * kPatch + k] = static_cast<float>(spread);
+    }
+    const double mean = wide_dot(w, memory.means, s.leads);
     const bool real = c < s.channels;
-    const float rstd = real ? 1.0f / sqrtf(fmaxf(variance, 0.0f) + in.eps) : 0.0f;
-    const float scale = real ? to_float(static_cast<const T*>(in.gn_weight)[c]) * rstd : 0.0f;
-    const float bias = real ? to_float(static_cast<const T*>(in.gn_bias)[c]) : 0.0f;
-    state.rstd[b * s.width + c] = rstd;
-    store_pack<2>(state.affine + 2 * (b * s.width + c), Pack<float, 2>{{scale, bias - scale * mean}});
+    const double rstd = real ? 1.0 / sqrt((variance < 0.0 ? 0.0 : variance) + in.eps) : 0.0;
+    const double scale = real ? to_float(static_cast<const T*>(in.gn_weight)[c]) * rstd : 0.0;
+    const double bias = real ? to_float(static_cast<const T*>(in.gn_bias)[c]) : 0.0;
+    state.rstd[b * s.width + c] = static_cast<float>(rstd);
+    store_pack<2>(state.affine + 2 * (b * s.width + c),
+                  Pack<float, 2>{{static_cast<float>(scale), static_cast<float>(bias - scale * mean)}});
   }
 }
 

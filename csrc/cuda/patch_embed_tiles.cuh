@@ -14,8 +14,9 @@ constexpr int kPatchSteps = kPatch / kStepDepth<T>;
 
 // Kept from pass to pass. Layer 0 of a segment is z = scale * (w . patch) + shift per channel.
 struct StemState {
-  void* patches;   // [B, P, kPatch]: masked leads zero, (lead, tap) centred on their means
-  float* moments;  // [B, kPatch, kPatch]: covariance of the patches as kept; last row: their means
+  void* patches;   // [B, P, kPatch]: masked leads zero; 4-byte types centred, see Segment
+  float* means;    // [B, kPatch]: of the patches as kept
+  float* spread;   // [B, W, kPatch]: covariance of the patches as kept, times w; null without slopes
   float* affine;   // [B, W, 2]: scale, shift
   float* rstd;     // [B, W]: 1 / deviation of w . patch
   void* packed;    // weights: [W, kPatch], then [C, 2 (tap), W] for every further layer
@@ -110,20 +111,41 @@ __device__ __forceinline__ void load_affine(float* tile, const float* affine, in
   ptx::cp_async_16(tile + 2 * n, affine + (valid ? 2 * (channel + n) : 0), valid);
 }
 
-// Pre-activations of layer 0 for 16 patches by 8 channels, given as fragments; `affine` begins at the first
-// channel.
+// Products w . patch of layer 0 for 16 patches by 8 channels, given as fragments.
 template <typename T>
-__device__ __forceinline__ void layer0(float (&z)[4], const uint32_t (&patches)[kPatchSteps<T>][4],
-                                       const uint32_t (&weights)[kPatchSteps<T>][2], const float* affine) {
+__device__ __forceinline__ void products0(float (&z)[4], const uint32_t (&patches)[kPatchSteps<T>][4],
+                                          const uint32_t (&weights)[kPatchSteps<T>][2]) {
 #pragma unroll
   for (int n = 0; n < 4; ++n) z[n] = 0.0f;
 #pragma unroll
   for (int step = 0; step < kPatchSteps<T>; ++step)
     mma_step(z, patches[step], weights[step], static_cast<const T*>(nullptr));
+}
+
+// From products to pre-activations; `affine` begins at the first channel.
+__device__ __forceinline__ void fold_norm(float (&z)[4], const float* affine) {
   const Pack<float, 4> fold = load_pack<4>(affine + threadIdx.x % 4 * 4);
 #pragma unroll
   for (int n = 0; n < 4; ++n) z[n] = fmaf(z[n], fold.v[n % 2 * 2], fold.v[n % 2 * 2 + 1]);
 }
+
+template <typename T>
+__device__ __forceinline__ void layer0(float (&z)[4], const uint32_t (&patches)[kPatchSteps<T>][4],
+                                       const uint32_t (&weights)[kPatchSteps<T>][2], const float* affine) {
+  products0<T>(z, patches, weights);
+  fold_norm(z, affine);
+}
+
+// Samples of a segment that count, and patches that the norm's statistics are of.
+__device__ __forceinline__ int valid_samples(const StemShape& s, const int64_t* lengths, int64_t b) {
+  if (!lengths) return s.samples;
+  const int64_t length = lengths[b];
+  return length < 0 ? 0 : length < s.samples ? static_cast<int>(length) : s.samples;
+}
+
+constexpr int kNormWeight = kPatch - 2;  // places beside layer 0's weights in a segment's gradients
+constexpr int kNormBias = kPatch - 1;
+static_assert(2 * kStemMaxLeads <= kNormWeight);
 
 // The weights of a channel of layer 0; the place of the ones and the places beyond the leads are zero.
 template <typename T>

@@ -303,6 +303,7 @@ def _encoder_config(tensors: Mapping[str, Tensor], settings: Settings) -> Encode
         layer_drop=settings.get("model", "encoder_layerdrop", 0.0),
         feature_grad_mult=settings.get("model", "feature_grad_mult", 1.0),
         dropout_input=settings.get("model", "dropout_input", 0.0),
+        norm_padding=True,
     )
 
 

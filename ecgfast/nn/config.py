@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS, lead_indices
@@ -34,14 +34,18 @@ def check_flags(config: Any, *names: str) -> None:
 
 
 def config_from_dict(kind: type[Config], data: Any, source: str) -> Config:
-    """A configuration from plain data: unknown fields are refused, absent ones take defaults."""
+    """A configuration from plain data: unknown fields are refused, absent ones take defaults.
+
+    A field of the configuration's `BEFORE` that is absent takes the value there: the data were written before
+    there was such a field.
+    """
     if not isinstance(data, Mapping):
         raise EcgfastError(f"{source}: takes a JSON object, got {type(data).__name__}")
     unknown = sorted(set(data) - {field.name for field in fields(kind)})
     if unknown:
         raise EcgfastError(f"{source}: unknown fields {', '.join(unknown)} for {kind.__name__}")
     try:
-        return kind(**data)
+        return kind(**{**getattr(kind, "BEFORE", {}), **data})
     except EcgfastError as error:
         raise EcgfastError(f"{source}: {error}") from None
 
@@ -69,7 +73,13 @@ class EncoderConfig:
         feature_grad_mult: factor on gradients into the stem; 0 freezes it.
         dropout_input: on the projected features.
         leads: names of the input channels.
+        norm_padding: whether the stem's normalisation and the position see padding, as in the official
+            implementation: what a padded segment becomes then depends on how far it is padded. Models
+            converted from official checkpoints have it, and those of folders written before there was this
+            field, which were trained so. False: a segment gives what it would give cut to its length.
     """
+
+    BEFORE: ClassVar[Mapping[str, Any]] = {"norm_padding": True}
 
     n_leads: int = 12
     stem_channels: int = 256
@@ -89,12 +99,13 @@ class EncoderConfig:
     feature_grad_mult: float = 0.1
     dropout_input: float = 0.1
     leads: tuple[str, ...] = STANDARD_LEADS
+    norm_padding: bool = False
 
     def __post_init__(self) -> None:
         check_integers(self, 1, "n_leads", "stem_channels", "stem_layers", "width", "heads", "ffn")
         check_integers(self, 1, "conv_pos", "conv_pos_groups")
         check_integers(self, 0, "layers")
-        check_flags(self, "stem_bias", "norm_first")
+        check_flags(self, "stem_bias", "norm_first", "norm_padding")
         check_numbers(self, 0, 1, "dropout", "attention_dropout", "activation_dropout")
         check_numbers(self, 0, 1, "layer_drop", "dropout_input")
         check_numbers(self, 0, float("inf"), "feature_grad_mult")

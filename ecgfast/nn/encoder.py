@@ -16,6 +16,7 @@ from ecgfast.nn.positional_conv import PositionalConv
 from ecgfast.nn.pretrained import load_tensors, read_model, write_model
 from ecgfast.nn.stem import Stem, scale_gradient
 from ecgfast.nn.transformer import Transformer
+from ecgfast.ops._dispatch import readable
 
 ENCODER_TYPE = "ecgfast_encoder"
 PRETRAINING_TYPES = ("ecgfast_w2v_cmsc",)
@@ -83,8 +84,8 @@ class Encoder(nn.Module):
             signal: [B, L, T], float millivolts or int16 microvolts, T at least one token's samples.
             leads: names of the L leads in the signal's order; None: the encoder's own leads. Leads
                 not named count as zero.
-            lengths: [B] integer, samples of each segment; the rest is padding, whatever it holds.
-                None: all T.
+            lengths: [B] int64 or int32, samples of each segment, 1..T (checked on the CPU, where that
+                waits for no device); the rest is padding, whatever it holds. None: all T.
             keep: [B, L] bool, leads to keep; the others count as zero. None keeps all.
             mask: [B, N] bool, tokens to replace by the mask token.
 
@@ -103,26 +104,34 @@ class Encoder(nn.Module):
         padding = None
         if lengths is not None:
             _check("lengths", lengths, (batch,), (torch.int64, torch.int32), signal.device)
-            # The stem's normalisation sees padding, as zeros.
-            signal = signal.masked_fill(_past(lengths, n_samples)[:, None], 0)
+            _check_values(lengths, n_samples)
             padding = _past(lengths >> self.config.stem_layers, n)
+            if self.config.norm_padding:  # it sees padding, as zeros
+                signal, lengths = signal.masked_fill(_past(lengths, n_samples)[:, None], 0), None
 
         frozen = self.config.feature_grad_mult == 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            stem = self.stem(signal, keep, channels)
+            stem = self.stem(signal, keep, channels, lengths)
         stem = scale_gradient(stem, self.config.feature_grad_mult) if not frozen else stem
         features = self.feature_norm(stem)
 
         x = self.dropout_input(self.projection(features))
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+        if padding is not None and not self.config.norm_padding:
+            x = x.masked_fill(padding[..., None], 0)  # as the position's convolution has it past the end
         tokens = self.transformer(self.positional(x), padding)
         return EncoderOutput(tokens, features, stem, padding)
 
     def embed(
         self, signal: Tensor, leads: Sequence[str] | None = None, lengths: Tensor | None = None
     ) -> Tensor:
-        """One vector per segment, [B, E]: the mean over its tokens. Arguments as in `forward`."""
+        """One vector per segment, [B, E]: the mean over its tokens.
+
+        With lengths it is that of each segment cut to its length, however far it is padded, to the
+        rounding of fp32; not for models of `config.norm_padding`, in which padding takes part. A segment
+        of less than a token's samples gives zeros. Arguments and errors as in `forward`.
+        """
         output = self(signal, leads, lengths=lengths)
         return mean_tokens(output.tokens, output.padding)
 
@@ -182,6 +191,14 @@ class Encoder(nn.Module):
 def _past(lengths: Tensor, n: int) -> Tensor:
     """[B, n] bool, true from each length on."""
     return torch.arange(n, device=lengths.device) >= lengths[:, None]
+
+
+def _check_values(lengths: Tensor, n_samples: int) -> None:
+    if not readable(lengths) or lengths.numel() == 0:
+        return
+    least, most = int(lengths.min()), int(lengths.max())
+    if least < 1 or most > n_samples:
+        raise EcgfastError(f"lengths: takes 1..{n_samples}, got {least if least < 1 else most}")
 
 
 def _check(

@@ -39,8 +39,8 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 class Stem(nn.Module):
     """`layers` x (Conv1d kernel 2, stride 2; GroupNorm over time after the first; GELU).
 
-    The group normalisation has one group per channel and its statistics are over the whole segment,
-    padding included, as in the official implementation.
+    The group normalisation has one group per channel and its statistics are over the whole segment, or
+    over the samples before its length where lengths are given.
     """
 
     def __init__(self, n_leads: int, channels: int, layers: int, *, bias: bool = False) -> None:
@@ -54,7 +54,11 @@ class Stem(nn.Module):
             nn.init.kaiming_normal_(conv.weight)
 
     def forward(
-        self, signal: Tensor, keep: Tensor | None = None, channels: Sequence[int] | None = None
+        self,
+        signal: Tensor,
+        keep: Tensor | None = None,
+        channels: Sequence[int] | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Tokens [B, N, C] of the last GELU.
 
@@ -63,6 +67,8 @@ class Stem(nn.Module):
             keep: [B, L] bool, leads to keep; None keeps all.
             channels: input channel of each of the L leads; None: they are all, in order. An absent
                 lead contributes what a lead of zeros would: nothing.
+            lengths: [B] integer, samples of each segment: the first of its tokens are those of the
+                segment cut to its length. None: all T.
         """
         weights = [conv.weight for conv in self.convs]
         if channels is not None:
@@ -77,4 +83,5 @@ class Stem(nn.Module):
             self.norm.bias,
             biases=biases,
             eps=self.norm.eps,
+            lengths=lengths,
         )

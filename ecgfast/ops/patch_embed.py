@@ -219,7 +219,7 @@ def _saved_on_cuda(signal: Tensor, weights: list[Tensor]) -> int:
     batch, _, samples = signal.shape
     channels, layers, n = weights[0].shape[0], len(weights), samples >> len(weights)
     width, per_float = (channels + 7) // 8 * 8, 4 // weights[0].element_size()
-    patches_and_statistics = batch * (samples // 2 * 32 + per_float * (32 * 32 + 3 * width))
+    patches_and_statistics = batch * (samples // 2 * 32 + per_float * (32 + (32 + 3) * width))
     packed_weights = width * (32 + (layers - 1) * 2 * channels)
     activations_and_slopes = batch * width * n * (2**layers - 3)
     return patches_and_statistics + packed_weights + activations_and_slopes

@@ -25,6 +25,7 @@ class Inputs(ctypes.Structure):
         ("signal", ctypes.c_void_p),
         ("signal_is_int16", ctypes.c_bool),
         ("keep", ctypes.c_void_p),
+        ("lengths", ctypes.c_void_p),
         ("weights", ctypes.c_void_p * MAX_LAYERS),
         ("biases", ctypes.c_void_p * MAX_LAYERS),
         ("gn_weight", ctypes.c_void_p),
@@ -64,6 +65,7 @@ class Case:
     biases: list[Tensor]
     grad_tokens: Tensor
     eps: float = 1e-5
+    lengths: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,7 +84,14 @@ class Case:
         biases = [x.double().requires_grad_() for x in self.biases]
         signal, *weights, gn_weight, gn_bias = leaves
         tokens = patch_embed_reference(
-            signal, self.keep, weights, gn_weight, gn_bias, biases=biases or None, eps=self.eps
+            signal,
+            self.keep,
+            weights,
+            gn_weight,
+            gn_bias,
+            biases=biases or None,
+            eps=self.eps,
+            lengths=self.lengths,
         )
         tokens.backward(self.grad_tokens.double())
         biases = {f"bias {i}": x.grad for i, x in enumerate(biases) if i}  # the norm cancels layer 0's
@@ -151,6 +160,7 @@ class Kernels:
             address(case.signal),
             case.is_int16,
             address(case.keep),
+            address(case.lengths),
             addresses(case.weights),
             addresses(case.biases),
             address(case.gn_weight),
