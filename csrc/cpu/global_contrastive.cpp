@@ -136,9 +136,8 @@ struct Contrast {
     for (int side = 0; side < 2; ++side)
       for (int64_t i = 0; i < a.N[side]; ++i) {
         if (a.backward) {
-          sums(side)[i] =
-              static_cast<T>(gradient_scale() * a.positives[side][i] *
-                             __builtin_exp(a.inv_temperature - a.lse[side][i]));
+          sums(side)[i] = static_cast<T>(gradient_scale() * a.positives[side][i] *
+                                         __builtin_exp(a.inv_temperature - a.lse[side][i]));
           continue;
         }
         sums(side)[i] = 0;
@@ -339,12 +338,13 @@ struct Contrast {
     const int64_t i = a.begin[0] + block_row;
     const T own = sums(0)[i], hit = static_cast<T>(-2 * gradient_scale()), by = row_scale(block_row);
     const T norm = P::kRaw ? inv_norm(0)[i] : T(1);
+    const T typical = static_cast<T>(a.moment_shift);
     V moment = {};
     Noise error;
     for (int64_t j = 0; j < a.size[1]; j += L) {
-      const V raw = raw_scale(j), below = load(row + j) * raw * by - shift, e = exp_nonpositive(below);
+      const V raw = raw_scale(j), v = load(row + j) * raw * by, e = exp_nonpositive(v - shift);
       const V grad = e * (load(w.col_factor + j) + own) + (positives(a.group[0][i], j) ? V{} + hit : V{});
-      if constexpr (Moments) moment += existing(j, grad * below);
+      if constexpr (Moments) moment += existing(j, grad * (v - typical));
       if constexpr (kRounds) error.add(grad, raw, existing(j, V{} + T(1)));
       store(row + j, P::kRaw ? grad * raw * norm : grad);
     }
@@ -360,6 +360,7 @@ struct Contrast {
     const int64_t i = a.begin[0] + block_row;
     const T scale = static_cast<T>(gradient_scale()), own = scale * static_cast<T>(a.positives[0][i]);
     const T by = row_scale(block_row), norm = P::kRaw ? inv_norm(0)[i] : T(1);
+    const T typical = static_cast<T>(a.moment_shift);
     V moment = {};
     Noise error;
     for (int64_t j = 0; j < a.size[1]; j += L) {
@@ -367,7 +368,7 @@ struct Contrast {
       const V of_row = softmax(v, V{} + lse(0, i)), of_column = softmax(v, load(w.col_factor + j));
       const V hit = positives(a.group[0][i], j) ? V{} + T(2) : V{};
       const V grad = own * of_row + scale * (load(w.col_count + j) * of_column - hit);
-      if constexpr (Moments) moment += existing(j, grad * (v - shift));
+      if constexpr (Moments) moment += existing(j, grad * (v - typical));
       if constexpr (kRounds) error.add(grad, raw, existing(j, V{} + T(1)));
       store(row + j, P::kRaw ? grad * raw * norm : grad);
     }

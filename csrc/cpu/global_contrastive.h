@@ -24,8 +24,10 @@ struct GlobalArgs {
   void* workspace;            // global_sizes().workspace bytes, shared by all threads
   void* sums;  // wide [global_sizes().sums]: forward, running sums; backward, factors of rows and columns
   void* grad_right;  // wide [N[1], D]: accumulates b's gradient; grad[1] itself where that is wide
-  // [N[0]] or null: backward, clear; gets sum_j (s_ij - 1 / temperature) times the gradient to cosine_ij.
+  // [N[0]] or null: backward, clear; gets sum_j (s_ij - moment_shift) times the gradient to cosine_ij. These
+  // gradients sum up to 0, so that any shift gives the same but for rounding; the best is a typical s_ij.
   double* moments;
+  double moment_shift;
   // Backward, where products round the gradients of the similarities to bf16 (global_sizes().rounds):
   // the squares of what is rounded, by rows of a, as far as they enter the gradients of a and of b ([N[0]],
   // clear; the second null where b's gradient is not wanted), and of these gradients ([N]).

@@ -84,7 +84,8 @@ struct ForwardWorkspace {
 template <typename T>
 struct BackwardWorkspace {
   T *copies[2] = {nullptr, nullptr}, *units[2], *h;
-  float *sums[2], *shares, *moments;
+  float *sums[2], *shares;
+  float2* moments;
   int64_t bytes;
 
   BackwardWorkspace(const GlobalContrastive& in, const GlobalPlan& plan, bool detach_norm, void* base) {
@@ -99,7 +100,7 @@ struct BackwardWorkspace {
     }
     shares = parts.take<float>(in.rows[0] + in.rows[1]);
     h = parts.take<T>(plan.block[0] * padded<T>(plan.block[1]));
-    moments = in.temperature ? parts.take<float>(n_moments(in, plan)) : nullptr;
+    moments = in.temperature ? parts.take<float2>(n_moments(in, plan)) : nullptr;
     bytes = parts.used();
   }
 
@@ -208,7 +209,7 @@ class Backward {
     } while (begin[0] < in_.rows[0]);
     if (!in_.temperature) return cudaSuccess;
     return launch(sum_moments, dim3(1), dim3(kRowThreads), shared_bytes<MomentMemory>(), stream_, w_.moments,
-                  n_moments_, scale(), moments_);
+                  n_moments_, saved_.lse[0], in_.rows[0], in_.rows[1], scale(), moments_);
   }
 
  private:

@@ -27,7 +27,7 @@ struct GlobalResult {
 
 struct GlobalGradients {
   void* x[2];       // [N, D], [N', D]
-  double* moments;  // [1], where there is a temperature tensor: cosines less 1, times the gradients to them
+  double* moments;  // [1], where there is a temperature tensor: cosines times the gradients to them
 };
 
 struct GlobalSaved {

@@ -11,7 +11,7 @@ struct BlockGradients {
   const float* scale;      // of all elements
   T* data;                 // [rows of x[0]][pitch], zeros beyond the last column
   int64_t pitch;
-  float* moments;  // [tiles * warps] or null: sums of the elements times log2(e) (s - 1 / temperature)
+  float2* moments;  // [tiles * warps] or null: sums of the elements times log2(e) s, and of the elements
 };
 
 // A block per tile, rows running fastest.
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
   product.finish(sums, at);
   const TileRows<T> rows(in, m0, n0, S::m, S::n);
   const float h_scale = *out.scale, similarity_scale = in.scale();
-  float moment = 0.0f;
+  float2 moment = {0.0f, 0.0f};
   const float *shares_a = out.shares[0] + m0, *shares_b = out.shares[1] + n0;
   T* data = out.data + m0 * out.pitch + n0;
   const int limit = static_cast<int>(min(out.pitch - n0, static_cast<int64_t>(S::n)));
@@ -57,8 +57,10 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
       if (valid) columns.positives(i, [&](int c) { h[c] -= 2.0f * h_scale; });
       if (out.moments && valid) {
 #pragma unroll
-        for (int c = 0; c < kGroup; ++c)
-          moment = fmaf(h[c], columns.similarity(sums, r, c, scale) - similarity_scale, moment);
+        for (int c = 0; c < kGroup; ++c) {
+          moment.x = fmaf(h[c], columns.similarity(sums, r, c, scale), moment.x);
+          moment.y += h[c];
+        }
       }
       const int side = at.side() + first * 4;
       store_row<kGroup>(data + i * out.pitch + side, limit - side, true, valid, at.lane,
@@ -66,7 +68,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
     }
   }
   if (!out.moments) return;
-  moment = warp_sum(moment);
+  moment = {warp_sum(moment.x), warp_sum(moment.y)};
   if (at.lane == 0) out.moments[blockIdx.x * (S::threads / 32) + threadIdx.x / 32] = moment;
 }
 
@@ -82,7 +84,7 @@ struct BlockProduct {
 
 struct MomentMemory {
   double* sums;
-  __host__ __device__ explicit MomentMemory(SharedArena& arena) : sums(arena.take<double>(kRowThreads)) {}
+  __host__ __device__ explicit MomentMemory(SharedArena& arena) : sums(arena.take<double>(3 * kRowThreads)) {}
 };
 
 struct ProductScale {
@@ -93,18 +95,28 @@ struct ProductScale {
   __device__ float inverse() const { return inverse_temperature(inv_temperature, temperature); }
 };
 
-// One block: the sum of what the tiles' warps leave, in a fixed order.
+// One block: the sum of what the tiles' warps leave, in a fixed order. The gradients of the similarities sum
+// up to 0: what they do sum up to is rounding, and its part in the moments is taken out with a typical
+// similarity.
 __global__ void __launch_bounds__(kRowThreads)
-    sum_moments(const float* moments, int64_t n, ProductScale scale, double* out) {
+    sum_moments(const float2* moments, int64_t n, const float* lse, int64_t rows, int64_t columns,
+                ProductScale scale, double* out) {
   SharedArena arena;
   const MomentMemory memory(arena);
-  double sum = 0.0;
-  for (int64_t i = threadIdx.x; i < n; i += kRowThreads) sum += moments[i];
-  memory.sums[threadIdx.x] = sum;
+  double sums[3] = {0.0, 0.0, 0.0};
+  for (int64_t i = threadIdx.x; i < n; i += kRowThreads) {
+    sums[0] += moments[i].x;
+    sums[1] += moments[i].y;
+  }
+  for (int64_t i = threadIdx.x; i < rows; i += kRowThreads) sums[2] += lse[i];
+  for (int k = 0; k < 3; ++k) memory.sums[k * kRowThreads + threadIdx.x] = sums[k];
   __syncthreads();
   if (threadIdx.x) return;
-  for (int t = 1; t < kRowThreads; ++t) sum += memory.sums[t];
-  *out = sum * (static_cast<double>(scale.value()) / (scale.inverse() * kLog2E));
+  for (int t = 1; t < kRowThreads; ++t)
+    for (int k = 0; k < 3; ++k) sums[k] += memory.sums[k * kRowThreads + t];
+  const double typical =
+      rows && columns ? (sums[2] / rows - log(static_cast<double>(columns))) * kLog2E : 0.0;
+  *out = (sums[0] - typical * sums[1]) * scale.value() / (scale.inverse() * kLog2E);
 }
 
 template <typename S, bool kTurned>

@@ -469,6 +469,22 @@ struct BackwardTask {
     }
   }
 
+  // Takes out of float32 gradients what rounding left along the own vectors: where tokens are alike, the
+  // gradients are small beside the sums that they are differences of.
+  __device__ void straighten(float* grad) const {
+    __syncthreads();
+    const int lane = threadIdx.x % 32;
+    for (int row = threadIdx.x / 32; row < own.count; row += kThreads / 32) {
+      float* own_grad = grad + row * in.width;
+      const float* vector = reinterpret_cast<const float*>(x.data) + row * in.width;
+      const float scale = memory.own_scale[row];
+      float along = 0.0f;
+      for (int c = lane; c < in.width; c += 32) along = fmaf(own_grad[c], vector[c] * scale, along);
+      along = warp_sum(along) * scale;
+      for (int c = lane; c < in.width; c += 32) own_grad[c] -= along * vector[c];
+    }
+  }
+
   // Sums the rows' radial parts over the threads that share a row.
   __device__ void join(float (&radial)[2]) const {
 #pragma unroll
@@ -544,6 +560,7 @@ __device__ void backward_tile(const LocalContrastive& in, const LocalContrastive
 #pragma unroll
     for (int c = 0; c < kGroupChunks; ++c) task.write(grad, grads[c], (first + c) * kTile, radial);
   }
+  if constexpr (std::is_same_v<T, float>) task.straighten(grad);
 }
 
 // Blocks: segment, tile, side (predictions, targets), the last running fastest.

@@ -1,5 +1,6 @@
 // global_contrastive on the CPU: checks, allocation, the order of the blocks, and the split over threads.
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -235,6 +236,7 @@ std::tuple<Tensor, Tensor, Tensor> global_contrastive_backward_cpu(
     g.grad[side] = grad[side].mutable_data_ptr();
   }
   if (wide == a.scalar_type()) torch::stable::zero_(grad[1]);
+  for (int64_t i = 0; i < g.N[0]; ++i) g.moment_shift += (g.lse[0][i] - std::log(g.N[1])) / g.N[0];
   RowSums sums(g, temperature_tensor.has_value());
   gradients(k, g, sums, a);
   if (k.global_sizes(g).rounds && sums.cancelled()) {

@@ -115,6 +115,11 @@ def global_contrastive(
     Returns:
         0-dim fp32 (fp64 for fp64 inputs); 0 where no pair is positive.
 
+    Gradients that are small differences of large terms (rows that are nearly equal, pairs nearly aligned)
+    are as precise as the reference's on the CPU, and in fp32 on CUDA. With 16-bit inputs the CUDA kernels
+    round the terms to that dtype; the CPU kernels do so with bf16 where it does no harm, and otherwise
+    make the gradients once more in fp32, in about three times the time.
+
     On CUDA fp32 is multiplied as :func:`torch.get_float32_matmul_precision` says when the forward pass runs:
     to fp32 precision where it is "highest", in TF32 otherwise (cosines within 1e-3). The CPU kernels always
     multiply to fp32 precision.

@@ -43,7 +43,8 @@ def test_local_contrastive(kind, alike, dtype):
         def loss(p, t, temperature=temperature, given=given):
             return ops.local_contrastive(p, t, codes=given, temperature=temperature, **settings)[:1]
 
-        never_worse(loss, make, dtype, ("loss", "predictions", "targets"))
+        names = ("loss", "predictions", "targets")
+        never_worse(loss, make, dtype, names, sharpness=1 / temperature)
 
 
 def test_local_contrastive_of_equal_targets():
@@ -59,6 +60,7 @@ def test_local_contrastive_of_equal_targets():
             make,
             torch.float32,
             ("loss", "predictions", "targets"),
+            sharpness=10,
         )
 
 
@@ -81,7 +83,7 @@ def test_global_contrastive(kind, alike, dtype):
         def loss(a, b, groups=groups, settings=settings):
             return (ops.global_contrastive(a, b, groups, groups, **settings),)
 
-        never_worse(loss, make, dtype, ("loss", "a", "b"))
+        never_worse(loss, make, dtype, ("loss", "a", "b"), sharpness=1 / temperature)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,6 +103,7 @@ def test_the_gradient_of_a_temperature(op, kind, dtype):
             lambda g, t=temperature: (*pair(kind, (40, 64))["apart"](g), torch.tensor(t).double()),
             dtype,
             ("loss", "a", "b", "temperature"),
+            sharpness=1 / temperature,
         )
 
 
@@ -132,7 +135,10 @@ def test_positional_conv(kind, tokens, taps, dtype):
     def conv(x, weight, bias):
         return (ops.positional_conv(x, weight, bias, 2),)
 
-    never_worse(conv, make, dtype, ("out", "x", "weight", "bias"))
+    # The errors of the convolution in the frequency domain are relative to a segment's largest values, also
+    # where its values are small and GELU's slope changes.
+    local = kind in ("a step into padding", "mixed norms")
+    never_worse(conv, make, dtype, ("out", "x", "weight", "bias"), factor=8 if local else 3)
 
 
 @pytest.fixture
