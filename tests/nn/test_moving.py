@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
@@ -58,19 +59,15 @@ def test_a_fresh_process_reads_an_exported_and_a_pickled_encoder(tmp_path):
     subprocess.run([sys.executable, "-c", READ, str(tmp_path)], check=True)
 
 
-def embed(encoder, x, results):
+def embed(encoder, x):
     with torch.no_grad():
-        results.put(encoder.embed(x).tolist())
+        return encoder.embed(x).tolist()
 
 
 def test_an_encoder_is_sent_to_a_spawned_process():
     torch.manual_seed(0)
     encoder, x = Encoder(CONFIG).eval(), torch.randn(2, 12, 96)
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    process = context.Process(target=embed, args=(encoder, x, results))
-    process.start()
-    got = results.get()
-    process.join()
-    with torch.no_grad():
-        torch.testing.assert_close(torch.tensor(got), encoder.embed(x))
+    spawn = torch.multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        got = pool.submit(embed, encoder, x).result()
+    torch.testing.assert_close(got, embed(encoder, x))
