@@ -32,17 +32,26 @@ static inline Vec<double> add_pairs(Vec<double> v) {
   }
 }
 
-// The means of the first and of the second values of n / 2 pairs; zeros of none.
+// The means of the first and of the second values of n / 2 pairs, and of the squares of all; zeros of none.
 template <class T>
-static void pair_means(const T* x, int64_t n, double* means) {
+static void pair_means(const T* x, int64_t n, double* means, double* square) {
   constexpr int64_t L = kLanes<double>;
-  Vec<double> sums[4] = {};
+  Vec<double> sums[4] = {}, squares[4] = {};
   int64_t t = 0;
   for (; t + 4 * L <= n; t += 4 * L)
-    for (int64_t i = 0; i < 4; ++i) sums[i] += load_wide(x + t + i * L);
+    for (int64_t i = 0; i < 4; ++i) {
+      const Vec<double> v = load_wide(x + t + i * L);
+      sums[i] += v;
+      squares[i] += v * v;
+    }
   Vec<double> both = add_pairs((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; t < n; ++t) both[t % 2] += x[t];
+  double all = reduce_add<double>((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  for (; t < n; ++t) {
+    both[t % 2] += x[t];
+    all += double(x[t]) * x[t];
+  }
   for (int64_t i = 0; i < 2; ++i) means[i] = n > 0 ? both[i] * 2 / n : 0.0;
+  *square = n > 0 ? all / n : 0.0;
 }
 
 constexpr int64_t kMomentRows = kVectorBytes == 64 ? 4 : 2, kMomentColumns = 2;

@@ -135,8 +135,9 @@ struct Stem {
   }
 
   // The segment in millivolts as layer 0 multiplies it, and the means of its leads' even and odd samples;
-  // masked leads and padding are zero. It is centred on the means, for sums of large offsets would be less
-  // exact, but bf16 is left as it is, which is exact where a difference would be rounded.
+  // masked leads and padding are zero. Means that are more than twice the deviation are taken off, for sums of
+  // large offsets would be less exact. Smaller ones stay: with them padding is zero, and has no rounding
+  // errors. So does bf16, which is exact where a difference would be rounded.
   void load_signal(int64_t b) const {
     const int64_t n = 2 * n0, valid = valid_samples(b), read = valid < n ? valid : n;
     for (int64_t l = 0; l < a.L; ++l) {
@@ -161,19 +162,14 @@ struct Stem {
 
   void centre(T* x, int64_t n, int64_t valid, double* of) const {
     constexpr bool narrow = sizeof(typename E0::El) < sizeof(T);
-    pair_means(x, valid, of);
+    double square;
+    pair_means(x, valid, of, &square);
     if (narrow && !a.signal_is_int16) return;
-    subtract_means(x, n, of);
-    if constexpr (narrow) {
+    const bool offset = 2.5 * (of[0] * of[0] + of[1] * of[1]) > 4 * square;
+    if (offset) subtract_means(x, n, of);
+    if constexpr (narrow)
       for (int64_t t = 0; t < n; ++t) x[t] = rounded(x[t]);
-      pair_means(x, valid, of);
-    } else {
-      if constexpr (sizeof(T) == sizeof(double)) {  // its first means are only as exact as the offset
-        pair_means(x, valid, of);
-        subtract_means(x, n, of);
-      }
-      of[0] = of[1] = 0;
-    }
+    if (offset || narrow) pair_means(x, valid, of, &square);
   }
 
   static T rounded(T x) {

@@ -68,8 +68,9 @@ struct StatisticsMemory {
         inverses(arena.take<float>(kPatch / 2)) {}
 };
 
-// One segment's signal. It is kept less its means, for sums of large offsets would be less exact; but a
-// signal of a 16-bit float type as it is, which is exact where a difference would be rounded.
+// One segment's signal. It is kept less the means that are more than twice the deviation, for sums of large
+// offsets would be less exact; with smaller ones padding stays zero and has no rounding errors. A signal of a
+// 16-bit float type is kept as it is, which is exact where a difference would be rounded.
 template <typename T>
 struct Segment {
   const StemShape& s;
@@ -85,7 +86,7 @@ struct Segment {
         valid(samples / 2) {}
 
   __device__ bool kept(int lead) const { return lead < s.leads && (!in.keep || in.keep[b * s.leads + lead]); }
-  __device__ bool centred() const { return sizeof(T) == 4 || in.signal_is_int16; }
+  __device__ bool exact() const { return sizeof(T) == 2 && !in.signal_is_int16; }
 
   // Both samples of a patch, in mV.
   __device__ float2 pair(int lead, int patch) const {
@@ -119,7 +120,7 @@ template <typename T>
 __device__ void signal_scales(const Segment<T>& segment, const StatisticsMemory<T>& memory) {
   const int lane = threadIdx.x % 32;
   for (int lead = threadIdx.x / 32; lead < kPatch / 2; lead += kStatisticsWarps) {
-    float even = 0.0f, odd = 0.0f, high = -kInfinity, low = -kInfinity;
+    float even = 0.0f, odd = 0.0f, square = 0.0f, high = -kInfinity, low = -kInfinity;
     const bool kept = segment.kept(lead) && segment.valid > 0;
     if (kept) {
 #pragma unroll 8
@@ -127,17 +128,20 @@ __device__ void signal_scales(const Segment<T>& segment, const StatisticsMemory<
         const float2 x = segment.pair(lead, p);
         even += x.x;
         odd += x.y;
+        square = fmaf(x.x, x.x, fmaf(x.y, x.y, square));
         high = fmaxf(high, fmaxf(x.x, x.y));
         low = fmaxf(low, fmaxf(-x.x, -x.y));
       }
     }
     even = warp_sum(even);
     odd = warp_sum(odd);
+    square = warp_sum(square);
     high = warp_max(high);
     low = warp_max(low);
-    const float by = kept && segment.centred() ? 1.0f / segment.valid : 0.0f;
+    const float by = kept ? 1.0f / segment.valid : 0.0f;
     even *= by;
     odd *= by;
+    if (segment.exact() || 2.5f * (even * even + odd * odd) <= 2.0f * square * by) even = odd = 0.0f;
     const float largest = fmaxf(high - fminf(even, odd), low + fmaxf(even, odd));
     if (lane < 2) memory.offsets[2 * lead + lane] = lane ? odd : even;
     if (lane == 0) memory.inverses[lead] = kept ? to_slices(largest) : 1.0f;

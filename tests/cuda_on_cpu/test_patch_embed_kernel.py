@@ -78,10 +78,11 @@ class Case:
     def sizes(self) -> list[int]:
         return [*self.signal.shape, len(self.gn_weight), len(self.weights)]
 
-    def expected(self) -> dict[str, Tensor]:
-        signal = self.signal.double() * (1e-3 if self.is_int16 else 1.0)
-        leaves = [x.double().requires_grad_() for x in (signal, *self.weights, self.gn_weight, self.gn_bias)]
-        biases = [x.double().requires_grad_() for x in self.biases]
+    def expected(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        signal = self.signal.to(dtype) * 1e-3 if self.is_int16 else self.signal
+        parameters = (signal, *self.weights, self.gn_weight, self.gn_bias)
+        leaves = [x.detach().to(dtype, copy=True).requires_grad_() for x in parameters]
+        biases = [x.to(dtype, copy=True).requires_grad_() for x in self.biases]
         signal, *weights, gn_weight, gn_bias = leaves
         tokens = patch_embed_reference(
             signal,
@@ -93,7 +94,7 @@ class Case:
             eps=self.eps,
             lengths=self.lengths,
         )
-        tokens.backward(self.grad_tokens.double())
+        tokens.backward(self.grad_tokens.to(dtype))
         biases = {f"bias {i}": x.grad for i, x in enumerate(biases) if i}  # the norm cancels layer 0's
         grads = {f"weight {i}": x.grad for i, x in enumerate(weights)}
         named = {"gn_weight": gn_weight.grad, "gn_bias": gn_bias.grad, "signal": signal.grad}
@@ -243,6 +244,51 @@ def test_shapes(kernels, shape, kwargs, dtype):
 def test_one_channel_one_token_many_channels(kernels, shape, layers):
     case = make_case(*shape, layers=layers)
     check(kernels.run(case), case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_lengths(kernels, dtype):
+    case = make_case(4, 3, 131, 20, dtype, layers=3)
+    case.lengths = torch.tensor([131, 130, 67, 9])
+    out = kernels.run(case)
+    check(out, case)
+    assert not out["signal"][3, :, 9:].any()
+
+
+def test_lengths_of_int16_and_out_of_range(kernels):
+    case = make_case(3, 3, 131, 20, layers=3, int16=True)
+    case.lengths = torch.tensor([131, 55, 500])
+    clipped = kernels.run(case)
+    case.lengths = torch.tensor([131, 55, 131])
+    check(clipped, case)
+    case.lengths = torch.tensor([0, -7, 1])
+    assert all(torch.isfinite(x).all() for x in kernels.run(case).values())
+
+
+def correlated(case: str) -> Tensor:
+    """Inputs that leave a small variance of large values, as real records do."""
+    g = torch.Generator().manual_seed(4)
+    signal = torch.randn(1, 4, 700, generator=g)
+    if case == "step":
+        signal = torch.tensor([5.0, 3.0, 0.0, -2.0])[:, None] + 0.2 * signal
+        signal[..., 350:] = 0
+    elif case == "duplicates":
+        signal = signal[:, :1] + 1e-3 * torch.randn(1, 4, 700, generator=g)
+    elif case == "offset":
+        signal = 10 + 0.2 * signal
+    return signal
+
+
+@pytest.mark.parametrize("name", ["step", "duplicates", "offset"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_correlated_leads_are_as_exact_as_the_reference(kernels, name, dtype):
+    case = make_case(1, 4, 700, 24, dtype, layers=2, keep=False)
+    case.signal = correlated(name).to(dtype)
+    first = case.weights[0].float()
+    case.weights[0] = (first - first.mean((1, 2), keepdim=True)).to(dtype)
+    want, got, theirs = case.expected(), kernels.run(case), case.expected(dtype)
+    for key, value in got.items():
+        assert relative(value, want[key]) <= 3 * relative(theirs[key], want[key]), key
 
 
 def test_no_segment(kernels):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ecgfast import ops
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 from ecgfast.nn import Encoder, EncoderConfig, PositionalConv, scale_gradient
@@ -111,6 +112,56 @@ def test_padding_is_ignored(norm_first):
     torch.testing.assert_close(full.tokens, encoder(signal).tokens)
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
+@pytest.mark.parametrize("reference", [False, True])
+def test_embed_does_not_depend_on_padding(norm_first, dtype, reference):
+    encoder = make_encoder(norm_first=norm_first, conv_pos=9)
+    signal = 1000 * make_signal(batch=1, samples=700) + 500
+    signal = signal.to(dtype) if dtype == torch.int16 else signal / 1000
+    with ops.use_reference(reference), torch.no_grad():
+        for length in (700, 512, 333, 161, 97, 31, 16):
+            cut = encoder.embed(signal[..., :length])
+            output = encoder(signal[..., :length]).tokens
+            for samples in (length, length + 7, 704, 1500):
+                padded = torch.full((1, 12, samples), 99, dtype=dtype)
+                n = min(length, samples)
+                padded[..., :n] = signal[..., :n]
+                lengths = torch.tensor([length]).clamp(max=samples)
+                got = encoder.embed(padded, lengths=lengths)
+                assert float((got - cut).norm() / cut.norm()) < 1e-5, (length, samples)
+                tokens = encoder(padded, lengths=lengths).tokens[:, : length >> 4]
+                assert float((tokens - output).norm() / output.norm()) < 1e-5, (length, samples)
+
+
+def test_embed_of_a_batch_of_lengths_is_that_of_each():
+    encoder, signal = make_encoder(), make_signal(batch=4)
+    lengths = torch.tensor([325, 200, 77, 16], dtype=torch.int32)
+    together = encoder.embed(signal, lengths=lengths)
+    for i, length in enumerate(lengths):
+        torch.testing.assert_close(together[i : i + 1], encoder.embed(signal[i : i + 1, :, :length]))
+
+
+def test_the_official_form_sees_padding():
+    encoder, signal = make_encoder(norm_padding=True), make_signal()
+    lengths = torch.tensor([325, 200, 100])
+    padded = encoder(signal, lengths=lengths).tokens
+    zeros = signal.masked_fill(torch.arange(325) >= lengths[:, None, None], 0)
+    torch.testing.assert_close(encoder(zeros).stem, encoder(signal, lengths=lengths).stem)
+    other = make_encoder()(signal, lengths=lengths).tokens
+    torch.testing.assert_close(padded[0], other[0])
+    assert float((padded[1, :12] - other[1, :12]).norm() / other[1, :12].norm()) > 1e-3
+
+
+def test_folders_without_the_field_keep_the_official_form(tmp_path):
+    make_encoder().save_pretrained(tmp_path)
+    assert not Encoder.from_pretrained(tmp_path).config.norm_padding
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["norm_padding"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Encoder.from_pretrained(tmp_path).config.norm_padding
+
+
 def test_masked_tokens_hide_their_samples():
     encoder, signal = make_encoder(), make_signal()
     mask = torch.zeros(3, 20, dtype=torch.bool)
@@ -165,6 +216,8 @@ def test_attention_dropout_and_layers_draw_in_training_only():
         ({"leads": ["I", "II"]}, r"signal: takes \[B, 2, T\], got \[3, 12, 325\]"),
         ({"lengths": torch.tensor([325, 2])}, r"lengths: takes shape \[3\], got \[2\]"),
         ({"lengths": torch.ones(3)}, "lengths: takes torch.int64 or torch.int32"),
+        ({"lengths": torch.tensor([325, 0, 9])}, r"lengths: takes 1\.\.325, got 0"),
+        ({"lengths": torch.tensor([325, 326, 9])}, r"lengths: takes 1\.\.325, got 326"),
         ({"keep": torch.ones(3, 4, dtype=torch.bool)}, r"keep: takes shape \[3, 12\]"),
         ({"mask": torch.ones(3, 20)}, "mask: takes torch.bool, got torch.float32"),
     ],
@@ -185,6 +238,7 @@ def test_bad_input(arguments, message):
         {"dropout": 2},
         {"dropout": float("nan")},
         {"norm_first": None},
+        {"norm_padding": 1},
         {"leads": ("I", "II")},
         {"leads": "I"},
         {"leads": ("Q", *STANDARD_LEADS[1:])},

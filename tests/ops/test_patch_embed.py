@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 import ecgfast
 from ecgfast.ops import patch_embed, patch_embed_reference
@@ -36,7 +37,7 @@ def make_inputs(b, n_leads, t, c, dtype, seed, layers=4, bias=False):
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def run(function, inputs, upstream, for_signal=True, device="cpu"):
+def run(function, inputs, upstream, for_signal=True, device="cpu", lengths=None):
     signal, keep, weights, gn_weight, gn_bias, biases = inputs
     keep = None if keep is None else keep.to(device)
     signal = signal.detach().clone().to(device).requires_grad_(for_signal)
@@ -44,7 +45,13 @@ def run(function, inputs, upstream, for_signal=True, device="cpu"):
     leaves = [t.detach().clone().to(device).requires_grad_() for t in parameters]
     n = len(weights)
     tokens = function(
-        signal, keep, leaves[:n], leaves[n], leaves[n + 1], biases=leaves[n + 2 :] if biases else None
+        signal,
+        keep,
+        leaves[:n],
+        leaves[n],
+        leaves[n + 1],
+        biases=leaves[n + 2 :] if biases else None,
+        lengths=None if lengths is None else lengths.to(device),
     )
     tokens.backward(upstream.to(device, tokens.dtype))
     signal_grad = signal.grad.cpu() if for_signal else None
@@ -60,13 +67,13 @@ def double(inputs):
     return signal.double(), keep, wide, gn_weight.double(), gn_bias.double(), wide_biases
 
 
-def compare(inputs, for_signal=True, device="cpu"):
+def compare(inputs, for_signal=True, device="cpu", lengths=None):
     dtype = inputs[3].dtype
     signal, weights = inputs[0], inputs[2]
     shape = signal.shape[0], signal.shape[2] >> len(weights), inputs[3].shape[0]
     upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
-    got = run(patch_embed, inputs, upstream, for_signal, device)
-    want = run(patch_embed_reference, double(inputs), upstream, for_signal)
+    got = run(patch_embed, inputs, upstream, for_signal, device, lengths)
+    want = run(patch_embed_reference, double(inputs), upstream, for_signal, lengths=lengths)
     value_tolerance, grad_tolerance = STEM_TOLERANCE[dtype]
     assert_close(got[0], want[0], value_tolerance, "tokens")
     for i, (x, y) in enumerate(zip(got[1], want[1], strict=True)):
@@ -101,6 +108,13 @@ def test_kernel_equals_reference(dtype, b, n_leads, t, c):
 )
 def test_cuda_kernel_equals_reference(dtype, b, n_leads, t, c, layers, bias):
     compare(make_inputs(b, n_leads, t, c, dtype, seed=t + c, layers=layers, bias=bias), device="cuda")
+
+
+@cuda
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_cuda_lengths(dtype):
+    inputs = make_inputs(5, 12, 1000, 72, dtype, seed=5)
+    compare(inputs, device="cuda", lengths=torch.tensor([1000, 999, 513, 400, 37]))
 
 
 @cuda
@@ -166,6 +180,109 @@ def test_any_shape(b, n_leads, t, c, layers, dtype):
     compare(inputs)
 
 
+@pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
+def test_lengths_on_every_isa(isa):
+    previous = ecgfast.cpu_isa()
+    try:
+        ecgfast.set_cpu_isa(isa)
+        for dtype in DTYPES:
+            inputs = make_inputs(5, 12, 400, 40, dtype, seed=5, bias=True)
+            compare(inputs, lengths=torch.tensor([400, 399, 250, 164, 37]))
+    finally:
+        ecgfast.set_cpu_isa(previous)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16, torch.bfloat16])
+@pytest.mark.parametrize("reference", [False, True])
+def test_tokens_of_a_padded_segment_are_those_of_the_segment_cut(dtype, reference):
+    """Whatever the padding holds, and however long it is."""
+    whole = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    signal, keep, weights, gn_weight, gn_bias, _ = make_inputs(1, 12, 700, 24, whole, seed=8)
+    if dtype == torch.int16:
+        signal = (signal * 1000).round().to(dtype)
+    tolerance = 1e-5 if whole == torch.float32 else 2e-2
+    function = patch_embed_reference if reference else patch_embed
+    for length in (700, 512, 333, 161, 97, 64, 47):
+        cut = function(signal[..., :length], keep, weights, gn_weight, gn_bias)
+        for samples in (length, length + 1, length + 15, 1000):
+            padded = torch.full((1, 12, samples), 300, dtype=dtype)
+            padded[..., :length] = signal[..., :length]
+            lengths = torch.tensor([length], dtype=torch.int32)
+            tokens = function(padded, keep, weights, gn_weight, gn_bias, lengths=lengths)
+            assert tokens.shape[1] == samples >> 4
+            assert_close(tokens[:, : length >> 4], cut, tolerance, f"{length} of {samples}")
+
+
+def test_lengths_of_all_samples_change_nothing():
+    inputs = make_inputs(2, 12, 321, 24, torch.float32, seed=8)
+    upstream = torch.randn(2, 20, 24)
+    plain = run(patch_embed, inputs, upstream)
+    full = run(patch_embed, inputs, upstream, lengths=torch.full((2,), 321))
+    assert torch.equal(plain[0], full[0])
+    assert all(torch.equal(x, y) for x, y in zip(plain[1], full[1], strict=True))
+    assert torch.equal(plain[2], full[2])
+
+
+def test_padding_has_no_gradient_and_gives_none_to_what_is_before():
+    signal, _, weights, gn_weight, gn_bias, _ = make_inputs(1, 3, 128, 8, torch.float64, seed=3)
+    signal.requires_grad_()
+    lengths = torch.tensor([77])
+    tokens = patch_embed(signal, None, weights, gn_weight, gn_bias, lengths=lengths)
+    tokens[:, : 77 >> 4].square().sum().backward()
+    cut = signal.detach()[..., :77].clone().requires_grad_()
+    patch_embed(cut, None, weights, gn_weight, gn_bias).square().sum().backward()
+    assert not signal.grad[..., 77:].any()
+    assert_close(signal.grad[..., :77], cut.grad, 1e-10, "gradient of the signal")
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([160, 99])])
+def test_activation_checkpointing(use_reentrant, lengths):
+    inputs = make_inputs(2, 12, 160, 32, torch.float32, seed=6, bias=True)
+    upstream = torch.randn(2, 10, 32)
+
+    def checkpointed(signal, keep, weights, gn_weight, gn_bias, *, biases, lengths):
+        def function(signal, *p):
+            return patch_embed(signal, keep, p[:4], p[4], p[5], biases=p[6:], lengths=lengths)
+
+        parameters = (*weights, gn_weight, gn_bias, *biases)
+        return checkpoint(function, signal, *parameters, use_reentrant=use_reentrant)
+
+    want = run(patch_embed, inputs, upstream, lengths=lengths)
+    got = run(checkpointed, inputs, upstream, lengths=lengths)
+    for x, y in zip((got[0], *got[1], got[2]), (want[0], *want[1], want[2]), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_compiles_with_changing_sizes_and_numbers(with_lengths):
+    _, _, weights, gn_weight, gn_bias, _ = make_inputs(1, 3, 64, 8, torch.float32, seed=2)
+    compiled = torch.compile(patch_embed, fullgraph=True, dynamic=True)
+    for batch, samples, eps in ((2, 64, 1e-5), (3, 97, 1e-4), (5, 160, 1e-3)):
+        signal = torch.randn(batch, 3, samples)
+        lengths = torch.arange(samples - batch, samples) if with_lengths else None
+        arguments = (signal, None, weights, gn_weight, gn_bias)
+        got = compiled(*arguments, eps=eps, lengths=lengths)
+        assert torch.equal(got, patch_embed(*arguments, eps=eps, lengths=lengths))
+
+
+def test_transforms_and_forward_mode_run_the_reference():
+    signal, keep, weights, gn_weight, gn_bias, _ = make_inputs(2, 3, 64, 8, torch.float64, seed=2)
+
+    def loss(signal):
+        return patch_embed(signal, keep, weights, gn_weight, gn_bias).square().sum()
+
+    leaf = signal.clone().requires_grad_()
+    loss(leaf).backward()
+    torch.testing.assert_close(torch.func.grad(loss)(signal), leaf.grad)
+    _, tangent = torch.func.jvp(loss, (signal,), (torch.ones_like(signal),))
+    torch.testing.assert_close(tangent, leaf.grad.sum())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(signal, torch.ones_like(signal))
+        again = torch.autograd.forward_ad.unpack_dual(loss(dual)).tangent
+    torch.testing.assert_close(again, tangent)
+
+
 def test_int16_microvolts():
     signal, *rest = make_inputs(2, 12, 320, 48, torch.float32, seed=7)
     microvolts = (signal * 1000).round().to(torch.int16)
@@ -212,7 +329,7 @@ def test_strides_and_expanded_inputs():
 def test_saves_nothing_without_a_backward_pass():
     signal, keep, weights, gn_weight, gn_bias, _ = make_inputs(2, 12, 160, 32, torch.float32, seed=6)
     _, saved = torch.ops.ecgfast.patch_embed(
-        signal, keep, weights, gn_weight, gn_bias, [], 1e-5, False, False
+        signal, keep, weights, gn_weight, gn_bias, [], 1e-5, None, False, False
     )
     assert saved.numel() == 0
 
@@ -229,15 +346,28 @@ def test_gradcheck():
     torch.autograd.gradcheck(function, leaves)
 
 
+def test_gradcheck_of_padded_segments():
+    signal, keep, weights, gn_weight, gn_bias, _ = make_inputs(3, 2, 34, 3, torch.float64, seed=4, layers=2)
+    leaves = [t.requires_grad_() for t in (signal, *weights, gn_weight, gn_bias)]
+
+    def function(signal, *p):
+        return patch_embed(signal, keep, p[:2], p[2], p[3], lengths=torch.tensor([34, 21, 10]))
+
+    torch.autograd.gradcheck(function, leaves)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(dtype):
     signal, keep, weights, gn_weight, gn_bias, biases = make_inputs(2, 3, 64, 20, dtype, seed=2, bias=True)
     for t in (signal, *weights, gn_weight, gn_bias, *biases):
         t.requires_grad_()
     op = torch.ops.ecgfast.patch_embed.default
-    torch.library.opcheck(op, (signal, keep, weights, gn_weight, gn_bias, biases, 1e-5, True, True))
+    lengths = torch.tensor([64, 41])
+    for each in (None, lengths):
+        args = (signal, keep, weights, gn_weight, gn_bias, biases, 1e-5, each, True, True)
+        torch.library.opcheck(op, args)
     plain = [w.detach() for w in weights]
-    args = (signal.detach(), None, plain, gn_weight.detach(), gn_bias.detach(), [], 1e-5, False, False)
+    args = (signal.detach(), None, plain, gn_weight.detach(), gn_bias.detach(), [], 1e-5, None, False, False)
     torch.library.opcheck(op, args)
 
 
@@ -259,6 +389,15 @@ def test_autocast_runs_in_the_autocast_dtype():
         ({"gn_weight": torch.ones(5)}, r"gn_weight must have shape \[4\], got \[5\]"),
         ({"biases": [torch.zeros(4)]}, "biases must be 2, got 1"),
         ({"weights": [torch.zeros(4, 3, 3)]}, r"weights\[0\] must have shape \[C, L, 2\]"),
+        ({"weights": torch.zeros(2, 4, 3, 2)}, r"weights must be a list of tensors, got \[2, 4, 3, 2\]"),
+        ({"signal": [[1.0]]}, "signal must be a tensor, got list"),
+        ({"eps": -1e-5}, "eps must be at least 0, got -1e-05"),
+        ({"eps": torch.tensor(1e-5)}, "eps must be a number, got"),
+        ({"lengths": [64, 64]}, "lengths must be a tensor, got list"),
+        ({"lengths": torch.tensor([64])}, r"lengths must have shape \[2\], got \[1\]"),
+        ({"lengths": torch.tensor([64.0, 2.0])}, "lengths must be int64, int32, got .* float32"),
+        ({"lengths": torch.tensor([64, 0])}, r"lengths must be in 1\.\.64, got 0"),
+        ({"lengths": torch.tensor([65, 3])}, r"lengths must be in 1\.\.64, got 65"),
     ],
 )
 def test_bad_input(kwargs, message):

@@ -88,7 +88,7 @@ def test_direct_calls_are_checked():
             x, x, None, None, make_rng(0), torch.arange(1), 2**62, 0.1, False, False, False
         ),
         lambda: direct.patch_embed_backward(
-            tokens, x, None, weights, torch.ones(4), torch.zeros(4), [], 1e-5, bad_saved, False, False
+            tokens, x, None, weights, torch.ones(4), torch.zeros(4), [], 1e-5, None, bad_saved, False, False
         ),
         lambda: direct.lead_mask(torch.arange(2), 12, 0.5, empty, False),
         lambda: direct.span_mask(torch.arange(2), 12, 0.5, 3, empty, None, 4),
@@ -100,7 +100,8 @@ def test_direct_calls_are_checked():
 
 def test_the_forward_pass_without_backward_says_so():
     weights = [torch.randn(4, 3, 2, requires_grad=True)]
-    args = (torch.randn(1, 3, 4), None, weights, torch.ones(4), torch.zeros(4), [], 1e-5, False, False)
+    signal, none = torch.randn(1, 3, 4), None
+    args = (signal, none, weights, torch.ones(4), torch.zeros(4), [], 1e-5, none, False, False)
     with pytest.raises(RuntimeError, match="the forward pass ran with for_backward=False"):
         direct.patch_embed(*args)[0].sum().backward()
 
