@@ -99,6 +99,15 @@ def check(condition: bool, op: str, message: str, *values: object) -> None:
         raise ValueError(f"{op}: {message.format(*values)}" if values else f"{op}: {message}")
 
 
+def surely(condition: bool) -> bool:
+    """A choice between two right ways: the condition, or False where a compiled graph cannot know it."""
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(condition)
+
+
 def describe(value: object) -> str:
     """A tensor's shape, dtype and device, or another value, in a few words for error messages."""
     if isinstance(value, Tensor):

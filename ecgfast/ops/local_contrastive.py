@@ -19,6 +19,7 @@ from ecgfast.ops._dispatch import (
     fused,
     integer,
     readable,
+    surely,
     temperature_of,
     tf32,
     wide,
@@ -237,7 +238,7 @@ def local_contrastive(
         n_negatives,
         number,
         use_all,
-        differentiable and predictions.shape[1] <= predictions.shape[2],
+        differentiable and surely(predictions.shape[1] <= predictions.shape[2]),
         tf32(predictions),
         *(() if temperature_tensor is None else (temperature_tensor,)),
     )
