@@ -116,6 +116,10 @@ struct Contrast {
   const In* x(int side, int64_t i) const { return static_cast<const In*>(a.x[side]) + i * a.D; }
   T* inv_norm(int side) const { return static_cast<T*>(a.inv_norms[side]); }
   T lse(int side, int64_t i) const { return static_cast<T>(a.lse[side][i]); }
+  // A number of positives, times the exponential of what lse() leaves away, to first order.
+  double positives_of(int side, int64_t i) const {
+    return a.positives[side][i] * (1.0 - (a.lse[side][i] - lse(side, i)));
+  }
   // Forward: maxima and sums of exponentials of each side, and each row's sum over positives.
   // Backward: factors of exp(s - shift) where bounded.
   T* sums(int side) const { return static_cast<T*>(a.sums) + (side ? a.N[0] : 0); }
@@ -186,7 +190,7 @@ struct Contrast {
     if (P::kRaw) w.col_norm[c] = exists ? inv_norm(1)[j] : T(0);
     if (!a.backward) return;
     w.col_factor[c] = exists ? (bounded ? sums(1)[j] : lse(1, j)) : T(0);
-    if (!bounded) w.col_count[c] = exists ? static_cast<T>(a.positives[1][j]) : T(0);
+    if (!bounded) w.col_count[c] = exists ? static_cast<T>(positives_of(1, j)) : T(0);
   }
 
   // Dot products of `panels` row panels from `panel` on with the whole block of b.
@@ -358,7 +362,8 @@ struct Contrast {
   template <bool Moments>
   void differentiate(int64_t block_row, T* row) const {
     const int64_t i = a.begin[0] + block_row;
-    const T scale = static_cast<T>(gradient_scale()), own = scale * static_cast<T>(a.positives[0][i]);
+    const T scale = static_cast<T>(gradient_scale()),
+            own = static_cast<T>(gradient_scale() * positives_of(0, i));
     const T by = row_scale(block_row), norm = P::kRaw ? inv_norm(0)[i] : T(1);
     const T typical = static_cast<T>(a.moment_shift);
     V moment = {};

@@ -164,7 +164,9 @@ cudaError_t forward(const GlobalContrastive& in, const GlobalPlan& plan, const G
                         w.positive,
                         w.counts,
                         w.sums,
-                        w.ticket};
+                        w.ticket,
+                        in.inv_temperature,
+                        in.temperature};
   return launch(global_loss, dim3(static_cast<unsigned>(w.loss_blocks(in))), dim3(kRowThreads),
                 shared_bytes<LossMemory>(), stream, loss, out);
 }

@@ -219,8 +219,9 @@ __device__ inline Partial merge(const Partial& x, const Partial& y) {
 
 struct ForwardSums {
   Partial* partial[2];  // [column regions * warps_n][N], [row regions * warps_m][N']
-  float* positive;      // [blocks * warps]: sums of the positives' similarities, times log2(e)
-  int* counts;          // [N + N'], clear: gets the numbers of positives
+  float*
+      positive;  // [blocks * warps]: sums of the positives' similarities less 1 / temperature, times log2(e)
+  int* counts;   // [N + N'], clear: gets the numbers of positives
   int regions[2];
 };
 
@@ -291,7 +292,7 @@ struct ForwardTile {
       }
       int n = 0;
       columns.positives(i, [&](int c) {
-        positive += columns.similarity(sums, r, c, row_scale);
+        positive += columns.similarity(sums, r, c, row_scale) - scale;
         atomicAdd(&column_counts[columns.column(c)], 1);
         ++n;
       });
@@ -441,6 +442,10 @@ struct LossInputs {
   const int* counts;
   LossSums* blocks;  // one per block
   unsigned* ticket;  // clear
+  float inv_temperature;
+  const float* temperature;
+
+  __device__ float scale() const { return inverse_temperature(inv_temperature, temperature) * kLog2E; }
 };
 
 // A thread per row of either side; the last block to end sums up what the blocks leave.
@@ -463,7 +468,9 @@ __global__ void __launch_bounds__(kRowThreads) global_loss(LossInputs in, Global
     const int count = in.counts[row];
     (side ? out.lse[1] : out.lse[0])[i] = lse;
     out.saved[rows + row] = static_cast<float>(count);
-    if (count) sums = {static_cast<double>(lse) * count, static_cast<double>(count), count};
+    // Less log2(e) / temperature, as the positives: where pairs are aligned, little is left of both.
+    const double above = static_cast<double>(total.x - in.scale()) + log2f(total.y);
+    if (count) sums = {above * kLn2 * count, static_cast<double>(count), count};
   }
   sums = block_sum(sums, memory);
   if (threadIdx.x == 0) {

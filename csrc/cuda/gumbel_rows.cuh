@@ -16,12 +16,12 @@ constexpr int kPack = 4;             // columns
 // A thread's share of a row: columns column + pack * stride .. + 3 of each pack.
 using RowPacks = float[kPacks][kPack];
 
-// x becomes exp(x - top) for factor kLog2E; the rounding of top * factor is common to all of a row.
+// x becomes exp(x - top) for factor kLog2E. The difference comes first: x and top may be large and alike.
 __device__ __forceinline__ void exponentiate(RowPacks& x, float top, float factor) {
 #pragma unroll
   for (int j = 0; j < kPacks; ++j)
 #pragma unroll
-    for (int n = 0; n < kPack; ++n) x[j][n] = ptx::exp2_approximate(fmaf(x[j][n], factor, -top * factor));
+    for (int n = 0; n < kPack; ++n) x[j][n] = ptx::exp2_approximate((x[j][n] - top) * factor);
 }
 
 __device__ __forceinline__ float largest(const RowPacks& x, float top) {

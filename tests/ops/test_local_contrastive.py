@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 import ecgfast
 from ecgfast.ops import draw_negatives, local_contrastive, local_contrastive_reference, make_rng
