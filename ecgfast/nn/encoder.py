@@ -16,7 +16,7 @@ from ecgfast.nn.positional_conv import PositionalConv
 from ecgfast.nn.pretrained import load_tensors, read_model, write_model
 from ecgfast.nn.stem import Stem, scale_gradient
 from ecgfast.nn.transformer import Transformer
-from ecgfast.ops._dispatch import readable
+from ecgfast.ops._dispatch import INTS, as_int64, readable
 
 ENCODER_TYPE = "ecgfast_encoder"
 PRETRAINING_TYPES = ("ecgfast_w2v_cmsc",)
@@ -28,7 +28,7 @@ class EncoderOutput(NamedTuple):
     Attributes:
         tokens: [B, N, E], the transformer's output.
         features: [B, N, C], the stem's output after LayerNorm.
-        stem: [B, N, C], before it.
+        stem: [B, N, C], before it; zeros at padding, unless `config.norm_padding`.
         padding: [B, N] bool, true for tokens past a segment's length; None without lengths.
     """
 
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
             signal: [B, L, T], float millivolts or int16 microvolts, T at least one token's samples.
             leads: names of the L leads in the signal's order, in any usual spelling ("DII", see
                 `ecgfast.leads.find_lead`); None: the encoder's own leads. Leads not named count as zero.
-            lengths: [B] int64 or int32, samples of each segment, 1..T (checked on the CPU, where that
+            lengths: [B] integer, samples of each segment, 1..T (checked on the CPU, where that
                 waits for no device); the rest is padding, whatever it holds. None: all T.
             keep: [B, L] bool, leads to keep; the others count as zero. None keeps all.
             mask: [B, N] bool, tokens to replace by the mask token.
@@ -101,25 +101,30 @@ class Encoder(nn.Module):
             _check("keep", keep, (batch, n_leads), (torch.bool,), signal.device)
         if mask is not None:
             _check("mask", mask, (batch, n), (torch.bool,), signal.device)
-        padding = None
+        padding = outside = None
         if lengths is not None:
-            _check("lengths", lengths, (batch,), (torch.int64, torch.int32), signal.device)
+            _check("lengths", lengths, (batch,), INTS, signal.device)
             _check_values(lengths, n_samples)
+            lengths = as_int64(lengths)
             padding = _past(lengths >> self.config.stem_layers, n)
             if self.config.norm_padding:  # it sees padding, as zeros
                 signal, lengths = signal.masked_fill(_past(lengths, n_samples)[:, None], 0), None
+            else:
+                outside = padding[..., None]
 
         frozen = self.config.feature_grad_mult == 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             stem = self.stem(signal, keep, channels, lengths)
         stem = scale_gradient(stem, self.config.feature_grad_mult) if not frozen else stem
+        if outside is not None:  # these tokens hold nothing of the segment, and must get no gradient
+            stem = stem.masked_fill(outside, 0)
         features = self.feature_norm(stem)
 
         x = self.dropout_input(self.projection(features))
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        if padding is not None and not self.config.norm_padding:
-            x = x.masked_fill(padding[..., None], 0)  # as the position's convolution has it past the end
+        if outside is not None:
+            x = x.masked_fill(outside, 0)  # as the position's convolution has it past the end
         tokens = self.transformer(self.positional(x), padding)
         return EncoderOutput(tokens, features, stem, padding)
 

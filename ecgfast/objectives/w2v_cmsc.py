@@ -148,7 +148,8 @@ class PretrainOutput(NamedTuple):
         loss: 0-dim, the sum of the four terms below, each with its weight.
         local: local contrastive loss.
         diversity: diversity loss.
-        feature_penalty: penalty on the size of the stem's output.
+        feature_penalty: penalty on the size of the stem's output, padding left out unless
+            `norm_padding`.
         global_: global contrastive loss.
         sample_size: number B * M of masked tokens.
         n_correct: 0-dim, masked tokens whose own target is nearest.
@@ -156,8 +157,9 @@ class PretrainOutput(NamedTuple):
         prob_perplexity: 0-dim, the same of the mean softmax.
         temperature: 0-dim, of the Gumbel-softmax.
         intermediates: None unless asked for.
-        n_strict: 0-dim, masked tokens whose own target is nearer than every negative, of which there
-            is one at least: with collapsed targets `n_correct` counts all tokens, this one none.
+        n_strict: 0-dim, masked tokens whose own target is nearer than every negative, where a token of
+            other codes is there to be one: with collapsed targets `n_correct` counts all tokens, this
+            one none.
     """
 
     loss: Tensor
@@ -197,24 +199,33 @@ def wide(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _ties_or_stands_alone(loss: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
-    """Masked tokens that can't be told from a negative, or that no negative counts against: bool [B, M].
+def _told_apart(codes: Tensor, codebook: Tensor, negative_index: Tensor | None) -> Tensor:
+    """Masked tokens that have a negative, and whose own vector is no negative's: bool [B, M].
 
-    `loss` [B, M] is 0 where all negatives of a token have its codes, which excludes them. A tie is a
-    token of the segment with other codes [B, M, G] but the same vector, which equal entries of the
-    codebook [G, V, D] make; the targets, which are projections, may differ by rounding.
+    A negative is a token with other codes [B, M, G], as equal ones are left out of the loss: of those at
+    `negative_index` [B, M, K] or, where they are drawn within the loss, of the whole segment. The loss can't
+    tell: it is 0 without negatives, but also where the predictions are so good that it underflows. Equal
+    entries of the codebook [G, V, D] make equal vectors; the targets, which are projections, may differ by
+    rounding.
     """
     groups, entries, width = codebook.shape
     # Equal entries have equal sums; other ones practically never.
-    weights = torch.sin(torch.arange(1, width + 1, device=loss.device) ** 2 * 0.7)
+    weights = torch.sin(torch.arange(1, width + 1, device=codebook.device) ** 2 * 0.7)
     entry_sums = (wide(codebook) * weights).sum(-1)
-    sums, code = torch.zeros_like(loss), torch.zeros_like(codes[..., 0], dtype=torch.int64)
+    sums = code = torch.zeros_like(codes[..., 0], dtype=torch.int64)
     for group in range(groups):
         chosen = codes[..., group].long()
         sums = sums + (group + 1) * entry_sums[group][chosen]
         code = code * entries + chosen
-    ties = (sums[:, :, None] == sums[:, None]) & (code[:, :, None] != code[:, None])
-    return ties.any(-1) | (loss == 0)
+
+    def of_negatives(x: Tensor) -> Tensor:
+        if negative_index is None:
+            return x[:, None]
+        return x.gather(1, negative_index.long().flatten(1)).view(negative_index.shape)
+
+    other = of_negatives(code) != code[..., None]
+    ties = other & (of_negatives(sums) == sums[..., None])
+    return other.any(-1) & ~ties.any(-1)
 
 
 class W2VCMSC(nn.Module):
@@ -307,7 +318,7 @@ class W2VCMSC(nn.Module):
         prob_perplexity = perplexity(quantized.mean_probs)
         n_codes = config.groups * config.entries
         diversity = config.diversity_weight * (n_codes - prob_perplexity) / n_codes
-        penalty = config.feature_penalty_weight * wide(encoded.stem).pow(2).mean()
+        penalty = config.feature_penalty_weight * self._mean_square(encoded)
         terms = (
             local.sum(),
             diversity * sample_size,
@@ -326,8 +337,15 @@ class W2VCMSC(nn.Module):
             prob_perplexity,
             temperature,
             details,
-            (correct & ~_ties_or_stands_alone(local, quantized.codes, self.quantizer.codebook)).sum(),
+            (correct & _told_apart(quantized.codes, self.quantizer.codebook, draws.negative_index)).sum(),
         )
+
+    def _mean_square(self, encoded: EncoderOutput) -> Tensor:
+        """Mean square of the stem's output; without padding where the encoder zeroes it."""
+        squares = wide(encoded.stem).pow(2)
+        if encoded.padding is None or self.config.encoder.norm_padding:
+            return squares.mean()
+        return squares.sum() / ((~encoded.padding).sum().clamp(min=1) * squares.shape[-1])
 
     def _lead_keep(self, signal: Tensor, sample_ids: Tensor, rng: Tensor, draws: Draws) -> Tensor | None:
         if draws.lead_keep is not None or self.config.lead_mask_prob == 0:
@@ -416,7 +434,7 @@ def _check_batch(signal: Tensor, groups: Tensor, sample_ids: Tensor, config: Enc
     for name, x in (("groups", groups), ("sample_ids", sample_ids)):
         if tuple(x.shape) != (batch,) or x.dtype not in INTS:
             got = f"{list(x.shape)} {x.dtype}"
-            raise EcgfastError(f"{name}: takes [{batch}] torch.int64, got {got}")
+            raise EcgfastError(f"{name} must be [{batch}] of integers, got {got}")
         if x.device != signal.device:
             raise EcgfastError(f"{name}: is on {x.device}, the signal on {signal.device}")
 

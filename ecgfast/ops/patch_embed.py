@@ -10,6 +10,7 @@ from torch import Tensor
 from ecgfast.ops._autograd import register_gradient, wants_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
+    INTS,
     as_int64,
     autocast,
     check,
@@ -70,7 +71,7 @@ def _validate(
 
 
 def _check_lengths(lengths: Tensor, signal: Tensor) -> None:
-    check_tensor(_OP, "lengths", lengths, (signal.shape[0],), (torch.int64, torch.int32), signal)
+    check_tensor(_OP, "lengths", lengths, (signal.shape[0],), INTS, signal)
     if not readable(lengths) or lengths.numel() == 0:
         return
     samples, least, most = signal.shape[2], int(lengths.min()), int(lengths.max())
@@ -112,6 +113,7 @@ def patch_embed_reference(
     if keep is not None:
         x = x.masked_fill(~keep[:, :, None], 0.0)
     if lengths is not None:
+        lengths = as_int64(lengths)
         x = x.masked_fill(torch.arange(x.shape[2], device=x.device) >= lengths[:, None, None], 0.0)
     if signal.shape[0] == 0 or signal.shape[2] >> len(weights) == 0:
         tokens = signal.shape[2] >> len(weights)
@@ -144,8 +146,10 @@ def patch_embed(
 
     With ``lengths`` a segment's first tokens do not depend on how it is padded: samples from its length on
     read as zero, whatever they hold, and the norm's statistics are of the ``length // 2`` patches before. The
-    first ``length >> layers`` tokens are those of the segment cut to its length; what the tokens after them
-    hold, made from padding in part or whole, is of no use.
+    first ``length >> layers`` tokens are those of the segment cut to its length. The tokens after them are
+    made from zeros in part or whole, normalised by the segment's statistics, so that they grow with the
+    signal's offset over its deviation. Leave them out of losses and means, and send them no gradient
+    (``masked_fill`` them): it would grow by that ratio too, and cost the weights' gradients accuracy.
 
     Args:
         signal: ``[B, L, T]``, millivolts in the weights' dtype, or int16 microvolts.
@@ -154,7 +158,7 @@ def patch_embed(
         gn_weight, gn_bias: ``[C]``, the GroupNorm's affine.
         biases: ``[C]`` for every layer, or None: convolutions without bias, as in the paper.
         eps: the GroupNorm's, at least 0.
-        lengths: int64 or int32 ``[B]``, the samples of each segment, in 1..T (checked on the CPU, where that
+        lengths: integer ``[B]``, the samples of each segment, in 1..T (checked on the CPU, where that
             waits for no device; elsewhere the kernels clip it to 0..T). None: all T, and the norm's
             statistics are of every patch.
 

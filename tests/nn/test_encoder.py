@@ -12,6 +12,7 @@ from ecgfast import ops
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 from ecgfast.nn import Encoder, EncoderConfig, PositionalConv, scale_gradient
+from ecgfast.ops._dispatch import INTS
 
 CONFIG = EncoderConfig(stem_channels=16, width=32, layers=2, heads=2, ffn=48, conv_pos=8, conv_pos_groups=2)
 
@@ -140,6 +141,58 @@ def test_embed_of_a_batch_of_lengths_is_that_of_each():
     together = encoder.embed(signal, lengths=lengths)
     for i, length in enumerate(lengths):
         torch.testing.assert_close(together[i : i + 1], encoder.embed(signal[i : i + 1, :, :length]))
+
+
+@pytest.mark.parametrize("norm_padding", [False, True])
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("dtype", INTS)
+def test_lengths_of_any_integer_dtype(dtype, reference, norm_padding):
+    encoder, signal = make_encoder(norm_padding=norm_padding), make_signal()
+    lengths = torch.tensor([127, 77, 9])
+    with ops.use_reference(reference):
+        got = encoder(signal, lengths=lengths.to(dtype))
+        want = encoder(signal, lengths=lengths)
+    for x, y in zip(got, want, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("held", [0.0, 40.0])
+def test_padding_is_zero_in_the_stem_and_gets_no_gradient(held):
+    encoder, lengths = make_encoder(), torch.tensor([325, 200, 9])
+    past = torch.arange(325) >= lengths[:, None, None]
+    signal = (make_signal() + 5).masked_fill(past, held).requires_grad_()
+    output = encoder(signal, lengths=lengths)
+    assert not output.stem[output.padding].any()
+    # LayerNorm's of zeros: its bias.
+    assert torch.equal(output.features[output.padding], encoder.feature_norm.bias.expand(28, -1))
+    (output.stem + output.features)[output.padding].sum().backward()
+    assert not signal.grad.any()
+    assert not encoder.stem.convs[0].weight.grad.any()
+
+
+@pytest.mark.parametrize("offset", [3.0, 10.0, 30.0, 100.0])
+def test_gradients_of_padded_segments_with_an_offset(offset):
+    """To the rounding of fp32, as padding, which stands off by the offset, sends nothing."""
+    errors = {}
+    for seed in range(4):
+        print(f"seed {seed}")
+        g = torch.Generator().manual_seed(seed)
+        signal = 0.3 * torch.randn(3, 12, 1000, generator=g) + offset
+        lengths = torch.tensor([1000, 613, 200])
+        upstream = torch.randn(3, 62, 16, generator=g)
+
+        def gradient(encoder, reference, signal=signal, lengths=lengths, upstream=upstream):
+            dtype = encoder.mask_token.dtype
+            with ops.use_reference(reference):
+                output = encoder(signal.to(dtype), lengths=lengths)
+                (output.stem * upstream.to(dtype)).sum().backward()
+            return encoder.stem.convs[0].weight.grad.double()
+
+        want = gradient(make_encoder().double(), True)
+        for reference in (False, True):
+            difference = gradient(make_encoder(), reference) - want
+            errors.setdefault(reference, []).append(float(difference.norm() / want.norm()))
+    assert max(errors[False]) < min(6e-7, 3 * max(errors[True])), errors
 
 
 def test_the_official_form_sees_padding():

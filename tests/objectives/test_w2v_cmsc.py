@@ -201,6 +201,51 @@ def test_padded_segments_ignore_what_padding_holds():
     assert torch.equal(first, model(signal, groups, ids, ops.make_rng(0), lengths=lengths).loss)
 
 
+@pytest.mark.parametrize("samples", [200, 320, 1600])
+@pytest.mark.parametrize("offset", [0.0, 5.0, 100.0])
+@pytest.mark.parametrize("held", [0.0, -30.0])
+def test_no_loss_term_depends_on_padding_or_an_offset(samples, offset, held, use_reference):
+    """The norm takes an offset away from a segment's tokens; padding stands off from it by that much."""
+    model = no_dropout(lead_mask_prob=0.0).double().eval()
+    lengths = torch.tensor([200, 150, 177, 200])
+    draws = Draws(mask_index=torch.arange(1, 9).expand(4, 8), negative_index=torch.arange(5).expand(4, 8, 5))
+
+    def terms(signal: Tensor) -> Tensor:
+        batch = (signal, *make_batch(samples=samples)[1:])
+        output = model(*batch, ops.make_rng(0), lengths=lengths, draws=draws)
+        return torch.stack([output.local, output.diversity, output.feature_penalty, output.global_]).detach()
+
+    signal = make_batch(samples=200)[0].double()
+    want = terms(signal)
+    past = torch.arange(samples) >= lengths[:, None, None]
+    padded = F.pad(signal + offset, (0, samples - 200)).masked_fill(past, held)
+    torch.testing.assert_close(terms(padded), want, rtol=1e-6, atol=1e-9)
+    if not offset and samples == 200:
+        valid = [model.encoder(signal[i : i + 1, :, :n]).stem.flatten() for i, n in enumerate(lengths)]
+        n_masked = 4 * 8
+        by_hand = CONFIG.feature_penalty_weight * torch.cat(valid).square().mean() * n_masked
+        # The model's stem sees all leads, as no one is masked.
+        torch.testing.assert_close(want[2], by_hand, rtol=1e-6, atol=0)
+
+
+def test_padding_counts_in_the_official_penalty():
+    model = no_dropout(lead_mask_prob=0.0)
+    model.config.encoder.norm_padding = True
+    batch, lengths = make_batch(), torch.tensor([320, 200, 160, 320])
+    output = model(*batch, ops.make_rng(0), lengths=lengths, intermediates=True)
+    stem = output.intermediates.encoder.stem
+    want = CONFIG.feature_penalty_weight * stem.square().mean() * output.sample_size
+    torch.testing.assert_close(output.feature_penalty, want)
+
+
+def test_segments_of_padding_alone_have_no_penalty():
+    model = no_dropout()
+    output = model(*make_batch(), ops.make_rng(0), lengths=torch.full((4,), 15))
+    assert output.feature_penalty == 0
+    output.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_segment_replaces_the_order_by_halves():
     model, (signal, groups, ids) = no_dropout(), make_batch(3)
     order = torch.tensor([0, 3, 1, 4, 2, 5])
@@ -304,8 +349,8 @@ def test_model_folder_round_trip(tmp_path):
         (lambda s, g, i: (s[0], g, i), r"signal: takes \[2P, L, T\]"),
         (lambda s, g, i: (s[..., :15], g, i), r"with T >= 16"),
         (lambda s, g, i: (s[:, :7], g, i), r"signal: takes \[B, 12, T\], got \[4, 7, 320\]"),
-        (lambda s, g, i: (s, g.int(), i), r"groups: takes \[4\] torch.int64"),
-        (lambda s, g, i: (s, g, i[:2]), r"sample_ids: takes \[4\]"),
+        (lambda s, g, i: (s, g.float(), i), r"groups must be \[4\] of integers, got \[4\] torch.float32"),
+        (lambda s, g, i: (s, g, i[:2]), r"sample_ids must be \[4\] of integers, got \[2\] torch.int64"),
         (lambda s, g, i: (s[..., :100], g, i), "n_masked is 8"),
     ],
 )
@@ -414,3 +459,24 @@ def test_strict_count_of_collapsed_targets(case):
         assert found["official"] == 20 * 6 * m
     if case == "half the entries equal":
         assert found["strict"] < found["official"]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_strict_count_of_predictions_so_good_that_the_loss_underflows(given):
+    """A loss of 0 says that a token has no negative, or that no negative comes near: codes tell which."""
+    model = no_dropout(local_temperature=0.05, final_dim=8)
+    codes = torch.arange(8).repeat(4, 1)
+    codes[0], codes[1, 1:6] = 0, 0  # one code in all of the first segment, three in the second
+    vectors = F.one_hot(codes, 8).float()
+    model.quantizer.register_forward_hook(
+        lambda _, args, output: output._replace(codes=codes[..., None].expand(-1, -1, 2))
+    )
+    model.project_q.register_forward_hook(lambda *_: vectors)
+    model.final_proj.register_forward_hook(lambda *_: vectors)
+    following = (torch.arange(8)[:, None] + torch.arange(1, 6)) % 8
+    draws = Draws(negative_index=following.expand(4, 8, 5) if given else None)
+    output = model(*make_batch(), ops.make_rng(0), draws=draws)
+    assert output.local == 0
+    assert output.n_correct == 32
+    # All five negatives given to the second segment's first token have its code.
+    assert output.n_strict == (23 if given else 24)

@@ -64,6 +64,7 @@ def base(op):
             "gn_bias": torch.zeros(4),
             "biases": [torch.zeros(4), torch.zeros(4)],
             "eps": 1e-5,
+            "lengths": torch.tensor([32, 21]),
         },
         "gather_segments": {
             "store": torch.arange(12 * 60).short(),
@@ -107,6 +108,7 @@ FLAGS = {"lead_mask": ["keep_one"], "global_contrastive": ["detach_norm"], "gumb
 INDICES = {
     "lead_mask": ["sample_ids"],
     "span_mask": ["sample_ids", "lengths"],
+    "patch_embed": ["lengths"],
     "local_contrastive": ["sample_ids", "codes"],
     "global_contrastive": ["group_a", "group_b"],
     "gumbel_quantize": ["sample_ids"],
