@@ -467,7 +467,7 @@ struct BackwardTask {
     return static_cast<T*>(kOwnIsAnchor ? out.predictions : out.targets) + (token0 + own.first) * in.width;
   }
 
-  // After join(), out of shared memory: few registers are left.
+  // Out of shared memory, where join() left them, so that no register holds them until the end.
   __device__ void write_moments(float* moments) const {
     const int row = threadIdx.x;
     if (row < own.count) moments[token0 + own.first + row] = memory.radial[row] + memory.radial[kTile + row];
@@ -558,11 +558,11 @@ __device__ void backward_tile(const LocalContrastive& in, const LocalContrastive
       task.add_group(grads, y, first);
     }
     if (first == 0) task.join(radial);
-    if (kOwnIsAnchor && first == 0 && out.moments) task.write_moments(out.moments);
 #pragma unroll
     for (int c = 0; c < kGroupChunks; ++c)
       task.write(task.gradient(out), grads[c], (first + c) * kTile, radial);
   }
+  if (kOwnIsAnchor && out.moments) task.write_moments(out.moments);
   if constexpr (std::is_same_v<T, float>) task.straighten(task.gradient(out));
 }
 
