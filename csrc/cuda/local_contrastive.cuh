@@ -351,13 +351,15 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <typename T>
 struct BackwardMemory : TileMemory<T> {
-  float *lse, *grad;  // of the tile that holds the anchors
-  float* radial;      // [2][kTile]: of the two halves of a row
+  float *lse, *grad;       // of the tile that holds the anchors
+  float* radial;           // [2][kTile]: of the two halves of a row
+  float* inv_temperature;  // one number, here because registers are short
   __host__ __device__ explicit BackwardMemory(SharedArena& arena)
       : TileMemory<T>(arena),
         lse(arena.take<float>(kTile)),
         grad(arena.take<float>(kTile)),
-        radial(arena.take<float>(2 * kTile)) {}
+        radial(arena.take<float>(2 * kTile)),
+        inv_temperature(arena.take<float>(1)) {}
 };
 
 // One block's part: the gradient of `own` rows, predictions (the anchors of the draws) or targets.
@@ -368,13 +370,12 @@ struct BackwardTask {
   const BackwardMemory<T>& memory;
   int segment;
   int64_t token0;
-  float inv_temperature;
   Span own;
   Rows<T> x;
   Place at;
 
-  // Puts w_ij / |other| into the counts' place, own tokens down, and, the first time, adds w_ij cos_ij to the
-  // rows' radial sums. Leaves the last stages of the ring in shared memory.
+  // Puts w_ij / (|other| temperature) into the counts' place, own tokens down, and, the first time, adds w_ij
+  // cos_ij / temperature to the rows' radial sums. Leaves the last stages of the ring in shared memory.
   __device__ void weigh(Span other, const Rows<T>& y, float (&radial)[2], bool first) const {
     const ChunkRing<T> ring(memory, x, y);
     const Span anchors = kOwnIsAnchor ? own : other, drawn = kOwnIsAnchor ? other : own;
@@ -391,16 +392,17 @@ struct BackwardTask {
     for (int n = 0; n < 4 * kFragments; ++n) {
       const int fragment = n / 4, half = n % 4 / 2;
       const int row = at.row() + half * 8, column = at.column(fragment) + n % 2;
-      const float cosine = sums[fragment][n % 4] * (memory.own_scale[row] * memory.other_scale[column]);
+      const float logit = sums[fragment][n % 4] * (memory.own_scale[row] * memory.other_scale[column]);
       uint32_t& place = memory.counts[row * kPitch<float> + column];
-      const float w = weight(row, column, other, place, cosine);
-      radial[half] += first ? w * cosine : 0.0f;
+      const float w = weight(row, column, other, place, logit);
+      radial[half] += first ? w * logit : 0.0f;
       place = __float_as_uint(w * memory.other_scale[column]);
     }
     __syncthreads();
   }
 
-  // Keys, scales and the anchors' statistics of both tiles; zeros beyond the segment.
+  // Keys, scales (the other's divided by the temperature) and the anchors' statistics of both tiles; zeros
+  // beyond the segment.
   __device__ void load_statistics(Span other, Span anchors) const {
     const int64_t n_tokens = in.batch * in.tokens;
     const float* own_norms = saved.inv_norms + (kOwnIsAnchor ? 0 : n_tokens);
@@ -414,12 +416,12 @@ struct BackwardTask {
         memory.own_key[n] = n < own.count ? key(own_token) : 0;
         break;
       case 1:
-        memory.other_scale[n] = n < other.count ? other_norms[other_token] : 0.0f;
+        memory.other_scale[n] = n < other.count ? other_norms[other_token] * *memory.inv_temperature : 0.0f;
         memory.other_key[n] = n < other.count ? key(other_token) : 0;
         break;
       case 2:
         memory.lse[n] = n < anchors.count ? saved.lse[anchor] : 0.0f;
-        memory.grad[n] = n < anchors.count ? saved.grad_loss[anchor] * inv_temperature : 0.0f;
+        memory.grad[n] = n < anchors.count ? saved.grad_loss[anchor] : 0.0f;
         break;
     }
   }
@@ -429,12 +431,12 @@ struct BackwardTask {
   }
 
   // w_ij for an own and an other token; i is the one that is an anchor.
-  __device__ float weight(int row, int column, Span other, uint32_t count, float cosine) const {
+  __device__ float weight(int row, int column, Span other, uint32_t count, float logit) const {
     if (row >= own.count || column >= other.count) return 0.0f;
     const bool positive = own.first + row == other.first + column;
     if (!positive && (count == 0 || count == kExcluded)) return 0.0f;
     const int anchor = kOwnIsAnchor ? row : column;
-    const float p = expf(cosine * inv_temperature - memory.lse[anchor]);
+    const float p = expf(logit - memory.lse[anchor]);
     return memory.grad[anchor] * (positive ? p - 1.0f : static_cast<float>(count) * p);
   }
 
@@ -460,13 +462,15 @@ struct BackwardTask {
                     y.count, at);
   }
 
-  __device__ void write_moments(float* moments, const float (&radial)[2]) const {
-    if (at.half || at.lane % 4) return;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = at.row() + half * 8;
-      if (row < own.count) moments[token0 + own.first + row] = radial[half];
-    }
+  // The own rows of the gradient.
+  __device__ T* gradient(const LocalContrastiveGradients& out) const {
+    return static_cast<T*>(kOwnIsAnchor ? out.predictions : out.targets) + (token0 + own.first) * in.width;
+  }
+
+  // Out of shared memory, where join() left them, so that no register holds them until the end.
+  __device__ void write_moments(float* moments) const {
+    const int row = threadIdx.x;
+    if (row < own.count) moments[token0 + own.first + row] = memory.radial[row] + memory.radial[kTile + row];
   }
 
   // Takes out of float32 gradients what rounding left along the own vectors: where tokens are alike, the
@@ -510,8 +514,7 @@ struct BackwardTask {
     for (int half = 0; half < 2; ++half) {
       const int row = at.row() + half * 8;
       if (row >= own.count || count <= 0) continue;
-      const float scale = memory.own_scale[row];
-      const float back = radial[half] * scale, factor = gradient_factor(scale);
+      const float factor = gradient_factor(memory.own_scale[row]), back = radial[half] * factor;
       const int offset = row * in.width + column;
       const auto value = [&](T from, int n) {
         return from_float<T>((sums[n % 4][half * 2 + n / 4] - back * to_float(from)) * factor);
@@ -541,10 +544,9 @@ __device__ void backward_tile(const LocalContrastive& in, const LocalContrastive
   const int64_t token0 = static_cast<int64_t>(segment) * in.tokens;
   const Span own = tile_span(tile, in.tokens);
   const Rows<T> x = tile_rows<T>(kOwnIsAnchor ? in.predictions : in.targets, in, segment, own, aligned);
-  const BackwardTask<T, kOwnIsAnchor> task{
-      in,  saved, memory, segment, token0, inverse_temperature(in.inv_temperature, in.temperature),
-      own, x,     Place()};
-  T* grad = static_cast<T*>(kOwnIsAnchor ? out.predictions : out.targets) + (token0 + own.first) * in.width;
+  // Before the sums exist: a division needs many registers.
+  if (threadIdx.x == 0) *memory.inv_temperature = inverse_temperature(in.inv_temperature, in.temperature);
+  const BackwardTask<T, kOwnIsAnchor> task{in, saved, memory, segment, token0, own, x, Place()};
   float radial[2] = {};
   for (int first = 0; first < n_chunks; first += kGroupChunks) {
     float grads[kGroupChunks][kFragments][4] = {};
@@ -556,11 +558,12 @@ __device__ void backward_tile(const LocalContrastive& in, const LocalContrastive
       task.add_group(grads, y, first);
     }
     if (first == 0) task.join(radial);
-    if (kOwnIsAnchor && first == 0 && out.moments) task.write_moments(out.moments, radial);
 #pragma unroll
-    for (int c = 0; c < kGroupChunks; ++c) task.write(grad, grads[c], (first + c) * kTile, radial);
+    for (int c = 0; c < kGroupChunks; ++c)
+      task.write(task.gradient(out), grads[c], (first + c) * kTile, radial);
   }
-  if constexpr (std::is_same_v<T, float>) task.straighten(grad);
+  if (kOwnIsAnchor && out.moments) task.write_moments(out.moments);
+  if constexpr (std::is_same_v<T, float>) task.straighten(task.gradient(out));
 }
 
 // Blocks: segment, tile, side (predictions, targets), the last running fastest.
