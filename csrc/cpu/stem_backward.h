@@ -98,7 +98,8 @@ struct StemBackward : Stem<In> {
       E0::gemm(rows, cp, k0, values + (r + i) * ld0, ld0, weight0_panels, products, cp, work);
       for (int64_t q = 0; q < rows; ++q)
         for (int64_t c = 0; c < cp; c += kLanes<T>)
-          store(grad_h[1] + (i + q) * cp + c, load(products + q * cp + c) * load(scale + c) + load(shift + c));
+          store(grad_h[1] + (i + q) * cp + c,
+                load(products + q * cp + c) * load(scale + c) + load(shift + c));
     }
   }
 
@@ -179,7 +180,8 @@ struct StemBackward : Stem<In> {
       for (int64_t r = 0; r < rows; ++r) {
         T row[kLanes<T>];
         store(row, load_acc(x + r * cp + c));
-        for (int64_t i = 0; i < kLanes<T> / kLanes<double>; ++i) sum[i] += load_wide(row + i * kLanes<double>);
+        for (int64_t i = 0; i < kLanes<T> / kLanes<double>; ++i)
+          sum[i] += load_wide(row + i * kLanes<double>);
       }
       for (int64_t i = 0; i < kLanes<T> / kLanes<double>; ++i) {
         double* to = sums + c + i * kLanes<double>;
@@ -249,14 +251,15 @@ struct StemBackward : Stem<In> {
     }
     for (int64_t k = 0; k < k0; ++k)
       for (int64_t c = 0; c < cp; ++c)
-        sums.weight(0)[k * cp + c] += T(scale[c] * (grad_weight0[k * cp + c] - turns[c] * spread[k * cp + c]));
+        sums.weight(0)[k * cp + c] +=
+            T(scale[c] * (grad_weight0[k * cp + c] - turns[c] * spread[k * cp + c]));
     if (!a.grad_signal) return;
     signal_terms(valid_patches(b) > 0 ? valid_patches(b) : 1);
     write_signal_gradient(b);
   }
 
-  // dx = dz (scale W) for every sample that a patch covers, less slide + pull x in the patches that the norm's
-  // statistics are of: slide = sum_c scale_c s_c W_c / n, pull = sum_c scale_c turn_c W_c W_c^T / n.
+  // dx = dz (scale W) for every sample that a patch covers, less slide + pull x in the patches that the
+  // norm's statistics are of: slide = sum_c scale_c s_c W_c / n, pull = sum_c scale_c turn_c W_c W_c^T / n.
   void signal_terms(int64_t n) const {
     for (int64_t k = 0; k < k0; ++k) {
       const double* w = wide_weight0 + k * cp;
