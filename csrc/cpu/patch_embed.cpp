@@ -37,8 +37,8 @@ struct StemForward : Stem<In> {
 
   StemForward(const StemArgs& args, void* base) : S(args, false, base) {}
 
-  // h = gelu(products + bias), in layer 0 of products times the norm's scale; the pre-activations go to `keep`
-  // unless null.
+  // h = gelu(products + bias), in layer 0 of products times the norm's scale; the pre-activations go to
+  // `keep` unless null.
   template <bool Layer0>
   void activate(int64_t rows, const T* z, const T* biases, In* keep, El* out) const {
     const Gelu<T> gelu = act;  // a copy that no store can change: its tables stay in registers

@@ -33,9 +33,9 @@ struct Stem {
   const Gelu<T> act{};
 
   T *signal, *products, *scale, *shift;
-  double *means, *cov, *moments_work;  // of the patches' values as they are multiplied
+  double *means, *cov, *moments_work;    // of the patches' values as they are multiplied
   double *wide_weight0, *spread, *rstd;  // W^T; Cov W^T; 1 / deviation of each channel
-  T* weight0;  // of layer 0: W^T [k0, cp]
+  T* weight0;                            // of layer 0: W^T [k0, cp]
   typename E0::El* values;
   El* h[2];
   Panel0 *weight0_panels, *values_panels, *pull_panels;
@@ -43,7 +43,7 @@ struct Stem {
   // backward only
   T *grad_h[2], *grad_patches, *pull, *slide;
   double *grad_weight0, *grad_sum, *turns;  // of a segment: dz^T patches, as [k0, cp]; the sums of dz
-  T* grad_tiles0;                   // dz^T patches as the matrix tiles add them up
+  T* grad_tiles0;                           // dz^T patches as the matrix tiles add them up
   double* products_work;
   El* dz[2];
   Panel* x_panels;
@@ -135,8 +135,8 @@ struct Stem {
   }
 
   // The segment in millivolts as layer 0 multiplies it, and the means of its leads' even and odd samples;
-  // masked leads and padding are zero. Means that are more than twice the deviation are taken off, for sums of
-  // large offsets would be less exact. Smaller ones stay: with them padding is zero, and has no rounding
+  // masked leads and padding are zero. Means that are more than twice the deviation are taken off, for sums
+  // of large offsets would be less exact. Smaller ones stay: with them padding is zero, and has no rounding
   // errors. So does bf16, which is exact where a difference would be rounded.
   void load_signal(int64_t b) const {
     const int64_t n = 2 * n0, valid = valid_samples(b), read = valid < n ? valid : n;
@@ -205,7 +205,8 @@ struct Stem {
   void covariance(int64_t n) const {
     second_moments(signal, a.L, 2 * n0, 2 * n, cov, k0, moments_work);
     for (int64_t k = 0; k < k0; ++k)
-      for (int64_t m = 0; m < k0; ++m) cov[k * k0 + m] = n > 0 ? cov[k * k0 + m] / n - means[k] * means[m] : 0;
+      for (int64_t m = 0; m < k0; ++m)
+        cov[k * k0 + m] = n > 0 ? cov[k * k0 + m] / n - means[k] * means[m] : 0;
   }
 
   // The norm of a segment: z = scale * (w . patch) + shift.

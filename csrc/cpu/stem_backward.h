@@ -98,7 +98,8 @@ struct StemBackward : Stem<In> {
       E0::gemm(rows, cp, k0, values + (r + i) * ld0, ld0, weight0_panels, products, cp, work);
       for (int64_t q = 0; q < rows; ++q)
         for (int64_t c = 0; c < cp; c += kLanes<T>)
-          store(grad_h[1] + (i + q) * cp + c, load(products + q * cp + c) * load(scale + c) + load(shift + c));
+          store(grad_h[1] + (i + q) * cp + c,
+                load(products + q * cp + c) * load(scale + c) + load(shift + c));
     }
   }
 
@@ -161,14 +162,30 @@ struct StemBackward : Stem<In> {
   }
 
   // sums += the columns of x, block by block of rows.
-  template <class Sum>
-  void add_columns(int64_t rows, const El* x, Sum* sums) const {
+  void add_columns(int64_t rows, const El* x, T* sums) const {
     for (int64_t first = 0; first < rows; first += 64) {
       const int64_t end = rows - first < 64 ? rows : first + 64;
       for (int64_t c = 0; c < cp; c += kLanes<T>) {
         Vec<T> sum = {};
         for (int64_t r = first; r < end; ++r) sum += load_acc(x + r * cp + c);
-        for (int64_t i = 0; i < kLanes<T>; ++i) sums[c + i] += sum[i];
+        store(sums + c, load(sums + c) + sum);
+      }
+    }
+  }
+
+  // In double precision: times the patches' means they are taken off sums that may be nearly the same.
+  void add_columns_wide(int64_t rows, const El* x, double* sums) const {
+    for (int64_t c = 0; c < cp; c += kLanes<T>) {
+      Vec<double> sum[kLanes<T> / kLanes<double>] = {};
+      for (int64_t r = 0; r < rows; ++r) {
+        T row[kLanes<T>];
+        store(row, load_acc(x + r * cp + c));
+        for (int64_t i = 0; i < kLanes<T> / kLanes<double>; ++i)
+          sum[i] += load_wide(row + i * kLanes<double>);
+      }
+      for (int64_t i = 0; i < kLanes<T> / kLanes<double>; ++i) {
+        double* to = sums + c + i * kLanes<double>;
+        store(to, load(to) + sum[i]);
       }
     }
   }
@@ -208,7 +225,7 @@ struct StemBackward : Stem<In> {
     } else {
       wide_products(values, ld0, k0, dz[0], cp, rows, grad_weight0, products_work);
     }
-    add_columns(rows, dz[0], grad_sum);
+    add_columns_wide(rows, dz[0], grad_sum);
     if (!a.grad_signal) return;
     for (int64_t r = 0; r < rows; r += kBlock)
       E0::gemm(rows - r < kBlock ? rows - r : kBlock, k0, cp, dz[0] + r * cp, cp, pull_panels,
@@ -234,14 +251,15 @@ struct StemBackward : Stem<In> {
     }
     for (int64_t k = 0; k < k0; ++k)
       for (int64_t c = 0; c < cp; ++c)
-        sums.weight(0)[k * cp + c] += T(scale[c] * (grad_weight0[k * cp + c] - turns[c] * spread[k * cp + c]));
+        sums.weight(0)[k * cp + c] +=
+            T(scale[c] * (grad_weight0[k * cp + c] - turns[c] * spread[k * cp + c]));
     if (!a.grad_signal) return;
     signal_terms(valid_patches(b) > 0 ? valid_patches(b) : 1);
     write_signal_gradient(b);
   }
 
-  // dx = dz (scale W) for every sample that a patch covers, less slide + pull x in the patches that the norm's
-  // statistics are of: slide = sum_c scale_c s_c W_c / n, pull = sum_c scale_c turn_c W_c W_c^T / n.
+  // dx = dz (scale W) for every sample that a patch covers, less slide + pull x in the patches that the
+  // norm's statistics are of: slide = sum_c scale_c s_c W_c / n, pull = sum_c scale_c turn_c W_c W_c^T / n.
   void signal_terms(int64_t n) const {
     for (int64_t k = 0; k < k0; ++k) {
       const double* w = wide_weight0 + k * cp;

@@ -105,8 +105,7 @@ cudaError_t forward(const StemShape& s, const StemInputs& in, const StemState& s
   using U = Stored<T>;
   Launches run{stream};
   run(stem_pack<U>, loop_blocks(int64_t{2} * s.channels * s.width), s.layers, kThreads, 0, s, in, state);
-  run(stem_statistics<U>, s.batch, 1, kStatisticsThreads, shared_bytes<StatisticsMemory<U>>(), s, in,
-      state);
+  run(stem_statistics<U>, s.batch, 1, kStatisticsThreads, shared_bytes<StatisticsMemory<U>>(), s, in, state);
   for (int layer = 1; layer < s.layers; ++layer) {
     const bool last = layer == s.layers - 1;
     LayerOutput out{};

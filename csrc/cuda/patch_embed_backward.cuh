@@ -7,8 +7,8 @@
 // dz of layer 1 into that of layer 0 and that at once into sums over the segment, dz^T (patches, 1); and
 // stem_grad_weight_first makes gelu(layer 0) as the right operand of layer 1's weight gradient. From the
 // segment's sums G = sum dz x^T (x centred), s = sum dz and q = sum dz zhat follow the norm's gradients:
-// dW = scale (G - q W Cov / deviation), and q and s for its affine. Where gradients are of 4 bytes q is summed
-// beside G, since in w . G most may cancel.
+// dW = scale (G - q W Cov / deviation), and q and s for its affine. Where gradients are of 4 bytes q is
+// summed beside G, since in w . G most may cancel.
 //
 // At the paper's size (see patch_embed_forward.cuh): 77 GFLOP in the products, about 0.4 GB of traffic.
 #pragma once

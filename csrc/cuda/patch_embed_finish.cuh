@@ -66,8 +66,7 @@ __device__ void signal_terms(const StemShape& s, const StemState& state, int64_t
     const int k = v / kPatch, m = v % kPatch;
     float pull = 0.0f, slide = 0.0f;
     for (int c = 0; c < s.channels; ++c) {
-      const float scale = state.affine[2 * (b * s.width + c)] / valid,
-                  w = to_float(weights[c * kPatch + k]);
+      const float scale = state.affine[2 * (b * s.width + c)] / valid, w = to_float(weights[c * kPatch + k]);
       const float turn = scale * state.rstd[b * s.width + c] * segment[kNormWeight * s.width + c];
       pull = fmaf(turn * w, to_float(weights[c * kPatch + m]), pull);
       slide = fmaf(scale * segment[kNormBias * s.width + c], w, slide);
@@ -75,8 +74,7 @@ __device__ void signal_terms(const StemShape& s, const StemState& state, int64_t
     memory.pull[v] = pull;
     if (m == 0) memory.slide[k] = slide;
   }
-  if (threadIdx.x < kPatch)
-    memory.means[threadIdx.x] = state.means[b * kPatch + threadIdx.x];
+  if (threadIdx.x < kPatch) memory.means[threadIdx.x] = state.means[b * kPatch + threadIdx.x];
 }
 
 // patch_grads: dz (scale W), [B, rows of layer 0, kPatch].

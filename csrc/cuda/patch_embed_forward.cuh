@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads) stem_pack(StemShape s, StemInputs in
 // for both passes where they have 1/64 of it.
 constexpr int kStatisticsWarps = 8;
 constexpr int kStatisticsThreads = 32 * kStatisticsWarps;
-constexpr int kPairs = kPatch / 4;  // (lead, tap) pairs of a lane
+constexpr int kPairs = kPatch / 4;       // (lead, tap) pairs of a lane
 constexpr int kSlices = 3, kLevels = 4;  // products of slices i and j are of level i + j, at most 3
 constexpr int kMomentTiles = 6;  // of 16 x 8 on or above the diagonal of the moments, in two rows of tiles
 constexpr int kMoments = kPatch * kPatch;
@@ -308,7 +308,8 @@ __global__ void __launch_bounds__(kStatisticsThreads)
   MomentSums sums = {};
   make_patches(sums, segment, memory, static_cast<T*>(state.patches) + b * s.patches * kPatch);
   centre_moments(sums, segment, memory);
-  if (threadIdx.x < kPatch) state.means[b * kPatch + threadIdx.x] = static_cast<float>(memory.means[threadIdx.x]);
+  if (threadIdx.x < kPatch)
+    state.means[b * kPatch + threadIdx.x] = static_cast<float>(memory.means[threadIdx.x]);
   for (int c = threadIdx.x; c < s.width; c += kStatisticsThreads) {
     const T* weights = packed_layer<T>(state, s, 0) + int64_t{kPatch} * c;
     float w[kPatch];

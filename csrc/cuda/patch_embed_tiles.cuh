@@ -14,14 +14,14 @@ constexpr int kPatchSteps = kPatch / kStepDepth<T>;
 
 // Kept from pass to pass. Layer 0 of a segment is z = scale * (w . patch) + shift per channel.
 struct StemState {
-  void* patches;   // [B, P, kPatch]: masked leads zero; 4-byte types centred, see Segment
-  float* means;    // [B, kPatch]: of the patches as kept
-  float* spread;   // [B, W, kPatch]: covariance of the patches as kept, times w; null without slopes
-  float* affine;   // [B, W, 2]: scale, shift
-  float* rstd;     // [B, W]: 1 / deviation of w . patch
-  void* packed;    // weights: [W, kPatch], then [C, 2 (tap), W] for every further layer
-  void* hidden;    // activations of the layers 1 .. layers - 2, [B, rows, W] each
-  void* slopes;    // GELU's derivative at the layers 1 .. layers - 1 likewise, or null
+  void* patches;  // [B, P, kPatch]: masked leads zero; 4-byte types centred, see Segment
+  float* means;   // [B, kPatch]: of the patches as kept
+  float* spread;  // [B, W, kPatch]: covariance of the patches as kept, times w; null without slopes
+  float* affine;  // [B, W, 2]: scale, shift
+  float* rstd;    // [B, W]: 1 / deviation of w . patch
+  void* packed;   // weights: [W, kPatch], then [C, 2 (tap), W] for every further layer
+  void* hidden;   // activations of the layers 1 .. layers - 2, [B, rows, W] each
+  void* slopes;   // GELU's derivative at the layers 1 .. layers - 1 likewise, or null
 };
 
 __host__ __device__ inline int stem_rows(const StemShape& s, int layer) {
