@@ -282,7 +282,6 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     signal, keep, weights, gn_weight, gn_bias, biases, ctx.eps, lengths, for_backward, ctx.tf32 = inputs[:10]
     _, saved = output
     ctx.for_backward, ctx.n_weights, ctx.n_biases = for_backward, len(weights), len(biases)
-    ctx.n_inputs = len(inputs)
     if not for_backward:
         return
     ctx.save_for_backward(signal, keep, gn_weight, gn_bias, lengths, saved, *weights, *biases, *inputs[10:])
@@ -294,7 +293,7 @@ def _backward(ctx: Any, grad_tokens: Tensor | None, _: Any) -> tuple:
     if not ctx.for_backward:
         raise RuntimeError("patch_embed: the forward pass ran with for_backward=False")
     n, n_all = ctx.n_weights, ctx.n_weights + ctx.n_biases
-    unused = (None,) * (ctx.n_inputs - 6)
+    unused = (None,) * (len(ctx.needs_input_grad) - 6)  # eps_tensor is among the inputs where it was given
     if grad_tokens is None:
         return None, None, [None] * n, None, None, [None] * ctx.n_biases, *unused
     # Read once: activation checkpointing gives its tensors out once.
