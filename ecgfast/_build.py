@@ -34,7 +34,7 @@ _OPS = frozenset(
         "span_mask",
     }
 )
-_KERNELS = {"cpu": _OPS, "cuda": _OPS if cuda_loaded else frozenset()}
+_KERNELS = {"cpu": _OPS, "meta": _OPS, "cuda": _OPS if cuda_loaded else frozenset()}
 
 
 def has_kernel(op: str, device_type: str) -> bool:

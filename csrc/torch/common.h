@@ -25,6 +25,16 @@ const T* data_or_null(const std::optional<Tensor>& t) {
   return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
 }
 
+// A number that a kernel takes from the host: where a tensor is given, the one that lies in it. A compiled
+// graph keeps a changing number in a tensor alone.
+inline double number_of(const char* op, const char* name, double number,
+                        const std::optional<Tensor>& tensor) {
+  if (!tensor.has_value()) return number;
+  STD_TORCH_CHECK(tensor->is_cpu() && tensor->numel() == 1 && tensor->scalar_type() == ScalarType::Double, op,
+                  ": ", name, " that is a tensor must be a single float64 number on the CPU");
+  return *tensor->const_data_ptr<double>();
+}
+
 // A loss's temperature: a number, or where a tensor is given that one, whose gradient is then wanted.
 inline void check_temperature(const char* op, double number, const std::optional<Tensor>& tensor,
                               ScalarType wide) {

@@ -10,7 +10,9 @@ namespace {
 // Segments that take longer than to hand them to another thread.
 constexpr int64_t kLeadSegments = 1024, kSpanSegments = 32;
 
-Tensor lead_mask_cpu(const Tensor& sample_ids, int64_t n_leads, double p, const Tensor& rng, bool keep_one) {
+Tensor lead_mask_cpu(const Tensor& sample_ids, int64_t n_leads, double p, const Tensor& rng, bool keep_one,
+                     const std::optional<Tensor>& p_tensor) {
+  p = number_of("lead_mask", "p", p, p_tensor);
   check_lead_mask(sample_ids, n_leads, p, rng);
   const Tensor ids = dense(sample_ids);
   const Rng state("lead_mask", rng);
@@ -33,7 +35,9 @@ Tensor lead_mask_cpu(const Tensor& sample_ids, int64_t n_leads, double p, const 
 std::tuple<Tensor, Tensor> span_mask_cpu(const Tensor& sample_ids, int64_t n_tokens, double prob,
                                          int64_t length, const Tensor& rng,
                                          const std::optional<Tensor>& lengths,
-                                         std::optional<int64_t> n_masked) {
+                                         std::optional<int64_t> n_masked,
+                                         const std::optional<Tensor>& prob_tensor) {
+  prob = number_of("span_mask", "prob", prob, prob_tensor);
   check_span_mask(sample_ids, n_tokens, prob, length, rng, lengths, n_masked);
   const Tensor ids = dense(sample_ids);
   const std::optional<Tensor> valid = dense(lengths);

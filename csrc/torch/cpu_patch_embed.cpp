@@ -17,7 +17,7 @@ struct StemInputs {
 
   StemInputs(const Tensor& signal_, const std::optional<Tensor>& keep_, const std::vector<Tensor>& weights_,
              const Tensor& gn_weight_, const Tensor& gn_bias_, const std::vector<Tensor>& biases_, double eps,
-             const std::optional<Tensor>& lengths_)
+             const std::optional<Tensor>& lengths_, const std::optional<Tensor>& eps_tensor)
       : signal(dense(signal_)),
         gn_weight(dense(gn_weight_)),
         gn_bias(dense(gn_bias_)),
@@ -35,7 +35,7 @@ struct StemInputs {
     args.C = weights[0].size(0);
     args.n_layers = static_cast<int64_t>(weights.size());
     args.N = args.T >> args.n_layers;
-    args.eps = eps;
+    args.eps = number_of("patch_embed", "eps", eps, eps_tensor);
     args.signal = signal.const_data_ptr();
     args.keep = data_or_null<bool>(keep);
     args.lengths = data_or_null<int64_t>(lengths);
@@ -63,8 +63,9 @@ std::tuple<Tensor, Tensor> patch_embed_cpu(const Tensor& signal, const std::opti
                                            const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                            const Tensor& gn_bias, const std::vector<Tensor>& biases,
                                            double eps, const std::optional<Tensor>& lengths,
-                                           bool for_backward, bool /*tf32*/) {
-  StemInputs in(signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths);
+                                           bool for_backward, bool /*tf32*/,
+                                           const std::optional<Tensor>& eps_tensor) {
+  StemInputs in(signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths, eps_tensor);
   StemArgs& a = in.args;
   const Kernels& k = kernels();
   const StemSizes sizes = k.patch_embed_sizes(a);
@@ -90,8 +91,9 @@ std::vector<Tensor> patch_embed_backward_cpu(const Tensor& grad_tokens, const Te
                                              const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                              const Tensor& gn_bias, const std::vector<Tensor>& biases,
                                              double eps, const std::optional<Tensor>& lengths,
-                                             const Tensor& saved, bool for_signal, bool /*tf32*/) {
-  StemInputs in(signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths);
+                                             const Tensor& saved, bool for_signal, bool /*tf32*/,
+                                             const std::optional<Tensor>& eps_tensor) {
+  StemInputs in(signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths, eps_tensor);
   StemArgs& a = in.args;
   const Kernels& k = kernels();
   StemSizes sizes = k.patch_embed_sizes(a);

@@ -13,7 +13,9 @@ namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-Tensor lead_mask_cuda(const Tensor& sample_ids, int64_t n_leads, double p, const Tensor& rng, bool keep_one) {
+Tensor lead_mask_cuda(const Tensor& sample_ids, int64_t n_leads, double p, const Tensor& rng, bool keep_one,
+                      const std::optional<Tensor>& p_tensor) {
+  p = number_of("lead_mask", "p", p, p_tensor);
   const char* op = "lead_mask";
   check_lead_mask(sample_ids, n_leads, p, rng);
   check_device(op, sample_ids, rng);
@@ -48,7 +50,9 @@ int64_t fewest_covered(const cuda::SpanMask& args, const Tensor& sample_ids) {
 std::tuple<Tensor, Tensor> span_mask_cuda(const Tensor& sample_ids, int64_t n_tokens, double prob,
                                           int64_t length, const Tensor& rng,
                                           const std::optional<Tensor>& lengths,
-                                          std::optional<int64_t> n_masked) {
+                                          std::optional<int64_t> n_masked,
+                                          const std::optional<Tensor>& prob_tensor) {
+  prob = number_of("span_mask", "prob", prob, prob_tensor);
   const char* op = "span_mask";
   check_span_mask(sample_ids, n_tokens, prob, length, rng, lengths, n_masked);
   STD_TORCH_CHECK(n_tokens <= cuda::kMaxSpanTokens, op, ": takes at most ", cuda::kMaxSpanTokens,

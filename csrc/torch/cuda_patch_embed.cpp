@@ -17,7 +17,8 @@ struct StemInputs {
 
   StemInputs(const char* op, const Tensor& signal_, const std::optional<Tensor>& keep_,
              const std::vector<Tensor>& weights_, const Tensor& gn_weight_, const Tensor& gn_bias_,
-             const std::vector<Tensor>& biases_, double eps, const std::optional<Tensor>& lengths_, bool tf32)
+             const std::vector<Tensor>& biases_, double eps, const std::optional<Tensor>& lengths_, bool tf32,
+             const std::optional<Tensor>& eps_tensor)
       : signal(dense(signal_)),
         gn_weight(dense(gn_weight_)),
         gn_bias(dense(gn_bias_)),
@@ -41,7 +42,7 @@ struct StemInputs {
     args.lengths = data_or_null<int64_t>(lengths);
     args.gn_weight = gn_weight.const_data_ptr();
     args.gn_bias = gn_bias.const_data_ptr();
-    args.eps = static_cast<float>(eps);
+    args.eps = static_cast<float>(number_of(op, "eps", eps, eps_tensor));
     for (size_t i = 0; i < weights.size(); ++i) args.weights[i] = weights[i].const_data_ptr();
     for (size_t i = 0; i < biases.size(); ++i) args.biases[i] = biases[i].const_data_ptr();
   }
@@ -64,10 +65,11 @@ std::tuple<Tensor, Tensor> patch_embed_cuda(const Tensor& signal, const std::opt
                                             const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                             const Tensor& gn_bias, const std::vector<Tensor>& biases,
                                             double eps, const std::optional<Tensor>& lengths,
-                                            bool for_backward, bool tf32) {
+                                            bool for_backward, bool tf32,
+                                            const std::optional<Tensor>& eps_tensor) {
   const char* op = "patch_embed";
   const torch::stable::accelerator::DeviceGuard guard(signal.get_device_index());
-  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths, tf32);
+  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths, tf32, eps_tensor);
   const cuda::StemShape& s = in.shape;
   const Tensor& like = in.weights[0];
   const int64_t elements = cuda::stem_state_elements(s, in.dtype, for_backward);
@@ -84,10 +86,11 @@ std::vector<Tensor> patch_embed_backward_cuda(const Tensor& grad_tokens, const T
                                               const std::vector<Tensor>& weights, const Tensor& gn_weight,
                                               const Tensor& gn_bias, const std::vector<Tensor>& biases,
                                               double eps, const std::optional<Tensor>& lengths,
-                                              const Tensor& saved, bool for_signal, bool tf32) {
+                                              const Tensor& saved, bool for_signal, bool tf32,
+                                              const std::optional<Tensor>& eps_tensor) {
   const char* op = "patch_embed_backward";
   const torch::stable::accelerator::DeviceGuard guard(signal.get_device_index());
-  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths, tf32);
+  const StemInputs in(op, signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths, tf32, eps_tensor);
   const cuda::StemShape& s = in.shape;
   const Tensor grad = dense(grad_tokens), state = dense(saved);
   const ScalarType dtype = in.weights[0].scalar_type();

@@ -24,14 +24,16 @@ void set_cpu_isa(std::string name) {
 
 // SymInt, so that a compiled graph holds for any size; kernels get plain integers.
 // `tf32`: CUDA kernels may take float32 in products as TF32; others don't look at it.
+// `p_tensor`, `prob_tensor`, `eps_tensor`: float64 on the CPU, instead of the number; see `number_of`.
 // `temperature_tensor`: instead of the number; `moments` then sum up to the cosines times the gradients to
 // them, for the temperature's gradient, and are empty otherwise.
 STABLE_TORCH_LIBRARY(ecgfast, m) {
-  m.def("lead_mask(Tensor sample_ids, SymInt n_leads, float p, Tensor rng, bool keep_one) -> Tensor");
+  m.def(
+      "lead_mask(Tensor sample_ids, SymInt n_leads, float p, Tensor rng, bool keep_one, "
+      "Tensor? p_tensor=None) -> Tensor");
   m.def(
       "span_mask(Tensor sample_ids, SymInt n_tokens, float prob, SymInt length, Tensor rng, Tensor? lengths, "
-      "SymInt? "
-      "n_masked) "
+      "SymInt? n_masked, Tensor? prob_tensor=None) "
       "-> (Tensor index, Tensor mask)");
   m.def(
       "local_contrastive(Tensor predictions, Tensor targets, Tensor? codes, Tensor? negative_index, Tensor? "
@@ -51,12 +53,13 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
   m.def(
       "patch_embed(Tensor signal, Tensor? keep, Tensor[] weights, Tensor gn_weight, Tensor gn_bias, Tensor[] "
       "biases, "
-      "float eps, Tensor? lengths, bool for_backward, bool tf32) -> (Tensor tokens, Tensor saved)");
+      "float eps, Tensor? lengths, bool for_backward, bool tf32, Tensor? eps_tensor=None) -> (Tensor tokens, "
+      "Tensor saved)");
   m.def(
       "patch_embed_backward(Tensor grad_tokens, Tensor signal, Tensor? keep, Tensor[] weights, Tensor "
       "gn_weight, "
       "Tensor gn_bias, Tensor[] biases, float eps, Tensor? lengths, Tensor saved, bool for_signal, bool "
-      "tf32) "
+      "tf32, Tensor? eps_tensor=None) "
       "-> Tensor[]");
   m.def("patch_embed_columns(bool is_double) -> int");
   m.def(

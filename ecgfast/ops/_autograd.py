@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_BATCHED = torch._C._dispatch_key_parse("Batched")  # a tensor under autograd's own vmap
+
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether the backward pass may run, so that the forward pass has to keep what it needs."""
@@ -21,6 +23,27 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def _stacked(calls: list[Any]) -> Any:
+    if isinstance(calls[0], Tensor):
+        return torch.stack(calls)
+    return type(calls[0])(torch.stack(outputs) for outputs in zip(*calls, strict=True))
+
+
+def over_batched_gradients(backward: Callable[..., list[Tensor]], grad: Tensor, *inputs: Any) -> list[Tensor]:
+    """``backward(grad, *inputs)``, once per gradient where autograd hands on a batch of them.
+
+    ``is_grads_batched`` and ``vectorize=True`` run the backward pass under autograd's own vmap. It runs an op
+    once per gradient by itself, but not one with a list of tensors.
+    """
+    if not torch._C._dispatch_keys(grad).has(_BATCHED):
+        return backward(grad, *inputs)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    examples = torch._remove_batch_dim(grad, level, 1, 0)
+    stacked = _stacked([backward(example, *inputs) for example in examples])
+    return [torch._add_batch_dim(s, 0, level) for s in stacked]
+
+
 def register_vmap(op: str) -> None:
     """Let ``torch.vmap`` run ``torch.ops.ecgfast.<op>`` once per example and stack the results."""
     kernel = getattr(torch.ops.ecgfast, op).default
@@ -30,19 +53,31 @@ def register_vmap(op: str) -> None:
             return [example(v, d, i) for v, d in zip(value, dim, strict=True)]
         return value if dim is None else value.select(dim, i)
 
+    def on_meta(value: Any, dim: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [on_meta(v, d) for v, d in zip(value, dim, strict=True)]
+        if not isinstance(value, Tensor):
+            return value
+        shape = list(value.shape)
+        if dim is not None:
+            del shape[dim]
+        return value.new_empty(shape, device="meta")
+
+    def none(in_dims: tuple, inputs: tuple) -> Any:
+        """The outputs for no example at all: an example on meta tensors tells their shapes."""
+        device = next(value.device for value in inputs if isinstance(value, Tensor))
+        outputs = kernel(*(on_meta(v, d) for v, d in zip(inputs, in_dims, strict=True)))
+        if isinstance(outputs, Tensor):
+            return outputs.new_empty((0, *outputs.shape), device=device)
+        return type(outputs)(o.new_empty((0, *o.shape), device=device) for o in outputs)
+
     def loop(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Any, Any]:
         calls = [
             kernel(*(example(v, d, i) for v, d in zip(inputs, in_dims, strict=True)))
             for i in range(info.batch_size)
         ]
-        if isinstance(calls[0], Tensor):
-            return torch.stack(calls), 0
-        stacked = [torch.stack(outputs) for outputs in zip(*calls, strict=True)]
-        return (
-            (stacked, [0] * len(stacked))
-            if isinstance(calls[0], list)
-            else (tuple(stacked), (0,) * len(stacked))
-        )
+        stacked = _stacked(calls) if calls else none(in_dims, inputs)
+        return stacked, 0 if isinstance(stacked, Tensor) else type(stacked)([0] * len(stacked))
 
     torch.library.register_vmap(f"ecgfast::{op}", loop)
 

@@ -118,7 +118,15 @@ def describe(value: object) -> str:
 
 
 def integer(op: str, name: str, value: int) -> int:
-    """The argument as a Python integer; NumPy's integers are accepted, bools and tensors are not."""
+    """The argument as a Python integer of 64 bits; NumPy's are accepted, bools and tensors are not."""
+    value = any_integer(op, name, value)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{op}: {name} must be an integer of 64 bits, got {describe(value)}")
+    return value
+
+
+def any_integer(op: str, name: str, value: int) -> int:
+    """As :func:`integer`, of any size."""
     if isinstance(value, _INTEGER) and not isinstance(value, bool):
         return value
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
@@ -128,6 +136,8 @@ def integer(op: str, name: str, value: int) -> int:
 
 def real(op: str, name: str, value: float) -> float:
     """The argument as a Python number; NumPy's numbers are accepted, bools and tensors are not."""
+    if isinstance(value, numbers.Rational) and not -(2**1023) < value < 2**1023:
+        raise ValueError(f"{op}: {name} must be a number that float64 holds, got {describe(value)}")
     if isinstance(value, _REAL) and not isinstance(value, bool):
         return value
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
@@ -182,6 +192,21 @@ def scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
         # A product: the one form in which a graph keeps a changing number, and is not compiled once for each.
         return torch.ones((), dtype=dtype, device=device) * value
     return torch.scalar_tensor(value, dtype=dtype, device=device)
+
+
+def host_number(value: float) -> tuple[float, Tensor | None]:
+    """A number that a kernel takes from the host: the number, and the tensor that stands for it or None.
+
+    The tensor wins. A changing number of a compiled graph needs one, a float64 on the CPU, which a kernel of
+    any device reads without a wait; other numbers go as they are.
+    """
+    if not torch.compiler.is_compiling():
+        return value, None
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    if has_static_value(value):
+        return value, None
+    return 0.0, scalar(value, torch.float64, torch.device("cpu"))
 
 
 def check_tensor(

@@ -13,10 +13,10 @@ count as much in ``patch_embed``, ``global_contrastive`` and the soft ``gumbel_q
 """
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -92,34 +92,60 @@ def _register(counter: ModuleType) -> None:
         add(op, formula)
 
 
-class _Finder(MetaPathFinder, Loader):
-    """Registers the formulas when the counter is imported, which takes a second where Triton is there."""
+class _Loader(Loader):
+    """The counter's own loader, which registers the formulas too."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_loader"], name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _register(module)
+
+
+class _Finder(MetaPathFinder):
+    """Registers the formulas when the counter is imported, which takes a second where Triton is there.
+
+    It stays: the counter may be looked for without being imported, and loses the formulas when it is loaded
+    again.
+    """
+
+    def __init__(self) -> None:
+        self._asks = threading.local()
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != _COUNTER:
+        if name != _COUNTER or getattr(self._asks, "others", False):
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        self.loader, spec.loader = spec.loader, self
+        self._asks.others = True
+        try:
+            spec = self._spec(name, path, target)
+        finally:
+            self._asks.others = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
         return spec
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.loader
-        self.loader.exec_module(module)
-        _register(module)
+    @staticmethod
+    def _spec(name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                return spec
+        return None
 
 
 def register_flops() -> None:
     """Make the formulas known to PyTorch's counter, now or when it is imported."""
     if _COUNTER in sys.modules:
         _register(sys.modules[_COUNTER])
-    else:
-        sys.meta_path.insert(0, _Finder())
+    sys.meta_path.insert(0, _Finder())

@@ -129,7 +129,7 @@ def global_contrastive(
 
     Source: Kiyasseh et al., CLOCS, ICML 2021, equation 2; Oh et al., CHIL 2022, section 3.2.
     """
-    if isinstance(a, Tensor) and autocasts(a) and a.dtype != b.dtype:
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and autocasts(a) and a.dtype != b.dtype:
         common = torch.promote_types(a.dtype, b.dtype)
         a, b = a.to(common), b.to(common)
     if not fused(_OP, a):

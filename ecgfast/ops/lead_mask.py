@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ecgfast.ops._autograd import register_vmap
-from ecgfast.ops._dispatch import as_int64, check, check_rng, flag, fused, integer, real
+from ecgfast.ops._dispatch import as_int64, check, check_rng, flag, fused, host_number, integer, real
 from ecgfast.ops.random import Purpose, bounded, words
 
 _OP = "lead_mask"
@@ -28,7 +28,9 @@ def lead_mask_reference(
     """Plain PyTorch form of :func:`lead_mask`: the same arguments, the same bits."""
     n_leads, p, keep_one = _validate(sample_ids, n_leads, p, rng, keep_one)
     drawn = words(rng, sample_ids, Purpose.LEAD_MASK, n_leads + 1)
-    keep = drawn[:, :n_leads] >= int(p * 2**32)
+    number, tensor = host_number(p)
+    threshold = int(number * 2**32) if tensor is None else (tensor * 2.0**32).long()
+    keep = drawn[:, :n_leads] >= threshold
     if keep_one:
         saved = bounded(drawn[:, n_leads:], n_leads)
         leads = torch.arange(n_leads, device=keep.device)
@@ -57,11 +59,20 @@ def lead_mask(sample_ids: Tensor, n_leads: int, p: float, rng: Tensor, *, keep_o
     if not fused(_OP, sample_ids):
         return lead_mask_reference(sample_ids, n_leads, p, rng, keep_one=keep_one)
     n_leads, p, keep_one = _validate(sample_ids, n_leads, p, rng, keep_one)
-    return torch.ops.ecgfast.lead_mask(as_int64(sample_ids), n_leads, p, rng, keep_one)
+    p, tensor = host_number(p)
+    changing = () if tensor is None else (tensor,)
+    return torch.ops.ecgfast.lead_mask(as_int64(sample_ids), n_leads, p, rng, keep_one, *changing)
 
 
 @torch.library.register_fake("ecgfast::lead_mask")
-def _(sample_ids: Tensor, n_leads: int, p: float, rng: Tensor, keep_one: bool) -> Tensor:
+def _(
+    sample_ids: Tensor,
+    n_leads: int,
+    p: float,
+    rng: Tensor,
+    keep_one: bool,
+    p_tensor: Tensor | None = None,
+) -> Tensor:
     return sample_ids.new_empty((sample_ids.shape[0], n_leads), dtype=torch.bool)
 
 

@@ -1,13 +1,13 @@
 """The stem: masked leads to tokens through convolutions whose kernel is their stride."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfast.ops._autograd import register_gradient, wants_gradient
+from ecgfast.ops._autograd import over_batched_gradients, register_gradient, wants_gradient
 from ecgfast.ops._dispatch import (
     FLOATS,
     INTS,
@@ -18,6 +18,7 @@ from ecgfast.ops._dispatch import (
     describe,
     full_precision,
     fused,
+    host_number,
     readable,
     real,
     tf32,
@@ -28,8 +29,8 @@ _OP = "patch_embed"
 MILLIVOLTS_PER_UNIT = 1e-3
 
 
-def _list(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
-    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+def _list(name: str, tensors: Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Iterable):
         raise TypeError(f"{_OP}: {name} must be a list of tensors, got {describe(tensors)}")
     return list(tensors)
 
@@ -79,7 +80,7 @@ def _check_lengths(lengths: Tensor, signal: Tensor) -> None:
     check(good, _OP, "lengths must be in 1..{}, got {}", samples, least if least < 1 else most)
 
 
-def _norm_of_valid(x: Tensor, valid: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def _norm_of_valid(x: Tensor, valid: Tensor, weight: Tensor, bias: Tensor, eps: float | Tensor) -> Tensor:
     """GroupNorm of one channel per group, of statistics over the first ``valid`` [B] places of each row."""
     within = (torch.arange(x.shape[2], device=x.device) < valid[:, None])[:, None]
     count = valid.clamp(min=1)[:, None, None]
@@ -94,11 +95,11 @@ def _norm_of_valid(x: Tensor, valid: Tensor, weight: Tensor, bias: Tensor, eps: 
 def patch_embed_reference(
     signal: Tensor,
     keep: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Iterable[Tensor],
     gn_weight: Tensor,
     gn_bias: Tensor,
     *,
-    biases: Sequence[Tensor] | None = None,
+    biases: Iterable[Tensor] | None = None,
     eps: float = 1e-5,
     lengths: Tensor | None = None,
 ) -> Tensor:
@@ -118,12 +119,15 @@ def patch_embed_reference(
     if signal.shape[0] == 0 or signal.shape[2] >> len(weights) == 0:
         tokens = signal.shape[2] >> len(weights)
         return x.new_zeros((signal.shape[0], tokens, channels)) + 0.0 * x.sum()
+    number, tensor = host_number(eps)
     for i, w in enumerate(weights):
         x = F.conv1d(x, w, biases[i] if biases is not None else None, stride=2)
-        if i == 0 and lengths is None:
-            x = torch.group_norm(x, channels, gn_weight, gn_bias, eps)
+        if i == 0 and lengths is None and tensor is None:
+            x = torch.group_norm(x, channels, gn_weight, gn_bias, number)
         elif i == 0:
-            x = _norm_of_valid(x, lengths // 2, gn_weight, gn_bias, eps)
+            whole = torch.full((x.shape[0],), x.shape[2], device=x.device)
+            valid = whole if lengths is None else lengths // 2
+            x = _norm_of_valid(x, valid, gn_weight, gn_bias, number if tensor is None else tensor)
         x = F.gelu(x)
     return x.transpose(1, 2)
 
@@ -131,11 +135,11 @@ def patch_embed_reference(
 def patch_embed(
     signal: Tensor,
     keep: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Iterable[Tensor],
     gn_weight: Tensor,
     gn_bias: Tensor,
     *,
-    biases: Sequence[Tensor] | None = None,
+    biases: Iterable[Tensor] | None = None,
     eps: float = 1e-5,
     lengths: Tensor | None = None,
 ) -> Tensor:
@@ -154,9 +158,10 @@ def patch_embed(
     Args:
         signal: ``[B, L, T]``, millivolts in the weights' dtype, or int16 microvolts.
         keep: bool ``[B, L]``, False where a lead is masked; None: all are kept.
-        weights: ``[C, L, 2]``, then ``[C, C, 2]`` for every further layer (fp32, bf16, fp16 or fp64).
+        weights: ``[C, L, 2]``, then ``[C, C, 2]`` for every further layer (fp32, bf16, fp16 or fp64):
+            a list, an ``nn.ParameterList`` or any other iterable.
         gn_weight, gn_bias: ``[C]``, the GroupNorm's affine.
-        biases: ``[C]`` for every layer, or None: convolutions without bias, as in the paper.
+        biases: likewise, ``[C]`` for every layer, or None: convolutions without bias, as in the paper.
         eps: the GroupNorm's, at least 0.
         lengths: integer ``[B]``, the samples of each segment, in 1..T (checked on the CPU, where that
             waits for no device; elsewhere the kernels clip it to 0..T). None: all T, and the norm's
@@ -191,6 +196,7 @@ def patch_embed(
     eps = _validate(signal, keep, weights, gn_weight, gn_bias, biases, eps, lengths)
     parameters = [gn_weight, gn_bias, *weights, *(biases or ())]
     for_backward = wants_gradient(signal, *parameters)
+    eps, tensor = host_number(eps)
     tokens, _ = torch.ops.ecgfast.patch_embed(
         signal,
         keep,
@@ -202,6 +208,7 @@ def patch_embed(
         None if lengths is None else as_int64(lengths),
         for_backward,
         tf32(gn_weight),
+        *(() if tensor is None else (tensor,)),
     )
     return tokens
 
@@ -241,6 +248,7 @@ def _(
     lengths: Tensor | None,
     for_backward: bool,
     tf32: bool,
+    eps_tensor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     batch, _, samples = signal.shape
     channels, layers = weights[0].shape[0], len(weights)
@@ -267,6 +275,7 @@ def _(
     saved: Tensor,
     for_signal: bool,
     tf32: bool,
+    eps_tensor: Tensor | None = None,
 ) -> list[Tensor]:
     inputs = [signal] if for_signal else []
     like = [*inputs, *weights, gn_weight, gn_bias, *biases]
@@ -274,12 +283,12 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    signal, keep, weights, gn_weight, gn_bias, biases, ctx.eps, lengths, for_backward, ctx.tf32 = inputs
+    signal, keep, weights, gn_weight, gn_bias, biases, ctx.eps, lengths, for_backward, ctx.tf32 = inputs[:10]
     _, saved = output
     ctx.for_backward, ctx.n_weights, ctx.n_biases = for_backward, len(weights), len(biases)
     if not for_backward:
         return
-    ctx.save_for_backward(signal, keep, gn_weight, gn_bias, lengths, saved, *weights, *biases)
+    ctx.save_for_backward(signal, keep, gn_weight, gn_bias, lengths, saved, *weights, *biases, *inputs[10:])
     ctx.mark_non_differentiable(saved)
     ctx.set_materialize_grads(False)
 
@@ -287,28 +296,31 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _backward(ctx: Any, grad_tokens: Tensor | None, _: Any) -> tuple:
     if not ctx.for_backward:
         raise RuntimeError("patch_embed: the forward pass ran with for_backward=False")
-    n = ctx.n_weights
+    n, n_all = ctx.n_weights, ctx.n_weights + ctx.n_biases
+    unused = (None,) * (len(ctx.needs_input_grad) - 6)  # eps_tensor is among the inputs where it was given
     if grad_tokens is None:
-        return None, None, [None] * n, None, None, [None] * ctx.n_biases, None, None, None, None
+        return None, None, [None] * n, None, None, [None] * ctx.n_biases, *unused
     # Read once: activation checkpointing gives its tensors out once.
     signal, keep, gn_weight, gn_bias, lengths, saved, *rest = ctx.saved_tensors
     for_signal = ctx.needs_input_grad[0]
-    grads = torch.ops.ecgfast.patch_embed_backward(
+    grads = over_batched_gradients(
+        torch.ops.ecgfast.patch_embed_backward,
         grad_tokens,
         signal,
         keep,
         rest[:n],
         gn_weight,
         gn_bias,
-        rest[n:],
+        rest[n:n_all],
         ctx.eps,
         lengths,
         saved,
         for_signal,
         ctx.tf32,
+        *rest[n_all:],
     )
     grad_signal = grads.pop(0) if for_signal else None
-    return grad_signal, None, grads[:n], grads[n], grads[n + 1], grads[n + 2 :], None, None, None, None
+    return grad_signal, None, grads[:n], grads[n], grads[n + 1], grads[n + 2 :], *unused
 
 
 register_gradient(_OP, _setup, _backward)

@@ -12,7 +12,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ecgfast.ops._dispatch import integer
+from ecgfast.ops._dispatch import any_integer
 
 _MASK = 0xFFFFFFFF
 
@@ -43,7 +43,7 @@ def make_rng(seed: int, step: int = 0, device: torch.device | str | None = None)
 
 
 def _as_int64(name: str, value: int) -> int:
-    return (integer("make_rng", name, value) + 2**63) % 2**64 - 2**63
+    return (any_integer("make_rng", name, value) + 2**63) % 2**64 - 2**63
 
 
 def philox4x32(counter: list[Tensor], key0: Tensor, key1: Tensor) -> list[Tensor]:

@@ -4,7 +4,17 @@ import torch
 from torch import Tensor
 
 from ecgfast.ops._autograd import register_vmap
-from ecgfast.ops._dispatch import INTS, as_int64, check, check_rng, check_tensor, fused, integer, real
+from ecgfast.ops._dispatch import (
+    INTS,
+    as_int64,
+    check,
+    check_rng,
+    check_tensor,
+    fused,
+    host_number,
+    integer,
+    real,
+)
 from ecgfast.ops.random import Purpose, words
 
 _OP = "span_mask"
@@ -76,11 +86,15 @@ def span_mask_reference(
         sample_ids
     )
     u = words(rng, sample_ids, Purpose.SPAN_COUNT, 1)[:, 0].double() * 2.0**-32
-    n_spans = (prob * valid_len.double() / length + u).floor().long().clamp(min=2)
+    number, tensor = host_number(prob)
+    n_spans = (
+        ((number if tensor is None else tensor) * valid_len.double() / length + u).floor().long().clamp(min=2)
+    )
     n_starts = torch.maximum(valid_len - length, n_spans + 1)
 
     # Ordering the starts by a random key draws them without replacement: the first n_spans are taken.
-    most = max(n_tokens - length, max(2, int(prob * n_tokens / length) + 1) + 1)
+    # As many as any `prob` takes, so that no size depends on it; further draws change none before.
+    most = max(n_tokens - length, n_tokens // length + 2, 3)
     keys = words(rng, sample_ids, Purpose.SPAN_START, most)
     usable = torch.arange(most, device=device) < n_starts[:, None]
     ranks = torch.where(usable, _ranks(torch.where(usable, keys, _NEVER)), _NEVER)
@@ -144,14 +158,20 @@ def span_mask(
 
     Source: Baevski et al., wav2vec 2.0, section 3.1; Oh et al., CHIL 2022, section 3.1.
     """
-    if not fused(_OP, sample_ids) or (sample_ids.is_cuda and n_tokens > _MAX_CUDA_TOKENS):
+    if not fused(_OP, sample_ids) or (
+        sample_ids.is_cuda and integer(_OP, "n_tokens", n_tokens) > _MAX_CUDA_TOKENS
+    ):
         return span_mask_reference(
             sample_ids, n_tokens, prob, length, rng, lengths=lengths, n_masked=n_masked
         )
     n_tokens, prob, length, n_masked = _validate(sample_ids, n_tokens, prob, length, rng, lengths, n_masked)
     if lengths is not None:
         lengths = as_int64(lengths)
-    return torch.ops.ecgfast.span_mask(as_int64(sample_ids), n_tokens, prob, length, rng, lengths, n_masked)
+    prob, tensor = host_number(prob)
+    changing = () if tensor is None else (tensor,)
+    return torch.ops.ecgfast.span_mask(
+        as_int64(sample_ids), n_tokens, prob, length, rng, lengths, n_masked, *changing
+    )
 
 
 @torch.library.register_fake("ecgfast::span_mask")
@@ -163,6 +183,7 @@ def _(
     rng: Tensor,
     lengths: Tensor | None,
     n_masked: int | None,
+    prob_tensor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     batch = sample_ids.shape[0]
     if n_masked is None:

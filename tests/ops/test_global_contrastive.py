@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
@@ -341,6 +342,17 @@ def test_bad_input(kwargs, message):
     for function in (global_contrastive, global_contrastive_reference):
         with pytest.raises((ValueError, TypeError), match=f"global_contrastive: {message}"):
             function(**args)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_bad_input_under_autocast(name):
+    rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 3), name: np.zeros((4, 3), np.float32)}
+    for function in (global_contrastive, global_contrastive_reference):
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(TypeError, match=f"^global_contrastive: {name} must be a tensor, got ndarray$"),
+        ):
+            function(**rows, group_a=torch.arange(4), group_b=torch.arange(4))
 
 
 CUDA_SHAPES = [

@@ -1,5 +1,6 @@
 """The global contrastive loss over several processes: equal to that of all rows in one."""
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -107,6 +108,12 @@ class Wrong:
         return "no error"
 
 
+class WrongUnderAutocast(Wrong):
+    def __call__(self, *args):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().__call__(*args)
+
+
 @pytest.mark.parametrize(
     ("change", "here", "there"),
     [
@@ -141,6 +148,13 @@ def test_what_is_wrong_on_one_rank_is_an_error_on_all(tmp_path, change, here, th
     first, second = on_ranks(2, tmp_path / "store", Wrong(change))
     assert second.startswith(f"global_contrastive: {here}")
     assert first.startswith(f"global_contrastive: {there or here}")
+
+
+def test_what_is_wrong_under_autocast_is_an_error_on_all(tmp_path):
+    change = {"b": np.zeros((4, 8), np.float32)}
+    first, second = on_ranks(2, tmp_path / "store", WrongUnderAutocast(change))
+    assert second.startswith("global_contrastive: b must be a tensor, got ndarray")
+    assert first.startswith("global_contrastive: the arguments on rank 1 are wrong: see the error there")
 
 
 def test_process_group_of_one_rank(tmp_path):

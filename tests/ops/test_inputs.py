@@ -1,5 +1,7 @@
 """What every argument of every op accepts, and the one line that refuses anything else."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -164,6 +166,8 @@ def test_integers(op, name):
     for value in (2.0, "3", True, np.float32(2), np.bool_(True), torch.tensor(3), [3]):
         refuses(op, name, value, TypeError, "must be an integer, got ")
     refuses(op, name, -1, ValueError, "must .*, got -1")
+    for value in (2**63, 2**70, -(2**70), np.uint64(2**63)):
+        refuses(op, name, value, ValueError, "must be an integer of 64 bits, got ")
     if name != "n_masked":
         refuses(op, name, None, TypeError, "must be an integer, got None")
 
@@ -176,7 +180,15 @@ def test_numbers(op, name):
     assert all(map(torch.equal, got, run(function, base(op) | {name: float(np.float32(value))})))
     for value in ("0.5", None, True, 1j, [0.5], *([] if name == "temperature" else [torch.tensor(0.5)])):
         refuses(op, name, value, TypeError, "must be a number, got ")
-    for value in (*NUMBERS[op][name], float("nan"), float("inf"), -float("inf"), np.float32("nan")):
+    for value in (
+        *NUMBERS[op][name],
+        10**400,
+        Fraction(10**400),
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        np.float32("nan"),
+    ):
         refuses(op, name, value, ValueError, "must .*, got ")
 
 
@@ -277,6 +289,21 @@ def test_lists_of_weights():
     refuses("patch_embed", "weights", [layer.numpy()], TypeError, "must be a tensor, got ndarray")
     refuses("patch_embed", "biases", [torch.zeros(4)], ValueError, "must be .*2.*, got 1")
     refuses("patch_embed", "biases", torch.zeros(2, 4), TypeError, "must be a (list|sequence).*, got ")
+
+
+@pytest.mark.parametrize("name", ["weights", "biases"])
+def test_parameters_of_layers_in_any_iterable(name):
+    layers = base("patch_embed")["weights"]
+    given = layers if name == "weights" else [torch.randn(len(layers[0])) for _ in layers]
+    for function in forms("patch_embed"):
+        want = function(**base("patch_embed") | {name: given})
+        for value in (torch.nn.ParameterList(given), tuple(given), iter(given), (w for w in given)):
+            assert torch.equal(function(**base("patch_embed") | {name: value}), want)
+    parameters = torch.nn.ParameterList(given)
+    compiled = torch.compile(
+        lambda: ops.patch_embed(**base("patch_embed") | {name: parameters}), backend="eager"
+    )
+    torch.testing.assert_close(compiled(), want)
 
 
 def test_negative_index():

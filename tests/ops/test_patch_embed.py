@@ -363,6 +363,7 @@ def test_opcheck(dtype):
     for each in (None, lengths):
         args = (signal, keep, weights, gn_weight, gn_bias, biases, 1e-5, each, True, True)
         torch.library.opcheck(op, args)
+    torch.library.opcheck(op, (*args, torch.tensor(1e-3, dtype=torch.float64)))
     plain = [w.detach() for w in weights]
     args = (signal.detach(), None, plain, gn_weight.detach(), gn_bias.detach(), [], 1e-5, None, False, False)
     torch.library.opcheck(op, args)

@@ -138,6 +138,44 @@ def test_reverse_mode_functions_of_autograd(problem):
     close(torch.autograd.grad(y, leaf)[0], gradient)
 
 
+def test_batches_of_gradients(problem):
+    f, x, gradient, _ = problem
+    leaf = x.clone().requires_grad_()
+    y = f(leaf)
+    factors = torch.tensor([1.0, -2.0, 3.0], dtype=x.dtype)
+    (got,) = torch.autograd.grad(y, leaf, factors, is_grads_batched=True)
+    close(got, factors[:, None, None, None] * gradient)
+    close(torch.autograd.functional.jacobian(f, x, vectorize=True), gradient)
+
+
+def test_the_vectorized_jacobian_of_the_stem():
+    torch.manual_seed(0)
+    parameters = randn(2, 3, 2), randn(2, 2, 2), randn(2), randn(2)
+
+    def f(x, first, second, scale, shift):
+        return ops.patch_embed(x, None, [first, second], scale, shift, biases=[scale, shift])
+
+    inputs = randn(2, 3, 9), *parameters
+    got = torch.autograd.functional.jacobian(f, inputs, vectorize=True)
+    for x, y in zip(got, torch.autograd.functional.jacobian(f, inputs), strict=True):
+        close(x, y)
+
+
+def test_vmap_over_no_examples(problem):
+    f, x, _, _ = problem
+    assert func.vmap(f)(x.new_empty(0, *x.shape)).shape == (0,)
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_vmap_of_every_op_over_no_examples(case):
+    function, inputs = case(4)
+    want = function(*inputs)
+    got = func.vmap(function)(*(t.new_empty(0, *t.shape) for t in inputs))
+    as_tuple = (lambda x: x) if isinstance(want, tuple) else (lambda x: (x,))
+    for x, y in zip(as_tuple(got), as_tuple(want), strict=True):
+        assert (x.shape, x.dtype, x.device) == ((0, *y.shape), y.dtype, y.device)
+
+
 @pytest.mark.parametrize("randomness", ["error", "different", "same"])
 def test_vmap(problem, randomness):
     f, x, _, _ = problem
@@ -316,6 +354,24 @@ import sys, torch
 assert ("torch.utils.flop_counter" in sys.modules) == {first != "ecgfast.ops"}
 from ecgfast import ops
 from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    ops.global_contrastive(torch.ones(2, 3), torch.ones(2, 3), torch.arange(2), torch.arange(2))
+assert counter.get_total_flops() == 24, counter.get_total_flops()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    "before", ["importlib.util.find_spec(name)", "importlib.reload(importlib.import_module(name))"]
+)
+def test_flops_count_once_the_counter_was_looked_for_or_loaded_again(before):
+    script = f"""
+import importlib.util, torch
+from ecgfast import ops
+name = "torch.utils.flop_counter"
+{before}
+from torch.utils.flop_counter import FlopCounterMode
+assert importlib.util.find_spec(name).loader.get_source(name).count("class FlopCounterMode") == 1
 with FlopCounterMode(display=False) as counter:
     ops.global_contrastive(torch.ones(2, 3), torch.ones(2, 3), torch.arange(2), torch.arange(2))
 assert counter.get_total_flops() == 24, counter.get_total_flops()
