@@ -1,5 +1,6 @@
 """Recordings that are arrays, with what is known of them beside."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -82,7 +83,11 @@ def fields_of(record: Any, i: int = 0) -> dict[str, Any]:
     for name in ("signal", "rate"):
         if name not in values:
             raise EcgfastError(f"records: one has no {name} (number {i})")
-    return {name: value for name, value in values.items() if name == "signal" or not is_missing(value)}
+    # a missing gain is no absent one: the signal is counts, in a unit that nobody tells
+    values |= {"gain": math.nan} if is_missing(values.get("gain", 1)) else {}
+    return {
+        name: value for name, value in values.items() if name in ("signal", "gain") or not is_missing(value)
+    }
 
 
 def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> Recording:

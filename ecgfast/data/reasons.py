@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ecgfast.errors import printable
+
 _MOST_SORTS = 64  # of reasons that are kept with an example: damage makes up ever more
 _SHOWN = 6  # sorts that are told
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*")
@@ -55,7 +57,7 @@ class Reasons:
 
     def told(self) -> list[str]:
         """A text for each of `sorts`, such as `flat: every lead is constant (record a.hea)`."""
-        return [f"{reason} ({_such_as(count, source)})" for count, reason, source in self.sorts()]
+        return [printable(f"{reason} ({_such_as(count, source)})") for count, reason, source in self.sorts()]
 
     def clear(self) -> None:
         """Forget all."""

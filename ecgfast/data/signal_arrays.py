@@ -72,7 +72,8 @@ def array_leads(
         names: Of the leads; standard ones, each once. None: a data frame's own, else those that the rule
             gives by position, else all twelve.
         unit: V, mV, uV or nV; None: mV for floating point and for counts with a gain, uV for int16.
-        gain: Counts of a converter in one unit, one for all leads or one for each.
+        gain: Counts of a converter in one unit, one for all leads or one for each. NaN: unknown, whole
+            numbers without a unit are refused.
         rule: How names are read.
 
     Returns:
@@ -93,6 +94,10 @@ def array_leads(
     indices = _indices(STANDARD_LEADS if names is None else names, rule)
     if array.ndim != 2 or len(array) != len(indices):
         raise Rejected(_shape_advice(array.shape, len(indices)))
+    if gain is not None and is_missing(gain):
+        if unit is None and given.kind in "iu":
+            raise Rejected("gain must be a number, got nothing")
+        gain = None
     unit = _unit(given, unit, gain)
     microvolts = array.astype(np.float64, order="C")
     if gain is not None:

@@ -208,7 +208,9 @@ def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list
             raise
         except Exception as error:  # a damaged record makes wfdb raise anything, bare Exception too
             reason = one_line(error).replace(f"{folder}{os.sep}", "")
-            raise Rejected(f"unreadable: {type(error).__name__}: {reason}") from error
+            if not reason.startswith(kind := type(error).__name__):  # `one_line` names some
+                reason = f"{kind}: {reason}"
+            raise Rejected(f"unreadable: {reason}") from error
 
 
 def _check_samples(record: Any) -> None:
