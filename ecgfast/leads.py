@@ -222,7 +222,9 @@ def _no_lead(names: Iterable[str]) -> str:
     if names and not any(names):
         return f"no standard lead: none of the {len(names)} signals has a name, --leads can give them"
     shown = ", ".join(map(shown_name, names)) or "none"
-    return f"no standard lead: the signals are {shown}" + (" (--rename, --leads)" if names else "")
+    return f"no standard lead: the signals are {shown}" + (
+        " (--rename, --leads; LeadNames.of)" if names else ""
+    )
 
 
 def _plain(name: str) -> str:

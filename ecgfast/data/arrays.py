@@ -106,7 +106,7 @@ def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> 
     rate = _rate(given.get("rate"))
     record_id = _record_id(given.get("record_id", name))
     scale = given.get("unit"), given.get("gain")
-    leads, unit = array_leads(given["signal"], rate, given.get("leads"), *scale, how.names)
+    leads, unit, unused = array_leads(given["signal"], rate, given.get("leads"), *scale, how.names)
     block, present = plausible_block(leads, how, unit)
     warnings: list[str] = []
     recording = Recording(
@@ -119,6 +119,7 @@ def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> 
         age=years(given.get("age"), warnings),
         sex=sex_of(given.get("sex"), warnings),
         source_rate=rate,
+        unused=unused,
         fold=fold_of(given.get("fold"), warnings),
     )
     return judged(replace(recording, warnings=tuple(warnings)), unit)
@@ -157,12 +158,12 @@ def _rate(value: Any) -> float:
         raise Rejected("sample rate: none is given, want samples per second")
     rate = number_of(value)
     if rate is None:
-        raise Rejected(f"rate: got {shown(value)}, want a number of samples per second")
+        raise Rejected(f"rate must be a number of samples per second, got {shown(value)}")
     return rate
 
 
 def _record_id(value: Any) -> str:
     text = text_of(value)
     if text is None:
-        raise Rejected(f"record_id: got {shown(value)}, want printable text")
+        raise Rejected(f"record_id must be printable text, got {shown(value)}")
     return text

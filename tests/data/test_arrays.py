@@ -68,7 +68,7 @@ def test_bad_records_are_rejected_with_a_reason(tmp_path):
         "shape1": {"signal": sines()[0]},
         "type": {"signal": sines().astype(np.uint8)},
         "type1": {"signal": [["a"]] * 12},
-        "leads": {"leads": ["I", "V9"]},
+        "leads": {"leads": ["V8", "V9"]},
         "leads1": {"leads": "I"},
         "leads2": {"leads": []},
         "rate": {"rate": "fast"},

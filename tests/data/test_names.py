@@ -112,7 +112,7 @@ def test_renamed(holter, tmp_path, capsys):
         (["--leads", "I,II,X"], "leads must be of I, II, III, aVR, aVL, aVF, V1, V2, V3, V4, V5, V6, got unknown lead 'X'"),
         (["--leads", "I,II,I"], "leads must be named once each, got I twice"),
         (["--leads", ""], "got unknown lead 'unnamed'"),
-        (["--leads", "-,-"], "leads: got no lead"),
+        (["--leads", "-,-"], "leads must be at least one lead, got none"),
     ],
 )
 def test_bad_options(holter, tmp_path, capsys, options, message):
