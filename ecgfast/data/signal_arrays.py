@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,8 @@ def array_leads(
     Args:
         value: [leads, n_samples], see `signal_array`; or a data frame whose columns are leads.
         rate: Samples per second.
-        names: Of the signals, one a standard lead or more, none twice. The rule's `by_position`, where it is
-            given too, must agree with them. None: a data frame's own, else those that the rule
-            gives by position, else all twelve.
+        names: Of the signals, one a standard lead or more, none twice. None: a data frame's own, else those
+            that the rule gives by position, which are for arrays without names alone; else all twelve.
         unit: V, mV, uV or nV; None: mV for floating point and for counts with a gain, uV for int16.
         gain: Counts of a converter in one unit, one for all leads or one for each. NaN: unknown, whole
             numbers without a unit are refused.
@@ -87,7 +87,9 @@ def array_leads(
     array, given = signal_array(value)
     if (own := _columns(value)) is not None:
         array, names = array.T, own if names is None else names
-    if names is None and rule.by_position:
+    if names is not None:
+        rule = replace(rule, by_position=())
+    elif rule.by_position:
         names = ["" if name == "-" else name for name in rule.by_position]
         if array.ndim == 2 and len(array) != len(rule.by_position):
             told = f"{len(rule.by_position)} names were given for its leads"

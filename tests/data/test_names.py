@@ -109,7 +109,10 @@ def test_renamed(holter, tmp_path, capsys):
         (["--rename", "MLII=X"], "rename must make 'MLII' one of I, II, III,"),
         (["--rename", "a=I", "--rename", "a=II"], "rename: 'a' must become one lead, got I and II"),
         (["--rename", "a=I", "A=II"], "rename must have each name once, got 'A' twice"),
-        (["--leads", "I,II,X"], "leads must be of I, II, III, aVR, aVL, aVF, V1, V2, V3, V4, V5, V6, got unknown lead 'X'"),
+        (
+            ["--leads", "I,II,X"],
+            "leads must be of I, II, III, aVR, aVL, aVF, V1, V2, V3, V4, V5, V6, got unknown lead 'X'",
+        ),
         (["--leads", "I,II,I"], "leads must be named once each, got I twice"),
         (["--leads", ""], "got unknown lead 'unnamed'"),
         (["--leads", "-,-"], "leads must be at least one lead, got none"),
