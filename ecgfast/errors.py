@@ -10,9 +10,15 @@ class EcgfastError(ValueError):
     """
 
 
+def printable(text: str) -> str:
+    """Text of a file for people: what isn't printable, such as a line feed, is escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def one_line(error: BaseException) -> str:
     """An error's whole message in one line; with the error's name where it says little without."""
     text = " ".join(str(error).split())
     if not text or isinstance(error, LookupError):  # a KeyError's message is the key alone
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    text = printable(text)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

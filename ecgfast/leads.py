@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ecgfast.errors import EcgfastError
+from ecgfast.errors import EcgfastError, printable
 
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 """The standard leads, in the order in which stores and encoders hold them."""
@@ -25,8 +25,13 @@ _GAP = r"[\s_.:]*"
 _BEFORE = re.compile(
     rf"(?:mdc_ecg_lead_|(?:e[ck]g|leads?|ableitung|abl|d[ée]rivation|derivaci[óo]n|deriva[çc][ãa]o)(?:-|{_GAP}))*"
 )
-_AFTER = re.compile(rf"{_GAP}(?:lead|[(\[](?:[munμ]?v|einthoven)[)\]])?{_GAP}$")
-_IN_PARTS = re.compile(r"(a?)[\s_-]?v[\s_-]?([rlf1-6])")  # V-1, aV_R
+_AFTER = re.compile(
+    rf"(?:,?{_GAP}[(\[][munμ]?v[)\]]|[\s_,]{_GAP}[munμ]v|{_GAP}(?:lead|[(\[]einthoven[)\]]))?{_GAP}$"
+)
+# a minus before a whole name is a sign, so these match names from their start
+_IN_PARTS = re.compile(r"(?:(a)[\s_-]?)?(v)[\s_-]?([rlf1-6])|(d)[\s_-]?([1-3]|i{1,3})|(l)[\s_-]?(i{1,3})")
+_CHEST_IN_PARTS = re.compile(r"(c)[\s_-]?([1-6])")
+_QUOTED = re.compile(r"([\"'])(.*)\1", re.DOTALL)
 _LONGEST = 64  # characters of a name that is a lead's: damaged headers have longer ones
 
 
@@ -42,9 +47,24 @@ def find_lead(name: str) -> int | None:
 
 @lru_cache(maxsize=1024)
 def _find_lead(name: str) -> int | None:
+    return _SPELLINGS.get(_joined(_IN_PARTS, _bare(name)))
+
+
+def _bare(name: str) -> str:
+    """A name without quotation marks, the words before it and the unit after it."""
     text = unicodedata.normalize("NFKC", name).casefold().strip()
-    text = _AFTER.sub("", text[_BEFORE.match(text).end() :])
-    return _SPELLINGS.get(_IN_PARTS.sub(r"\1v\2", text))
+    if quoted := _QUOTED.fullmatch(text):
+        text = quoted[2].strip()
+    return _AFTER.sub("", text[_BEFORE.match(text).end() :])
+
+
+def _joined(form: re.Pattern[str], text: str) -> str:
+    parts = form.fullmatch(text)
+    return "".join(filter(None, parts.groups())) if parts else text
+
+
+def _chest_lead(name: str) -> int | None:
+    return _CHEST.get(_joined(_CHEST_IN_PARTS, _bare(name))) if len(name) <= _LONGEST else None
 
 
 def find_leads(names: Sequence[str]) -> list[int | None]:
@@ -56,10 +76,7 @@ def find_leads(names: Sequence[str]) -> list[int | None]:
     found = [find_lead(name) for name in names]
     known = [lead for lead in found if lead is not None]
     if known and max(known) < STANDARD_LEADS.index("V1"):
-        found = [
-            _CHEST.get(name.strip().casefold()) if lead is None else lead
-            for name, lead in zip(names, found, strict=True)
-        ]
+        found = [_chest_lead(name) if lead is None else lead for name, lead in zip(names, found, strict=True)]
     return found
 
 
@@ -71,16 +88,17 @@ def lead_indices(names: Sequence[str]) -> list[int]:
     Raises:
         EcgfastError: no names, a bare string, an unknown name, or one lead named twice.
     """
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise EcgfastError(f"leads: got {names!r}, want a list of lead names such as ['I', 'II']")
-    if len(names) == 0:
-        raise EcgfastError("leads: got no lead, want at least one")
+    names = _listed(names)
+    if not names:
+        raise EcgfastError("leads must be at least one lead, got none")
     indices: list[int] = []
     for name, index in zip(names, find_leads(names), strict=True):
         if index is None:
-            raise EcgfastError(f"leads: unknown lead {name!r}, want of {', '.join(STANDARD_LEADS)}")
+            raise EcgfastError(
+                f"leads must be of {', '.join(STANDARD_LEADS)}, got unknown lead {shown_name(name)!r}"
+            )
         if index in indices:
-            raise EcgfastError(f"leads: {STANDARD_LEADS[index]} is named twice")
+            raise EcgfastError(f"leads must be named once each, got {STANDARD_LEADS[index]} twice")
         indices.append(index)
     return indices
 
@@ -107,18 +125,26 @@ class LeadNames:
             EcgfastError: an unknown lead, a name that is renamed twice, or a lead that is given twice.
         """
         pairs: dict[str, str] = {}
+        if rename is not None and not isinstance(rename, Mapping):
+            raise EcgfastError(
+                f"rename must be a mapping of names to standard leads, got {_one_line(rename)}"
+            )
         for name, lead in (rename or {}).items():
+            if not isinstance(name, str):
+                raise EcgfastError(f"rename must have names that are text, got {_one_line(name)}")
             index = find_lead(lead) if isinstance(lead, str) else None
             if index is None:
                 want = ", ".join(STANDARD_LEADS)
-                raise EcgfastError(f"rename: {name!r} must become one of {want}, got {lead!r}")
+                raise EcgfastError(
+                    f"rename must make {shown_name(name)!r} one of {want}, got {_one_line(lead)}"
+                )
             if _plain(name) in pairs:
-                raise EcgfastError(f"rename: {name!r} must be renamed once, got it twice")
+                raise EcgfastError(f"rename must have each name once, got {shown_name(name)!r} twice")
             pairs[_plain(name)] = STANDARD_LEADS[index]
         if leads is None:
             return cls(tuple(pairs.items()))
-        given = [leads] if isinstance(leads, str) else list(leads)
-        indices = lead_indices([name for name in given if not isinstance(name, str) or name.strip() != "-"])
+        given = [leads] if isinstance(leads, str) else _listed(leads)
+        indices = lead_indices([name for name in given if name.strip() != "-"])
         names = iter(STANDARD_LEADS[index] for index in indices)
         return cls(tuple(pairs.items()), tuple("-" if name.strip() == "-" else next(names) for name in given))
 
@@ -173,8 +199,22 @@ OWN_NAMES = LeadNames()
 
 def shown_name(name: str) -> str:
     """A signal's name for people: short, in one line."""
-    name = name if name.isprintable() else ascii(name)[1:-1]
+    name = printable(name)
     return (name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}...") or "unnamed"
+
+
+def _listed(names: object) -> list[str]:
+    """Lead names that users give."""
+    listed = None if isinstance(names, str | bytes) or not isinstance(names, Iterable) else list(names)
+    if listed is None or not all(isinstance(name, str) for name in listed):
+        got = names if listed is None else listed
+        raise EcgfastError(f"leads must be a list of lead names such as ['I', 'II'], got {_one_line(got)}")
+    return listed
+
+
+def _one_line(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def _no_lead(names: Iterable[str]) -> str:
@@ -182,7 +222,9 @@ def _no_lead(names: Iterable[str]) -> str:
     if names and not any(names):
         return f"no standard lead: none of the {len(names)} signals has a name, --leads can give them"
     shown = ", ".join(map(shown_name, names)) or "none"
-    return f"no standard lead: the signals are {shown}" + (" (--rename, --leads)" if names else "")
+    return f"no standard lead: the signals are {shown}" + (
+        " (--rename, --leads; LeadNames.of)" if names else ""
+    )
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,7 @@
 import pytest
 
 from ecgfast.errors import EcgfastError
-from ecgfast.leads import STANDARD_LEADS, find_lead, lead_indices
+from ecgfast.leads import STANDARD_LEADS, LeadNames, find_lead, find_leads, lead_indices
 
 
 def test_standard_order():
@@ -43,18 +43,74 @@ def test_chest_leads_beside_limb_leads():
 @pytest.mark.parametrize("name", [*OTHERS.split("|"), "I" * 10**6])
 def test_other_leads_are_not_taken_for_standard_ones(name):
     assert find_lead(name) is None
-    with pytest.raises(EcgfastError, match=r"unknown lead .* want of I, II, III, aVR"):
+    with pytest.raises(EcgfastError, match=r"leads must be of I, II, III, aVR.* got unknown lead"):
         lead_indices([name])
+
+
+INVERTED = (
+    "-V1|ECG -V1|ecg--V2|-v 3|-I|ECG -II|lead -aVR|lead--I|ECG - V1|ecg_-v1|ecg:-V1|MDC_ECG_LEAD_-V1|-D1"
+)
+INVERTED += "|ECG -D-I|\u2212V1|V--1|D -I|'-V1'|-V1 (mV)|-I mV"
+
+
+@pytest.mark.parametrize("name", INVERTED.split("|"))
+def test_a_minus_is_a_sign(name):
+    assert find_lead(name) is None
+    assert find_leads(["I", name.replace("V", "C")])[1] is None
+
+
+def test_a_hyphen_joins_the_words_and_the_name():
+    assert [find_lead(name) for name in ("ECG-V1", "lead-I", "a-VR", "V-1", "aV-F")] == [6, 0, 3, 6, 5]
+
+
+def test_more_spellings():
+    names = [
+        "D I",
+        "D-I",
+        "d 2",
+        "L III",
+        "L-III",
+        "I uV",
+        "II mV",
+        "I, mV",
+        '"II"',
+        "'aVF'",
+        "V1,mV",
+        "V_2_uV",
+    ]
+    assert [find_lead(name) for name in names] == [0, 0, 1, 2, 2, 0, 1, 0, 1, 5, 6, 7]
+    assert find_leads(["I", "Lead C1", "C 2", "MDC_ECG_LEAD_C3", "C_4", "C7", "CM5"]) == [
+        0,
+        6,
+        7,
+        8,
+        9,
+        None,
+        None,
+    ]
+
+
+def test_other_types_are_told_in_one_line():
+    assert lead_indices(name for name in ("I", "V2")) == [0, 7]
+    for names in (5, None, b"I"):
+        with pytest.raises(EcgfastError, match=r"^leads must be a list of lead names .*, got .*$"):
+            lead_indices(names)
+    with pytest.raises(EcgfastError, match=r"^rename must have names that are text, got 5$"):
+        LeadNames.of({5: "I"})
+    with pytest.raises(EcgfastError, match=r"^rename must be a mapping .*, got \['a'\]$"):
+        LeadNames.of(["a"])
+    with pytest.raises(EcgfastError, match=r"^leads must be a list of lead names .*, got 5$"):
+        LeadNames.of(leads=5)
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["I", "i"], "I is named twice"),
-        (["Lead II", "DII"], "II is named twice"),
+        (["I", "i"], "once each, got I twice"),
+        (["Lead II", "DII"], "once each, got II twice"),
         ([], "at least one"),
-        ("II", "want a list"),
-        ([0, 1], "want a list"),
+        ("II", "must be a list"),
+        ([0, 1], "must be a list"),
     ],
 )
 def test_refused(names, message):

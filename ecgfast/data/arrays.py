@@ -1,5 +1,6 @@
 """Recordings that are arrays, with what is known of them beside."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -82,7 +83,11 @@ def fields_of(record: Any, i: int = 0) -> dict[str, Any]:
     for name in ("signal", "rate"):
         if name not in values:
             raise EcgfastError(f"records: one has no {name} (number {i})")
-    return {name: value for name, value in values.items() if name == "signal" or not is_missing(value)}
+    # a missing gain is no absent one: the signal is counts, in a unit that nobody tells
+    values |= {"gain": math.nan} if is_missing(values.get("gain", 1)) else {}
+    return {
+        name: value for name, value in values.items() if name in ("signal", "gain") or not is_missing(value)
+    }
 
 
 def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> Recording:
@@ -101,7 +106,7 @@ def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> 
     rate = _rate(given.get("rate"))
     record_id = _record_id(given.get("record_id", name))
     scale = given.get("unit"), given.get("gain")
-    leads, unit = array_leads(given["signal"], rate, given.get("leads"), *scale, how.names)
+    leads, unit, unused = array_leads(given["signal"], rate, given.get("leads"), *scale, how.names)
     block, present = plausible_block(leads, how, unit)
     warnings: list[str] = []
     recording = Recording(
@@ -114,6 +119,7 @@ def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> 
         age=years(given.get("age"), warnings),
         sex=sex_of(given.get("sex"), warnings),
         source_rate=rate,
+        unused=unused,
         fold=fold_of(given.get("fold"), warnings),
     )
     return judged(replace(recording, warnings=tuple(warnings)), unit)
@@ -152,12 +158,12 @@ def _rate(value: Any) -> float:
         raise Rejected("sample rate: none is given, want samples per second")
     rate = number_of(value)
     if rate is None:
-        raise Rejected(f"rate: got {shown(value)}, want a number of samples per second")
+        raise Rejected(f"rate must be a number of samples per second, got {shown(value)}")
     return rate
 
 
 def _record_id(value: Any) -> str:
     text = text_of(value)
     if text is None:
-        raise Rejected(f"record_id: got {shown(value)}, want printable text")
+        raise Rejected(f"record_id must be printable text, got {shown(value)}")
     return text

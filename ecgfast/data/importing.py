@@ -151,7 +151,9 @@ def write_store(
     - rate: samples per second;
     - unit: V, mV, uV or nV;
     - gain: counts of a converter in one unit (in one mV where no unit is given), for all leads or for each;
-    - leads: names of the leads, standard ones; all twelve in the standard order where it has none;
+      where it is missing (NaN), whole numbers without a unit are refused;
+    - leads: names of the signals, one a standard lead or more, the others are told in the summary; where it
+      has none, those that the preprocessing's names give by position, else all twelve in the standard order;
     - record_id: unique; its number, from 0, where it has none;
     - patient_id: the same for all recordings of a patient; where it has none, the patient is like no other;
     - labels, age (years), sex (F or M), fold (a whole number).

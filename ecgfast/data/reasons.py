@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ecgfast.errors import printable
+
 _MOST_SORTS = 64  # of reasons that are kept with an example: damage makes up ever more
 _SHOWN = 6  # sorts that are told
+_ARGUMENT = re.compile(r"(\w+) must ")
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*")
 
 
@@ -55,7 +58,7 @@ class Reasons:
 
     def told(self) -> list[str]:
         """A text for each of `sorts`, such as `flat: every lead is constant (record a.hea)`."""
-        return [f"{reason} ({_such_as(count, source)})" for count, reason, source in self.sorts()]
+        return [printable(f"{reason} ({_such_as(count, source)})") for count, reason, source in self.sorts()]
 
     def clear(self) -> None:
         """Forget all."""
@@ -64,8 +67,9 @@ class Reasons:
 
 
 def kind_of(reason: str) -> str:
-    """The kind of a reason: what stands before the colon."""
-    return reason.partition(":")[0]
+    """The kind of a reason: what stands before the colon, the argument's name of "ARGUMENT must be ..."."""
+    argument = _ARGUMENT.match(reason)
+    return argument[1] if argument else reason.partition(":")[0]
 
 
 def counts_of(kinds: dict[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from ecgfast.data.plausibility import MICROVOLTS, find_unit
 from ecgfast.data.preprocess import Lead, Rejected
 from ecgfast.data.values import is_missing, number_of, plain, shown
 from ecgfast.errors import EcgfastError, one_line
-from ecgfast.leads import OWN_NAMES, STANDARD_LEADS, LeadNames, lead_indices
+from ecgfast.leads import OWN_NAMES, STANDARD_LEADS, LeadNames, shown_name
 
 _WANTED = "floating point (mV), int16 (µV), or with unit= or gain= any numbers"
 
@@ -63,36 +64,44 @@ def array_leads(
     unit: Any = None,
     gain: Any = None,
     rule: LeadNames = OWN_NAMES,
-) -> tuple[dict[int, Lead], str | None]:
-    """The leads of an array, by index in `STANDARD_LEADS`, and the unit they were read in.
+) -> tuple[dict[int, Lead], str | None, tuple[str, ...]]:
+    """The leads of an array, by index in `STANDARD_LEADS`, the unit they were read in, and other signals.
 
     Args:
         value: [leads, n_samples], see `signal_array`; or a data frame whose columns are leads.
         rate: Samples per second.
-        names: Of the leads; standard ones, each once. None: a data frame's own, else those that the rule
-            gives by position, else all twelve.
+        names: Of the signals, one a standard lead or more, none twice. None: a data frame's own, else those
+            that the rule gives by position, which are for arrays without names alone; else all twelve.
         unit: V, mV, uV or nV; None: mV for floating point and for counts with a gain, uV for int16.
-        gain: Counts of a converter in one unit, one for all leads or one for each.
+        gain: Counts of a converter in one unit, one for all leads or one for each. NaN: unknown, whole
+            numbers without a unit are refused.
         rule: How names are read.
 
     Returns:
-        The leads; and a key of `MICROVOLTS`, None where a gain was given.
+        The leads; a key of `MICROVOLTS`, None where a gain was given; the names of signals that are no
+        standard lead, for people.
 
     Raises:
-        Rejected: another shape or type, other names, no unit.
+        Rejected: another shape or type, no standard lead, no unit.
     """
     array, given = signal_array(value)
     if (own := _columns(value)) is not None:
         array, names = array.T, own if names is None else names
-    if names is None and rule.by_position:
-        names = [name for name in rule.by_position if name != "-"]
+    if names is not None:
+        rule = replace(rule, by_position=())
+    elif rule.by_position:
+        names = ["" if name == "-" else name for name in rule.by_position]
         if array.ndim == 2 and len(array) != len(rule.by_position):
             told = f"{len(rule.by_position)} names were given for its leads"
             raise Rejected(f"leads: the signal is {list(array.shape)}, {told}")
-        array = array[[name != "-" for name in rule.by_position]] if array.ndim == 2 else array
-    indices = _indices(STANDARD_LEADS if names is None else names, rule)
+    names = _names(STANDARD_LEADS if names is None else names)
+    indices = _indices(names, rule)
     if array.ndim != 2 or len(array) != len(indices):
         raise Rejected(_shape_advice(array.shape, len(indices)))
+    if gain is not None and is_missing(gain):
+        if unit is None and given.kind in "iu":
+            raise Rejected("gain must be a number, got nothing")
+        gain = None
     unit = _unit(given, unit, gain)
     microvolts = array.astype(np.float64, order="C")
     if gain is not None:
@@ -100,7 +109,8 @@ def array_leads(
     microvolts *= MICROVOLTS[unit]
     rows = zip(indices, microvolts, strict=True)
     leads = {index: Lead(row, rate) for index, row in rows if index is not None}
-    return leads, unit if gain is None else None
+    unused = tuple(shown_name(name) for name, index in zip(names, indices, strict=True) if index is None)
+    return leads, unit if gain is None else None, unused
 
 
 def _is_array(row: Any) -> bool:
@@ -162,12 +172,19 @@ def _columns(value: Any) -> list[str] | None:
     return names if names and all(isinstance(name, str) for name in names) else None
 
 
-def _indices(names: Any, rule: LeadNames) -> list[int]:
-    if isinstance(names, str | set | frozenset) or not isinstance(names, Iterable):
-        raise Rejected(f"leads: got {shown(names)}, want a list of lead names such as ['I', 'II']")
+def _names(names: Any) -> list[str]:
+    listed = isinstance(names, Iterable) and not isinstance(names, str | bytes | set | frozenset)
+    found = list(names) if listed else []
+    if not listed or not all(isinstance(name, str) for name in found):
+        raise Rejected(f"leads must be a list of lead names such as ['I', 'II'], got {shown(names)}")
+    if not found:
+        raise Rejected("leads must be at least one lead, got none")
+    return found
+
+
+def _indices(names: list[str], rule: LeadNames) -> list[int | None]:
     try:
-        names = list(names)
-        return lead_indices(rule.renamed(names) if all(isinstance(name, str) for name in names) else names)
+        return rule.find(names)
     except EcgfastError as error:
         raise Rejected(str(error)) from None
 
@@ -176,7 +193,7 @@ def _unit(given: np.dtype, unit: Any, gain: Any) -> str:
     if unit is not None:
         found = find_unit(unit) if isinstance(unit, str) else None
         if found is None:
-            raise Rejected(f"unit: got {shown(unit)}, want {', '.join(MICROVOLTS)}")
+            raise Rejected(f"unit must be {', '.join(MICROVOLTS)}, got {shown(unit)}")
         return found
     if gain is not None or given.kind == "f":
         return "mV"
@@ -193,7 +210,7 @@ def _gains(gain: Any, n: int) -> np.ndarray:
     single = isinstance(gain, str) or not isinstance(gain, Iterable) or getattr(gain, "ndim", 1) == 0
     gains = [number_of(one) for one in ([gain] * n if single else gain)]
     if len(gains) != n or not all(one is not None and one > 0 for one in gains):
-        raise Rejected(f"gain: got {shown(gain)}, want a positive number, or one for each of the {n} leads")
+        raise Rejected(f"gain must be a positive number, or one for each of the {n} leads, got {shown(gain)}")
     return np.array(gains, dtype=np.float64)[:, None]
 
 

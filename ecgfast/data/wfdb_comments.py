@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 from ecgfast.data.values import identity, labels_of, number_of, sex_of, years
 
-_FIELD = r"(?:^|\s)<?{}>?\s*:\s*(\S+)"
-_AGE = re.compile(_FIELD.format("age"), re.IGNORECASE)
-_SEX = re.compile(_FIELD.format("(?:sex|gender)"), re.IGNORECASE)
-_PATIENT = re.compile(_FIELD.format(r"(?:patient|subject)(?:[ _]?id)?"), re.IGNORECASE)
+# "Number of leads per subject: 12" is no field: only other known ones stand before one
+_NAME = r"<?(?:age|sex|gender|(?:patient|subject)(?:[ _]?id)?)>?"
+_FIELD = rf"\s*(?:{_NAME}\s*:\s*\S+(?:\s+(?:years?|yrs?))?[\s,;]+)*<?(?:%s)>?\s*:\s*(\S+)"
+_AGE = re.compile(_FIELD % "age", re.IGNORECASE)
+_SEX = re.compile(_FIELD % "sex|gender", re.IGNORECASE)
+_PATIENT = re.compile(_FIELD % "(?:patient|subject)(?:[ _]?id)?", re.IGNORECASE)
 _LABELS = re.compile(
     r"<?(?:dx|labels?)>?\s*:\s*(.*)|(chagas) label\s*:\s*(?:true|1(?:\.0*)?)\s*", re.IGNORECASE
 )
@@ -52,7 +54,7 @@ def read_comments(comments: list[str]) -> Told:
 
 
 def _first(field: re.Pattern[str], comments: list[str]) -> str | None:
-    matches = (field.search(comment) for comment in comments)
+    matches = (field.match(comment) for comment in comments)
     return next((match[1] for match in matches if match), None)
 
 

@@ -8,6 +8,7 @@ import stat
 import struct
 
 from ecgfast.data.preprocess import Rejected
+from ecgfast.errors import printable
 
 FLAC = frozenset({"508", "516", "524"})
 """Formats of compressed files, which count their samples themselves."""
@@ -96,9 +97,9 @@ def file_size(path: str | os.PathLike[str], name: str) -> int:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise Rejected(f"unreadable: {name}: {error.strerror}") from None
+        raise Rejected(f"unreadable: {printable(name)}: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise Rejected(f"unreadable: {name} is no file")
+        raise Rejected(f"unreadable: {printable(name)} is no file")
     return status.st_size
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ecgfast.data.preprocess import Rejected
 from ecgfast.data.wfdb_files import file_size, frames_in_file
 from ecgfast.data.wfdb_files import signal_bytes as signal_bytes  # of formats, as headers number them
+from ecgfast.errors import printable
 
 MAX_HEADER_BYTES = 2**24
 """Longest header that is read: that of a year in segments of a minute."""
@@ -219,10 +220,14 @@ def check_files(folder: Path, header: Header, absent: frozenset[str] = frozenset
 def with_length(folder: Path, header: Header) -> Header:
     """An ordinary record's header with the number of samples that its files have, where it tells none.
 
+    Files that are not there don't count: `check_files` judges them.
+
     Raises:
         Rejected: as `check_files`.
     """
-    frames = {} if header.n_samples or header.n_segments else _frames(folder, header, frozenset())
+    if header.n_samples or header.n_segments:
+        return header
+    frames = _frames(folder, header, absent_files(folder, header))
     if not frames or not (n := next(iter(frames.values()))):
         return header
     first, _, rest = header.text.partition("\n")
@@ -259,13 +264,13 @@ def has_files(header: Header) -> bool:
 
 
 def absent_files(folder: Path, header: Header) -> frozenset[str]:
-    """Those of an ordinary record's signal files that are not there."""
+    """Those of an ordinary record's signal files that are not there, or are links to nothing."""
     names = {layout.file for layout in _layouts(header)}
-    return frozenset(name for name in names if not os.path.lexists(os.path.join(folder, name)))
+    return frozenset(name for name in names if not os.path.exists(os.path.join(folder, name)))
 
 
 def _read_text(path: str | Path, limit: int, count: int = -1) -> str:
-    name = os.path.basename(path)
+    name = printable(os.path.basename(path))
     try:
         size = file_size(path, name)  # not of a pipe, for whose writer we would wait
         if size > limit:

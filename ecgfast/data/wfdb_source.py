@@ -16,6 +16,7 @@ import numpy as np
 
 from ecgfast.data import wfdb_signals
 from ecgfast.data.folders import walk_folders
+from ecgfast.data.plausibility import MICROVOLTS, find_unit
 from ecgfast.data.preprocess import Lead, Leads, Preprocessing, Rejected, standard_block
 from ecgfast.data.wfdb_comments import read_comments
 from ecgfast.data.wfdb_direct import direct_block
@@ -32,9 +33,6 @@ from ecgfast.data.wfdb_header import (
 from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError, one_line
 from ecgfast.leads import OWN_NAMES, STANDARD_LEADS, LeadNames, shown_name
-
-MICROVOLTS = {"v": 1e6, "mv": 1e3, "uv": 1.0, "nv": 1e-3}
-"""Microvolts in one unit, by its name in lower case."""
 
 _NO_RAILS = (-math.inf, math.inf)
 _SHORT = 1024  # characters of a record's names: the cache would keep the long ones of damaged headers
@@ -159,9 +157,10 @@ def _through_wfdb(path: Path, header: Header, how: Preprocessing) -> tuple[dict[
 
 def _factor(lead: int, unit: str) -> float:
     """Microvolts in a signal's unit."""
-    if unit.lower() not in MICROVOLTS:
+    found = find_unit(unit)
+    if found is None:
         raise Rejected(f"unit: {STANDARD_LEADS[lead]} is in {unit}, want volts")
-    return MICROVOLTS[unit.lower()]
+    return MICROVOLTS[found]
 
 
 @lru_cache(maxsize=1024)
@@ -208,7 +207,9 @@ def _rdrecord(path: Path, headers: list[Header], files: set[str], channels: list
             raise
         except Exception as error:  # a damaged record makes wfdb raise anything, bare Exception too
             reason = one_line(error).replace(f"{folder}{os.sep}", "")
-            raise Rejected(f"unreadable: {type(error).__name__}: {reason}") from error
+            if not reason.startswith(kind := type(error).__name__):  # `one_line` names some
+                reason = f"{kind}: {reason}"
+            raise Rejected(f"unreadable: {reason}") from error
 
 
 def _check_samples(record: Any) -> None:

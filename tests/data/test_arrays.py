@@ -7,6 +7,7 @@ import pytest
 from made import sines
 
 from ecgfast.data import Preprocessing, Store, prepare, synthesize, write_store
+from ecgfast.data.reasons import kind_of
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 
@@ -20,7 +21,7 @@ def written(folder, records, **options):
 
 def kinds(store):
     with (store.path / "rejected.csv").open() as file:
-        return {row["source"]: row["reason"].partition(":")[0] for row in csv.DictReader(file)}
+        return {row["source"]: kind_of(row["reason"]) for row in csv.DictReader(file)}
 
 
 def test_mappings_and_objects(tmp_path):
@@ -68,7 +69,7 @@ def test_bad_records_are_rejected_with_a_reason(tmp_path):
         "shape1": {"signal": sines()[0]},
         "type": {"signal": sines().astype(np.uint8)},
         "type1": {"signal": [["a"]] * 12},
-        "leads": {"leads": ["I", "V9"]},
+        "no standard lead": {"leads": ["V8", "V9"]},
         "leads1": {"leads": "I"},
         "leads2": {"leads": []},
         "rate": {"rate": "fast"},

@@ -326,7 +326,7 @@ def test_resident_on_a_gpu(store, dtype):
     ("options", "message"),
     [
         ({"dtype": "float16"}, "dtype: got 'float16', want 'int16' or 'float32'"),
-        ({"leads": ["MLII"]}, "leads: unknown lead 'MLII'"),
+        ({"leads": ["MLII"]}, "got unknown lead 'MLII'"),
         ({"leads": []}, "leads: got no lead"),
         ({"batch_pairs": 0}, "batch_pairs: got 0"),
         ({"batch_pairs": 30}, "29 pairs of 500 samples .* one batch of 30 x 1"),

@@ -106,13 +106,16 @@ def test_renamed(holter, tmp_path, capsys):
     ("options", "message"),
     [
         (["--rename", "MLII"], "rename: must be NAME=LEAD, such as MLII=II, got 'MLII'"),
-        (["--rename", "MLII=X"], "rename: 'MLII' must become one of I, II, III,"),
+        (["--rename", "MLII=X"], "rename must make 'MLII' one of I, II, III,"),
         (["--rename", "a=I", "--rename", "a=II"], "rename: 'a' must become one lead, got I and II"),
-        (["--rename", "a=I", "A=II"], "rename: 'A' must be renamed once, got it twice"),
-        (["--leads", "I,II,X"], "leads: unknown lead 'X', want of I, II"),
-        (["--leads", "I,II,I"], "leads: I is named twice"),
-        (["--leads", ""], "leads: unknown lead ''"),
-        (["--leads", "-,-"], "leads: got no lead"),
+        (["--rename", "a=I", "A=II"], "rename must have each name once, got 'A' twice"),
+        (
+            ["--leads", "I,II,X"],
+            "V5, V6, got unknown lead 'X'",
+        ),
+        (["--leads", "I,II,I"], "leads must be named once each, got I twice"),
+        (["--leads", ""], "got unknown lead 'unnamed'"),
+        (["--leads", "-,-"], "leads must be at least one lead, got none"),
     ],
 )
 def test_bad_options(holter, tmp_path, capsys, options, message):

@@ -69,7 +69,7 @@ TAKEN = {
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_the_same_microvolts_from_any_array(name):
-    leads, unit = array_leads(TAKEN[name], 500, None)
+    leads, unit, _ = array_leads(TAKEN[name], 500, None)
     assert sorted(leads) == list(range(12))
     assert unit == ("uV" if "int16" in name else "mV")
     found = np.stack([leads[i].signal for i in range(12)])
@@ -79,7 +79,7 @@ def test_the_same_microvolts_from_any_array(name):
 
 @pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
 def test_short_floats(dtype, step):
-    leads, _ = array_leads(torch.tensor(MV).to(dtype), 500, None)
+    leads, _, _ = array_leads(torch.tensor(MV).to(dtype), 500, None)
     for i in range(12):
         np.testing.assert_allclose(leads[i].signal, UV[i], atol=step * 1000)
 
@@ -92,7 +92,7 @@ def test_missing_samples_are_nan():
     objects = MV.astype(object)
     objects[3, 7] = None
     for signal in (masked, frame, objects):
-        leads, _ = array_leads(signal, 500, None)
+        leads, _, _ = array_leads(signal, 500, None)
         assert [int(np.isnan(leads[i].signal).sum()) for i in range(12)] == [0, 0, 0, 1, *[0] * 8]
         assert np.isnan(leads[3].signal[7])
         np.testing.assert_allclose(leads[0].signal, UV[0])
@@ -181,14 +181,14 @@ def test_units_and_gains(tmp_path, factor, dtype, options):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"unit": "volt"}, "unit: got 'volt', want V, mV, uV, nV"),
-        ({"unit": 3}, "unit: got 3"),
-        ({"gain": 0}, "gain: got 0, want a positive number, or one for each of the 12 leads"),
-        ({"gain": "x"}, "gain: got 'x'"),
-        ({"gain": [200] * 11}, "gain: got"),
-        ({"gain": -1}, "gain: got -1"),
-        ({"names": "II"}, r"leads: got 'II', want a list of lead names such as \['I', 'II'\]"),
-        ({"names": set(STANDARD_LEADS)}, "leads: got .*, want a list"),
+        ({"unit": "volt"}, "unit must be V, mV, uV, nV, got 'volt'"),
+        ({"unit": 3}, "unit must be .*, got 3"),
+        ({"gain": 0}, "gain must be a positive number, or one for each of the 12 leads, got 0"),
+        ({"gain": "x"}, "gain must be .*, got 'x'"),
+        ({"gain": [200] * 11}, "gain must be .*, got"),
+        ({"gain": -1}, "gain must be .*, got -1"),
+        ({"names": "II"}, r"leads must be a list of lead names such as \['I', 'II'\], got 'II'"),
+        ({"names": set(STANDARD_LEADS)}, "leads must be a list of lead names .*, got "),
     ],
 )
 def test_bad_units_gains_and_leads(options, reason):
@@ -217,5 +217,29 @@ def test_names_that_a_user_gives(tmp_path):
         store = Store(tmp_path / name)
         assert store.index["leads"].to_pylist() == [leads]
         np.testing.assert_array_equal(store.signal(0)[1], UV[1])
-    with pytest.raises(EcgfastError, match=r"leads: unknown lead 'MLII', want of I, II"):
-        write_store([two | {"leads": ["MLII", "V5"]}], tmp_path / "other")
+    with pytest.raises(EcgfastError, match=r"signals are MLII, X \(--rename, --leads; LeadNames.of\)"):
+        write_store([two | {"leads": ["MLII", "X"]}], tmp_path / "other")
+
+
+@pytest.mark.parametrize("gain", [np.nan, None, "", "NA", np.float32("nan")])
+def test_counts_without_their_gain_are_no_microvolts(tmp_path, gain):
+    record = {"signal": UV.astype(np.int16), "rate": 500, "gain": gain}
+    with pytest.raises(EcgfastError, match="gain must be a number, got nothing"):
+        write_store([record], tmp_path / "store")
+    write_store([record | {"unit": "uV"}, {"signal": MV, "rate": 500, "gain": gain}], tmp_path / "store")
+    np.testing.assert_array_equal(Store(tmp_path / "store").signal(0), UV)
+    np.testing.assert_array_equal(Store(tmp_path / "store").signal(1), UV)
+
+
+def test_signals_that_are_no_standard_lead_are_told(tmp_path):
+    """As for files: the standard ones are stored."""
+    two = {"signal": MV[[1, 10]], "rate": 500}
+    report = write_store([two | {"leads": ["MLII", "V5"]}], tmp_path / "store")
+    assert report.unused == {"MLII": 1}
+    store = Store(tmp_path / "store")
+    assert store.index["leads"].to_pylist() == [["V5"]]
+    np.testing.assert_array_equal(store.signal(0)[10], UV[10])
+    how = Preprocessing(names=LeadNames.of(leads=["-", "V5"]))
+    assert write_store([two], tmp_path / "placed", preprocessing=how).unused == {"unnamed": 1}
+    write_store([two | {"leads": ["I", "II"]}], tmp_path / "named", preprocessing=how)  # its own names rule
+    assert Store(tmp_path / "named").index["leads"].to_pylist() == [["I", "II"]]

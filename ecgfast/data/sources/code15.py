@@ -100,7 +100,7 @@ class Code15(Source):
     def read(self, item: Item, how: Preprocessing) -> Recording:
         part, row, exam = item.place
         signal = _tracing(_kept_open(self.folder / part, _changed(self.folder / part)), row)
-        found, unit = array_leads(signal, RATE, STANDARD_LEADS, self.unit)
+        found, unit, _ = array_leads(signal, RATE, STANDARD_LEADS, self.unit)
         block, present = plausible_block(found, how, unit)
         leads = [STANDARD_LEADS[i] for i in present]
         recording = Recording(exam, None, item.name, block, leads, [], None, None, RATE)

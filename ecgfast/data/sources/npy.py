@@ -1,5 +1,6 @@
 """Folders of NumPy arrays, one recording to a file, with or without a table beside them."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,7 +65,9 @@ class Npy(Source):
                 raise Rejected(f"shape: {file} is {list(signal.shape)}, it has no recording number {at}")
             signal, record_id = signal[at], f"{file.removesuffix('.npy')}/{at}"
         told = {"rate": _DEFAULT_RATE, "record_id": record_id, "unit": self.unit}
-        told |= {key: value for key, value in item.place if key == "rate" or not _says_nothing(value)}
+        told |= {key: value for key, value in item.place if not _says_nothing(value)}
+        if "gain" not in told and "gain" in dict(item.place):  # counts, in a unit that nobody tells
+            told["gain"] = math.nan
         return array_recording(told | {"signal": signal}, item.name, how)
 
 
@@ -93,7 +96,9 @@ class _Rows:
             elif (name := safe_path(row["file"])) is None:
                 yield Item(where, refused=refused_path("file", row["file"]))
             else:
-                place = tuple((key, _value(key, row[key])) for key in _TOLD if row.get(key))
+                place = tuple(
+                    (key, _value(key, row[key])) for key in _TOLD if row.get(key) or key == "gain" in row
+                )
                 yield from (Item(each, place=place) for each in _names(self._file.parent, name))
 
 
