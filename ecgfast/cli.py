@@ -160,15 +160,12 @@ def inspect(
         opened.verify()
     if record is None:
         found = summarize(opened)
-        print(found)
+        table = str(found)
         figures = found.as_dict()
     else:
         at = find_recording(opened, record)
         figures = describe_recording(opened, at)
-        print("\n".join(f"{name:<12} {value}" for name, value in figures.items()))
-    if json is not None:
-        text = dumps(figures, indent=2) + "\n"
-        write_whole(json, lambda path: path.write_text(text, encoding="utf-8"))
+        table = "\n".join(f"{name:<12} {value}" for name, value in figures.items())
     if plot is not None:
         from ecgfast.plotting import plot_recording
 
@@ -183,6 +180,11 @@ def inspect(
             title=title,
             labels=opened.index["labels"][at].as_py(),
         )
+    if json is not None:
+        text = dumps(figures, indent=2) + "\n"
+        write_whole(json, lambda path: path.write_text(text, encoding="utf-8"))
+    print(table)  # after all that may be refused
+    if plot is not None:
         print(plot)
     if verify:
         print("every signal has its checksum")
