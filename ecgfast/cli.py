@@ -337,7 +337,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if found := re.match(r"unrecognized arguments: (--?[^\s=]+)", message):
             message += did_you_mean(found[1], ["--version", "--help"])
-        raise EcgfastError(f"{message} ({self.prog} --help shows what is taken)")
+        raise EcgfastError(f"{message} ({self.prog} --help lists the options)")
 
 
 def _top_parser() -> argparse.ArgumentParser:
