@@ -64,7 +64,7 @@ $(DEMO_RECORDS)/synthetic.json: | $(BUILT)
 	$(BIN)/ecgfast synth $(DEMO_RECORDS) --patients 256 --records 2 --seconds 10
 
 $(DEMO_STORE)/store.json: $(DEMO_RECORDS)/synthetic.json
-	@echo "== importing them into a store (for the first time, 10 s of compiling Numba functions)"
+	@echo "== importing them into a store (for the first time, some six seconds of compiling Numba functions)"
 	$(BIN)/ecgfast prepare $(DEMO_RECORDS) $(DEMO_STORE)
 
 demo: $(BUILT) $(DEMO_STORE)/store.json

@@ -39,7 +39,7 @@ def parse(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:
         if stop.code in (0, None):
             raise
     message = _one_line(errors.getvalue(), args, lambda: _help(function, prog))
-    raise EcgfastError(f"{message} ({prog} --help shows what is taken)")
+    raise EcgfastError(f"{message} ({prog} --help lists the options)")
 
 
 class _Text(io.TextIOWrapper):
@@ -112,7 +112,7 @@ def _unknown_options(unknown: Sequence[str], known: Sequence[str]) -> str:
 
 
 def _too_many(text: str, args: Sequence[str], help_text: str) -> str:
-    """The message on values without an option: given to a flag, or more than are taken."""
+    """The message on values without an option: given to a flag, or too many."""
     flags = set(re.findall(r"^│ (--[\w.-]+), --", help_text, re.MULTILINE))
     left = text.partition(": ")[2].split(", ")
     for arg, following in zip(args, [*args[1:], ""], strict=True):

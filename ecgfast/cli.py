@@ -160,15 +160,12 @@ def inspect(
         opened.verify()
     if record is None:
         found = summarize(opened)
-        print(found)
+        table = str(found)
         figures = found.as_dict()
     else:
         at = find_recording(opened, record)
         figures = describe_recording(opened, at)
-        print("\n".join(f"{name:<12} {value}" for name, value in figures.items()))
-    if json is not None:
-        text = dumps(figures, indent=2) + "\n"
-        write_whole(json, lambda path: path.write_text(text, encoding="utf-8"))
+        table = "\n".join(f"{name:<12} {value}" for name, value in figures.items())
     if plot is not None:
         from ecgfast.plotting import plot_recording
 
@@ -183,6 +180,11 @@ def inspect(
             title=title,
             labels=opened.index["labels"][at].as_py(),
         )
+    if json is not None:
+        text = dumps(figures, indent=2) + "\n"
+        write_whole(json, lambda path: path.write_text(text, encoding="utf-8"))
+    print(table)  # after all that may be refused
+    if plot is not None:
         print(plot)
     if verify:
         print("every signal has its checksum")
@@ -335,7 +337,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if found := re.match(r"unrecognized arguments: (--?[^\s=]+)", message):
             message += did_you_mean(found[1], ["--version", "--help"])
-        raise EcgfastError(f"{message} ({self.prog} --help shows what is taken)")
+        raise EcgfastError(f"{message} ({self.prog} --help lists the options)")
 
 
 def _top_parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ import torch
 from ecgfast.data import Store
 from ecgfast.nn import Encoder, EncoderConfig
 from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
-from ecgfast.training import PretrainConfig, pretrain
+from ecgfast.training import PretrainConfig, export, pretrain
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSIONS = ("v0_1",)
@@ -55,9 +55,9 @@ def test_model_loads(old):
     assert model.config.entries == 8
 
 
-def test_a_stopped_run_goes_on(old):
+def config_of_the_runs() -> PretrainConfig:
     encoder = EncoderConfig(**ENCODER, conv_pos_groups=4)
-    config = PretrainConfig(
+    return PretrainConfig(
         model=W2VCMSCConfig(encoder=encoder, **MODEL),
         batch_pairs=2,
         epochs=40,
@@ -66,6 +66,21 @@ def test_a_stopped_run_goes_on(old):
         checkpoint_every=5,
         device="cpu",
     )
+
+
+def test_a_resumed_run_keeps_its_architecture(old, tmp_path):
+    """The model at its end is that of its last checkpoint: the norm's statistics see padding in both."""
+    export(old / "stopped", tmp_path / "exported")
+    assert pretrain(old / "store", old / "stopped", config_of_the_runs(), progress=False)
+    export(old / "stopped", tmp_path / "at the end")
+    folders = (tmp_path / "exported", old / "stopped" / "model", tmp_path / "at the end")
+    encoders = [W2VCMSC.from_pretrained(folder).config.encoder for folder in folders]
+    assert [encoder.norm_padding for encoder in encoders] == [True] * 3
+    assert encoders[0] == encoders[1] == encoders[2]
+
+
+def test_a_stopped_run_goes_on(old):
+    config = config_of_the_runs()
     assert pretrain(old / "store", old / "stopped", config, progress=False)
     points, wanted = metrics(old / "stopped"), metrics(old / "finished")
     assert [point["step"] for point in points] == [point["step"] for point in wanted]

@@ -8,9 +8,17 @@ outside a short list end the reading all the same, so a hostile file is told fro
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ecgfast.errors import EcgfastError
+
+
+class Readable(Protocol):
+    """What pickletools needs of a file."""
+
+    def read(self, n: int, /) -> bytes: ...
+
+    def readline(self) -> bytes: ...
 
 
 class Global(NamedTuple):
@@ -103,11 +111,11 @@ class InertUnpickler:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
-    def load(self, data: bytes | BinaryIO) -> Any:
+    def load(self, data: bytes | Readable) -> Any:
         """The object that the pickle describes; a file stands behind it afterwards.
 
         Raises:
-            EcgfastError: it refers to a name that is not taken.
+            EcgfastError: it refers to a name that a checkpoint has no use for.
             ValueError, TypeError, LookupError: it is no sound pickle.
         """
         for opcode, argument, _ in pickletools.genops(data):
@@ -122,7 +130,7 @@ class InertUnpickler:
             elif name not in ("PROTO", "FRAME"):
                 step = getattr(self, "_" + name.lower(), None)
                 if step is None:
-                    raise EcgfastError(f"holds the pickle instruction {name}, which is not taken")
+                    raise EcgfastError(f"holds the pickle instruction {name}, which no checkpoint needs")
                 step(argument)
         raise ValueError("no end")
 

@@ -235,9 +235,29 @@ class _LegacyFile:
             self._file.seek(storage.n_bytes, os.SEEK_CUR)
 
 
+class _Clipped:
+    """What is left of a file, for pickletools: no more is asked for than is there, whatever is declared."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        start = file.tell()
+        self._left = min(file.seek(0, os.SEEK_END) - start, _MAX_PICKLE_BYTES)
+        file.seek(start)
+
+    def _count(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        return data
+
+    def read(self, n: int) -> bytes:
+        return self._count(self._file.read(min(n, self._left)))
+
+    def readline(self) -> bytes:
+        return self._count(self._file.readline(self._left))
+
+
 def _unpickle(file: BinaryIO, what: str, persistent: Callable[[Any], _Storage] | None = None) -> Any:
     try:
-        return InertUnpickler(_rebuild, persistent or _persistent, tuple(_STORAGES)).load(file)
+        return InertUnpickler(_rebuild, persistent or _persistent, tuple(_STORAGES)).load(_Clipped(file))
     except (ValueError, TypeError, LookupError, RecursionError, OverflowError) as error:
         if isinstance(error, EcgfastError):
             raise

@@ -54,7 +54,9 @@ def write_model(
     *,
     origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model folder; what was there before stays whole until both files are complete.
+    """Write a model folder; weights that were there before stay whole until both files are complete.
+
+    A process that dies between the two files may leave the old weights under the new configuration.
 
     Args:
         folder: made if need be.

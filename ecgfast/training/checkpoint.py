@@ -13,6 +13,7 @@ from typing import Any
 
 import ecgfast
 from ecgfast.errors import EcgfastError
+from ecgfast.nn import EncoderConfig
 from ecgfast.nn.pretrained import file_digest
 from ecgfast.objectives import W2VCMSC
 from ecgfast.training.config import PretrainConfig
@@ -21,6 +22,8 @@ from ecgfast.training.states import States, sync, write_atomically
 _MISSING = object()
 # How long a run goes on and what it tells on the way: these may change when it is taken up again.
 _LENGTHS = ("max_steps", "epochs")
+# Settings of the architecture that runs of earlier versions say nothing of.
+_BEFORE = {f"config.model.encoder.{name}" for name in EncoderConfig.BEFORE}
 _CHANGEABLE = {f"config.{name}" for name in (*_LENGTHS, "log_every", "checkpoint_every", "loader")}
 
 
@@ -73,10 +76,12 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`name = old (now new)` for what decides a run's numbers; paths and versions may change."""
     keys = ("task", "world_size", "config")
     # A setting that an earlier version did not have: its default is what that version did.
-    before = _defaults() | dict(_flatten({key: old.get(key) for key in keys}))
+    described = dict(_flatten({key: old.get(key) for key in keys}))
+    before = _defaults() | described
     after = _defaults() | dict(_flatten({key: new.get(key) for key in keys}))
     lines = []
-    for name in sorted((before.keys() | after.keys()) - _CHANGEABLE):
+    settled = _BEFORE - described.keys()  # by `as_started`
+    for name in sorted((before.keys() | after.keys()) - _CHANGEABLE - settled):
         was, now = before.get(name, _MISSING), after.get(name, _MISSING)
         if was != now:
             shown = ["unset" if value is _MISSING else json.dumps(value) for value in (was, now)]
@@ -88,6 +93,14 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if now and was.get("sha256") != now["sha256"]:
         lines.append(f"init {was.get('path', 'unset')} (now {now['path']})")
     return lines
+
+
+def _clear(path: Path) -> None:
+    """Remove what a process that died left at `path`, or whatever else is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class RunFolder:
@@ -136,13 +149,15 @@ class RunFolder:
             if self.path.samefile("."):
                 raise EcgfastError(
                     f"RUN: {str(self.path)!r} is the current directory, which a new run can't replace; "
-                    "a folder in it is taken"
+                    "name a folder in it"
                 )
             return None
         try:
             old = self.read_description()
         except EcgfastError as error:
-            raise EcgfastError(f"{error}; a new or an empty folder, or a run to resume, is taken") from None
+            raise EcgfastError(f"{error}; RUN must be a new or empty folder, or a run to resume") from None
+        if self.model.exists() and not self.model.is_dir():
+            raise EcgfastError(f"RUN: {str(self.model)!r} must be a folder or absent, got a file")
         if differences := _differences(old, description):
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise EcgfastError(
@@ -158,7 +173,7 @@ class RunFolder:
         target = self.path.resolve()
         partial = target.with_name(f".{target.name}.partial")
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            _clear(partial)
             (partial / self.states.folder.name).mkdir(parents=True)
             self._write_description(partial / self.config.name, description)
             os.replace(partial, target)
@@ -179,6 +194,7 @@ class RunFolder:
         }
         if changes:
             history = old.get("history", [])
+            history = history if isinstance(history, list) else [history]  # an edited file loses nothing
             config = was | {name: new for name, (_, new) in changes.items()}
             self._write_description(
                 self.config,
@@ -188,8 +204,7 @@ class RunFolder:
     def reopen(self, step: int) -> None:
         """Put a finished run's model aside, as `model-STEP`: the run goes on."""
         aside = self.path / f"model-{step}"
-        if aside.exists():
-            shutil.rmtree(aside)
+        _clear(aside)
         os.replace(self.model, aside)
         sync(self.path)
 
@@ -215,12 +230,21 @@ class RunFolder:
 
     def save_model(self, model: W2VCMSC) -> None:
         partial = self.path / "model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        _clear(partial)
         model.save_pretrained(partial)
         for path in (*partial.iterdir(), partial):
             sync(path)
         os.replace(partial, self.model)
         sync(self.path)
+
+
+def as_started(old: dict[str, Any], config: PretrainConfig) -> PretrainConfig:
+    """`config` with the architecture of the run `old`, whose version may not have had all its settings."""
+    model = old["config"].get("model") or {}
+    described = model.get("encoder") or {}
+    absent = {name: value for name, value in EncoderConfig.BEFORE.items() if name not in described}
+    encoder = dataclasses.replace(config.model.encoder, **absent)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
 
 
 def had_length(old: dict[str, Any], config: PretrainConfig) -> PretrainConfig:

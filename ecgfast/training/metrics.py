@@ -136,7 +136,12 @@ class MetricLog:
         self.path = run / "metrics.jsonl"
         self._told = False
         self._continue(start - drop_last)
-        self._writer = SummaryWriter(run / "tensorboard", purge_step=start - drop_last + 1)
+        self._events = run / "tensorboard"
+        self._writer: SummaryWriter | None = None
+        try:
+            self._writer = SummaryWriter(self._events, purge_step=start - drop_last + 1)
+        except OSError as error:
+            self._drop_events(error)
 
     def _continue(self, last: int) -> None:
         points, bad = _read_lines(self.path)
@@ -156,6 +161,10 @@ class MetricLog:
             warnings.warn(f"{self.path}: can't be written: {error.strerror}; the run goes on without it")
         self._told = True
 
+    def _drop_events(self, error: OSError) -> None:
+        warnings.warn(f"{self._events}: can't be written: {error.strerror}; the run goes on without it")
+        self._writer = None
+
     def write(self, point: dict[str, float]) -> None:
         try:
             # Opened each time: whoever moves or deletes the file finds the next points in a new one.
@@ -167,10 +176,18 @@ class MetricLog:
                 file.write(json.dumps(point).encode() + b"\n")
         except OSError as error:
             self._tell(error)
-        for name, value in point.items():
-            if name not in ("step", "epoch"):
-                panel = f"loss/{name}" if name in LOSS_TERMS else f"train/{name}"
-                self._writer.add_scalar(panel, value, point["step"])
+        self._write_events(point)
+
+    def _write_events(self, point: dict[str, float]) -> None:
+        if self._writer is None:
+            return
+        try:
+            for name, value in point.items():
+                if name not in ("step", "epoch"):
+                    panel = f"loss/{name}" if name in LOSS_TERMS else f"train/{name}"
+                    self._writer.add_scalar(panel, value, point["step"])
+        except OSError as error:
+            self._drop_events(error)
 
     def sync(self) -> None:
         """Put everything on the disk, before a checkpoint that relies on it."""
@@ -178,10 +195,18 @@ class MetricLog:
             sync(self.path)
         except OSError as error:
             self._tell(error)
-        self._writer.flush()
+        if self._writer is not None:
+            try:
+                self._writer.flush()
+            except OSError as error:
+                self._drop_events(error)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OSError as error:
+                self._drop_events(error)
 
 
 def _row(name: str, first: dict[str, float], last: dict[str, float], form: str, unit: str) -> str:

@@ -22,7 +22,7 @@ from ecgfast.nn.pretrained import load_tensors
 from ecgfast.objectives import W2VCMSC, PretrainOutput
 from ecgfast.ops import make_rng
 from ecgfast.plotting import plot_curves
-from ecgfast.training.checkpoint import RunFolder, describe_run, had_length
+from ecgfast.training.checkpoint import RunFolder, as_started, describe_run, had_length
 from ecgfast.training.config import PretrainConfig
 from ecgfast.training.distributed import World, open_world
 from ecgfast.training.initial import describe_init, load_init
@@ -340,8 +340,8 @@ def _resume(trainer: _Trainer, folder: RunFolder, old: dict[str, Any] | None, st
         )
     if old is not None and trainer.step > steps:
         raise EcgfastError(
-            f"max_steps: the run in {str(folder.path)!r} has made {trainer.step} updates already; at least "
-            f"as many are taken (got {steps}); ecgfast export {folder.path} OUT writes its model"
+            f"max_steps: must be at least {trainer.step}, the updates that the run in {str(folder.path)!r} "
+            f"has made already, got {steps}; ecgfast export {folder.path} OUT writes its model"
         )
 
 
@@ -353,7 +353,8 @@ def pretrain(
     A run that was stopped is taken up from its last checkpoint, and then ends with the same
     numbers, bit for bit, as one that never stopped (on the same machine and number of threads).
     `max_steps`, `epochs`, `log_every`, `checkpoint_every` and `loader` may change then; a finished run
-    that is given more steps goes on from its end. Under torchrun each process takes its share of every
+    that is given more steps goes on from its end. A run of an earlier version keeps that version's
+    architecture (`norm_padding`). Under torchrun each process takes its share of every
     epoch's pairs, on its own device.
 
     Args:
@@ -382,6 +383,8 @@ def pretrain(
         started_from = None if init is None else describe_init(Path(init))
         description = describe_run(config, store, world.size, started_from)
         old = folder.check(description)
+        if old is not None:
+            config = as_started(old, config)
         lengthened = old is not None and had_length(old, config) != config
         if folder.finished and not lengthened:
             return False

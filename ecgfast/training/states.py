@@ -49,6 +49,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     sync(path.parent)
 
 
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class _Damaged(Exception):
     """Why a file is not the state that was written."""
 
@@ -64,29 +68,37 @@ class States:
         self.current = folder / "state.pt"
         self.previous = folder / "previous.pt"
         self.digests = folder / "sha256.json"
+        # The state.pt that this process wrote or read whole, and its digest: hashing it takes long.
+        self._seen: tuple[tuple[int, ...], str] | None = None
 
     @property
     def exist(self) -> bool:
         return self.current.exists() or self.previous.exists()
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replace the state; the one before stays whole where that fails.
+        """Replace the state; the last whole one stays where that fails.
 
         Raises:
             EcgfastError: it can't be written.
         """
-        partial = None
+        partial = kept = None
         try:
-            self.previous.unlink(missing_ok=True)  # first, so that there is never room needed for three
+            kept = self._digest_if_whole(self.current)
+            goes_back = kept is not None
+            if goes_back:
+                self.previous.unlink(missing_ok=True)  # first, so that there is never room needed for three
+            else:  # a damaged state must not push out the whole one before it
+                kept = self._digest_if_whole(self.previous)
             partial = _write_beside(self.current, lambda file: torch.save(state, file))
-            known = self._known_digests()
-            if known is None:  # of a state written before there were digests
-                known = [file_digest(self.current)] if self.current.exists() else []
-            listed = json.dumps([file_digest(partial), *known][:_KEPT_DIGESTS], indent=2) + "\n"
+            new = file_digest(partial)
+            # A run that reads meanwhile may have opened an older state.
+            known = dict.fromkeys([new, *([kept] if kept else []), *(self._known_digests() or [])])
+            listed = json.dumps(list(known)[:_KEPT_DIGESTS], indent=2) + "\n"
             write_atomically(self.digests, lambda file: file.write(listed.encode()))
-            if self.current.exists():
+            if goes_back:
                 os.replace(self.current, self.previous)
             os.replace(partial, self.current)
+            self._seen = (_signature(self.current.stat()), new)
             sync(self.folder)
         except (OSError, RuntimeError) as error:
             if partial is not None:
@@ -94,9 +106,9 @@ class States:
             # A full disk makes torch.save fail once more, obscurely, while it closes its archive.
             first = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = str(first).splitlines()[0] if str(first) else type(first).__name__
-            kept = " (an earlier one is kept)" if self.exist else ""
+            earlier = " (an earlier one is kept)" if kept else ""
             raise EcgfastError(
-                f"{self.current}: the training state can't be written{kept}: {reason}"
+                f"{self.current}: the training state can't be written{earlier}: {reason}"
             ) from error
 
     def load(self) -> dict[str, Any] | None:
@@ -106,33 +118,54 @@ class States:
             EcgfastError: no state is whole.
         """
         for _ in range(_TRIES):
-            reasons = []
+            reasons: dict[str, list[str]] = {}
             for path in (self.current, self.previous):
                 try:
                     state = self._read(path)
                 except FileNotFoundError:
                     continue
                 except _Damaged as reason:
-                    reasons.append(f"{path}: no training state can be read: {reason}")
+                    reasons.setdefault(str(reason), []).append(str(path))
                     continue
                 if reasons:
-                    warnings.warn(f"{reasons[0]}; the one before it, of step {state['step']}, is used")
+                    reason = next(iter(reasons))
+                    warnings.warn(
+                        f"{self.current}: no training state can be read: {reason}; the one before it, "
+                        f"of step {state['step']}, is used"
+                    )
                 return state
             if not reasons and not self.exist:
                 return None
-        raise EcgfastError(
-            f"{'; '.join(reasons)}; put a copy in its place, or delete {self.folder} to start the run over"
+        told = "; ".join(
+            f"{' and '.join(paths)}: no training state can be read: {reason}"
+            for reason, paths in reasons.items()
         )
+        raise EcgfastError(f"{told}; put a copy in its place, or delete {self.folder} to start the run over")
+
+    def _digest_if_whole(self, path: Path) -> str | None:
+        try:
+            if path == self.current and self._seen and self._seen[0] == _signature(path.stat()):
+                return self._seen[1]
+            self._read(path)
+            return file_digest(path)
+        except (FileNotFoundError, _Damaged):
+            return None
 
     def _known_digests(self) -> list[str] | None:
-        """The digests of the states that were written last; None where there are none."""
+        """The digests of the states that were written last; None where there are none to read."""
         try:
             known = json.loads(self.digests.read_text())
+            if not isinstance(known, list) or not all(isinstance(name, str) for name in known):
+                raise ValueError("no list of digests")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):
-            return []
-        return [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
+        except (OSError, ValueError, RecursionError):
+            warnings.warn(
+                f"{self.digests}: no list of digests can be read; "
+                "the states' own checksums, which see less, are used instead"
+            )
+            return None
+        return known
 
     def _read(self, path: Path) -> dict[str, Any]:
         known = self._known_digests()
@@ -165,7 +198,7 @@ class States:
             if file_digest(file) not in (*known, *(self._known_digests() or [])):
                 raise _Damaged(
                     f"its SHA-256 is not in {self.digests.name}: it is damaged or was replaced (delete "
-                    f"{self.digests} to take it as it is)"
+                    f"{self.digests} to use it nevertheless)"
                 )
             return
         try:  # an older state has no digest, but the checksums of its parts

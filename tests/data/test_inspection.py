@@ -271,3 +271,14 @@ def test_bad_pages(tmp_path, change, message):
     with pytest.raises(EcgfastError, match=message):
         plot_recording(**arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--rhythm=V9", "--start=99"])
+def test_nothing_is_printed_before_a_page_is_refused(store, tmp_path, capsys, option):
+    record = store.index["record_id"][0].as_py()
+    page, figures = tmp_path / "page.png", tmp_path / "figures.json"
+    arguments = [str(store.path), "--record", record, "--plot", str(page), option, "--json", str(figures)]
+    assert main(["inspect", *arguments]) != 0
+    assert capsys.readouterr().out == ""
+    assert not page.exists()
+    assert not figures.exists()

@@ -252,7 +252,7 @@ def test_hostile_call(protocol, call, name, tmp_path, monkeypatch):
 )
 def test_hostile_pickle(pickled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(zipped(tmp_path / "bad.pt", pickled), "refers to|damaged|not taken|holds no")
+    refused(zipped(tmp_path / "bad.pt", pickled), "refers to|damaged|no checkpoint needs|holds no")
     assert not (tmp_path / "hacked").exists()
 
 
@@ -409,3 +409,19 @@ def test_members_of_enumerations_by_name():
     )
     with pytest.raises(EcgfastError, match=r"refers to builtins\.getattr"):
         InertUnpickler(lambda *_: None, lambda _: None, ()).load(other)
+
+
+@pytest.mark.parametrize(
+    "opcode", [b"\x8e", b"\x8d", b"\x96"], ids=["BINBYTES8", "BINUNICODE8", "BYTEARRAY8"]
+)
+@pytest.mark.parametrize("length", [1 << 60, 1 << 40, (1 << 63) - 1])
+@pytest.mark.parametrize("before", ["", "magic", "zip"])
+def test_declared_lengths_ask_for_no_memory(opcode, length, before, tmp_path):
+    hostile = b"\x80\x04" + opcode + length.to_bytes(8, "little") + b"abc"
+    path = tmp_path / "checkpoint.pt"
+    if before == "zip":
+        zipped(path, hostile)
+    else:
+        magic = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) if before else b""
+        path.write_bytes(magic + hostile)
+    refused(path, "is damaged" if before else "is no checkpoint of torch")

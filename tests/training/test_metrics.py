@@ -120,3 +120,13 @@ def test_curves_and_summary(tmp_path):
     text = summarize_run(tmp_path)
     assert "local              10.0000   1.0000" in text
     assert "curves.png" in text
+
+
+def test_a_file_in_place_of_tensorboard_is_told(tmp_path):
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.warns(UserWarning, match="tensorboard: can't be written: File exists; the run goes on"):
+        log = MetricLog(tmp_path, 0)
+    log.write(point(1))
+    log.sync()
+    log.close()
+    assert [p["step"] for p in read_metrics(tmp_path / "metrics.jsonl")] == [1]

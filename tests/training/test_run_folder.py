@@ -165,3 +165,35 @@ def test_damaged_state_is_told(folder):
     folder.state.write_bytes(b"PK\x03\x04 no checkpoint")
     with pytest.raises(EcgfastError, match=r"state\.pt: no training state can be read"):
         folder.load_state()
+
+
+def test_a_file_where_a_process_that_died_left_a_folder(folder, tmp_path):
+    class Model:
+        def save_pretrained(self, path):
+            path.mkdir()
+            (path / "config.json").write_text("{}")
+
+    (folder.path / "model.partial").write_text("")
+    folder.save_model(Model())
+    assert (folder.model / "config.json").is_file()
+    (folder.path / "model-7").write_text("")
+    folder.reopen(7)
+    assert (folder.path / "model-7" / "config.json").is_file()
+    (tmp_path / ".new.partial").write_text("")
+    RunFolder(tmp_path / "new").create(description())
+    assert RunFolder(tmp_path / "new").config.is_file()
+
+
+def test_a_file_in_place_of_the_model_is_told_before_work(folder):
+    folder.model.write_text("")
+    with pytest.raises(EcgfastError, match="model' must be a folder or absent, got a file"):
+        folder.check(description())
+
+
+@pytest.mark.parametrize("history", [5, None, "x", {"a": 1}])
+def test_an_odd_history_is_kept(folder, history):
+    old = folder.read_description() | {"history": history}
+    lengths = dict.fromkeys(("max_steps", "epochs", "log_every", "checkpoint_every", "loader"), 7)
+    folder.adopt(old, description(**lengths), 3)
+    assert folder.read_description()["history"][0] == history
+    assert folder.read_description()["history"][1]["step"] == 3

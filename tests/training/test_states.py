@@ -1,11 +1,14 @@
 """Damaged training states: always an error that says what to do, or the state before it."""
 
 import json
+import os
 import random
+import warnings
 
 import pytest
 import torch
 
+import ecgfast.training.states as training_states
 from ecgfast.errors import EcgfastError
 from ecgfast.training.states import States
 
@@ -100,9 +103,12 @@ def test_the_state_before_is_used(states):
 
 
 def test_a_damaged_list_of_digests(states):
+    """The states' own checksums take its place: a whole state stays readable."""
     states.save(state(1))
-    states.digests.write_text("[")
-    assert "to take it as it is" in told(states)
+    for content in ("[", "{}", "[1]", "\0", "[" * 100_000):
+        states.digests.write_text(content)
+        with pytest.warns(UserWarning, match=r"sha256\.json: no list of digests"):
+            assert states.load()["step"] == 1
     states.digests.unlink()
     assert states.load()["step"] == 1
     states.save(state(2))
@@ -113,7 +119,6 @@ def test_a_damaged_list_of_digests(states):
 
 def test_killed_between_any_two_renames(states, monkeypatch):
     """Whatever was done when the process died, a whole state can be read, and then written."""
-    import os
 
     class Killed(BaseException):
         pass
@@ -158,3 +163,76 @@ def test_first_write_that_fails_names_no_earlier_state(states, monkeypatch):
     with pytest.raises(EcgfastError, match=r"can't be written: .*No space left") as error:
         states.save(state(1))
     assert "earlier" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"junk", b"", None, "list"])
+@pytest.mark.parametrize("restarted", [True, False])
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_only_whole_state_outlives_writes_that_fail(states, monkeypatch, content, restarted, listed):
+    states.save(state(1))
+    states.save(state(2))
+    if content is None:
+        states.current.unlink()
+    elif content == "list":
+        torch.save([1, 2], states.current)
+    else:
+        states.current.write_bytes(content)
+    if not listed:
+        states.digests.unlink()
+    if restarted:
+        states = States(states.folder)
+    real_replace = os.replace
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    def fail_last(source, target):
+        if target == states.current:
+            fail()
+        real_replace(source, target)
+
+    for where, name, broken in ((torch, "save", fail), *[(os, "replace", fail_last)] * 5):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, broken)
+            with pytest.raises(EcgfastError, match=r"an earlier one is kept.*No space left"):
+                states.save(state(3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert states.load()["step"] == 1
+    states.save(state(4))
+    assert states.load()["step"] == 4
+    states.current.write_bytes(b"junk")
+    with pytest.warns(UserWarning, match="of step 1, is used"):
+        assert states.load()["step"] == 1
+
+
+def test_no_earlier_state_is_named_where_none_is_whole(states, monkeypatch):
+    states.save(state(1))
+    states.current.write_bytes(b"junk")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(EcgfastError, match="No space left") as error:
+        states.save(state(2))
+    assert "one is kept" not in str(error.value)
+
+
+def test_a_save_does_not_hash_the_state_before_again(states, monkeypatch):
+    states.save(state(1))
+    hashed = []
+    whole = training_states.file_digest
+    monkeypatch.setattr(training_states, "file_digest", lambda file: hashed.append(file) or whole(file))
+    states.save(state(2))
+    assert len(hashed) == 1
+
+
+def test_a_reason_of_both_states_is_told_once(states):
+    states.save(state(1))
+    states.save(state(2))
+    states.current.write_bytes(b"junk")
+    states.previous.write_bytes(b"junk")
+    text = told(states)
+    assert str(states.previous) in text
+    assert text.count("SHA-256") == 1
