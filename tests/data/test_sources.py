@@ -7,6 +7,7 @@ import pytest
 from made import mimic_row, ptbxl_row, sines, write_csv, write_mimic, write_ptbxl, write_record
 
 from ecgfast.data import Store, prepare, summarize
+from ecgfast.data.reasons import kind_of
 from ecgfast.data.sources import FORMATS, open_source
 from ecgfast.data.sources.tables import Listed, safe_path
 from ecgfast.errors import EcgfastError
@@ -23,7 +24,7 @@ def reasons(store):
 
 
 def kinds(store):
-    return {source: reason.partition(":")[0] for source, reason in reasons(store).items()}
+    return {source: kind_of(reason) for source, reason in reasons(store).items()}
 
 
 def rows(store):
@@ -448,7 +449,7 @@ def test_arrays_with_a_table(tmp_path, imported):
         {"file": "d.npy", **known, "age": "old"},
         {"file": "e.npy", **known},
         {"file": "../a.npy", **known},
-        {"file": "g.npy", **known, "rate": "nan"},
+        {"file": "g.npy", **known, "rate": "0"},
     ]
     write_csv(tmp_path / "in/records.csv", table)
     signal = sines(2500, rate=250)[[1, 6]] / 1000
