@@ -468,7 +468,7 @@ def test_arrays_with_a_table(tmp_path, imported):
         "d.npy,\"age: got 'old', want 0 to 125 years\""
     ]
     assert kinds(store) == {
-        "c.npy": "leads",
+        "c.npy": "ambiguous",
         "e.npy": "unreadable",
         "records.csv line 7": "unsafe path",
         "g.npy": "sample rate",
