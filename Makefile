@@ -35,7 +35,7 @@ $(REQUIREMENTS): requirements-dev.txt
 	$(PIP) install --no-compile -r requirements-dev.txt
 	@touch $@
 
-# What the last build was asked for. ECGFAST_CUDA_ARCHS builds anew when it is set to something else.
+# What the last build was asked for: make builds again when ECGFAST_CUDA_ARCHS changes.
 $(ASKED): $(if $(ECGFAST_CUDA_ARCHS),FORCE) | $(REQUIREMENTS)
 	@test "$$(cat $@ 2>/dev/null)" = "$(ECGFAST_CUDA_ARCHS)" && test -e $@ || echo "$(ECGFAST_CUDA_ARCHS)" >$@
 FORCE:

@@ -162,7 +162,7 @@ def write_store(
     understood, such as an age of "old": it costs nothing but itself, and is noted in the store's
     `warnings.csv`, as is an amplitude that no ECG has. A recording that can't be taken is noted in
     `rejected.csv` with its reason; where none can, that list is kept as `STORE.rejected.csv`. An interrupted
-    write leaves no store, and begins anew: what the records were isn't known afterwards.
+    write leaves no store, and starts over: what the records were isn't known afterwards.
 
     Args:
         records: The recordings; gone through once, and not kept.
