@@ -470,7 +470,8 @@ struct BackwardTask {
   // Out of shared memory, where join() left them, so that no register holds them until the end.
   __device__ void write_moments(float* moments) const {
     const int row = threadIdx.x;
-    if (row < own.count) moments[token0 + own.first + row] = memory.radial[row] + memory.radial[kTile + row];
+    if (row >= own.count) return;
+    moments[token0 + own.first + row] = in.width > 0 ? memory.radial[row] + memory.radial[kTile + row] : 0.0f;
   }
 
   // Takes out of float32 gradients what rounding left along the own vectors: where tokens are alike, the
