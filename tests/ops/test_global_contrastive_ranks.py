@@ -12,34 +12,44 @@ from tests.ops.test_global_contrastive import make_inputs, run
 COUNTS = {"equal": ([4, 4, 4], [4, 4, 4]), "uneven": ([5, 2, 4], [1, 7, 3]), "none": ([6, 0, 3], [0, 4, 2])}
 
 
-def on_a_rank(rank, world, store, reference, work, queue):
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-        with use_reference(reference):
-            queue.put((rank, work(rank)))
-        dist.barrier()
-    except Exception as error:  # the parent shows it
-        queue.put((rank, error))
-        raise
-    finally:
-        dist.destroy_process_group()
+def serve(rank, world, store, tasks, results):
+    """Runs what comes as a task until None does, in a process group with a second one of ranks 0 and 1."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    pair = dist.new_group([0, 1])
+    for work, reference, everybody in iter(tasks.get, None):
+        try:
+            with use_reference(reference):
+                results.put((rank, work(rank, dist.group.WORLD if everybody else pair)))
+        except Exception as error:  # the parent shows it
+            results.put((rank, error))
+    dist.destroy_process_group()
 
 
-def on_ranks(world, store, work, reference=False):
-    """What ``work(rank)`` gives on each of so many processes, or the error it raised there."""
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory):
+    """What ``work(rank, group)`` gives on each of three or of two processes, or the error it raised there."""
+    world, store = 3, tmp_path_factory.mktemp("ranks") / "store"
     context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue()
+    tasks, results = [context.Queue() for _ in range(world)], context.Queue()
     workers = [
-        context.Process(target=on_a_rank, args=(rank, world, store, reference, work, queue))
+        context.Process(target=serve, args=(rank, world, store, tasks[rank], results), daemon=True)
         for rank in range(world)
     ]
     for worker in workers:
         worker.start()
-    results = dict(queue.get(timeout=120) for _ in workers)
+
+    def run_on(ranks, work, reference=False):
+        for queue in tasks[:ranks]:
+            queue.put((work, reference, ranks == world))
+        found = dict(results.get(timeout=120) for _ in range(ranks))
+        return [found[rank] for rank in range(ranks)]
+
+    yield run_on
+    for queue in tasks:
+        queue.put(None)
     for worker in workers:
         worker.join(timeout=60)
         assert not worker.is_alive(), "a rank hangs"
-    return [results[rank] for rank in range(world)]
 
 
 class Share:
@@ -49,7 +59,7 @@ class Share:
         self.inputs, self.counts = inputs, counts
         self.temperature, self.detach_norm = temperature, detach_norm
 
-    def __call__(self, rank):
+    def __call__(self, rank, group):
         a, b, group_a, group_b = self.inputs
         x, group_x = a.split(self.counts[0])[rank].clone(), group_a.split(self.counts[0])[rank]
         y, group_y = b.split(self.counts[1])[rank].clone(), group_b.split(self.counts[1])[rank]
@@ -61,7 +71,7 @@ class Share:
             group_y,
             temperature=tau,
             detach_norm=self.detach_norm,
-            process_group=dist.group.WORLD,
+            process_group=group,
         )
         (loss * 3).backward()
         return [t.detach().numpy() for t in (loss, x.grad, y.grad, tau.grad)]
@@ -69,11 +79,11 @@ class Share:
 
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("kind", COUNTS)
-def test_ranks_make_the_loss_of_all_rows(tmp_path, kind, reference):
+def test_ranks_make_the_loss_of_all_rows(on_ranks, kind, reference):
     counts = COUNTS[kind]
     inputs = make_inputs(sum(counts[0]), sum(counts[1]), 16, torch.float32, seed=21, n_groups=5)
     whole = run(global_contrastive, *inputs, temperature=torch.tensor(0.2))
-    results = on_ranks(3, tmp_path / "store", Share(inputs, counts, 0.2), reference)
+    results = on_ranks(3, Share(inputs, counts, 0.2), reference)
     for result in results:
         assert not isinstance(result, Exception), result
     for rank, result in enumerate(results):
@@ -91,13 +101,13 @@ class Wrong:
     def __init__(self, change):
         self.change = change
 
-    def __call__(self, rank):
+    def __call__(self, rank, group):
         arguments = {
             "a": torch.randn(4, 8),
             "b": torch.randn(4, 8),
             "group_a": torch.arange(4),
             "group_b": torch.arange(4),
-            "process_group": dist.group.WORLD,
+            "process_group": group,
         }
         if rank == 1:
             arguments |= self.change
@@ -144,15 +154,15 @@ class WrongUnderAutocast(Wrong):
         ),
     ],
 )
-def test_what_is_wrong_on_one_rank_is_an_error_on_all(tmp_path, change, here, there):
-    first, second = on_ranks(2, tmp_path / "store", Wrong(change))
+def test_what_is_wrong_on_one_rank_is_an_error_on_all(on_ranks, change, here, there):
+    first, second = on_ranks(2, Wrong(change))
     assert second.startswith(f"global_contrastive: {here}")
     assert first.startswith(f"global_contrastive: {there or here}")
 
 
-def test_what_is_wrong_under_autocast_is_an_error_on_all(tmp_path):
+def test_what_is_wrong_under_autocast_is_an_error_on_all(on_ranks):
     change = {"b": np.zeros((4, 8), np.float32)}
-    first, second = on_ranks(2, tmp_path / "store", WrongUnderAutocast(change))
+    first, second = on_ranks(2, WrongUnderAutocast(change))
     assert second.startswith("global_contrastive: b must be a tensor, got ndarray")
     assert first.startswith("global_contrastive: the arguments on rank 1 are wrong: see the error there")
 
