@@ -327,7 +327,7 @@ def test_resident_on_a_gpu(store, dtype):
     [
         ({"dtype": "float16"}, "dtype: got 'float16', want 'int16' or 'float32'"),
         ({"leads": ["MLII"]}, "got unknown lead 'MLII'"),
-        ({"leads": []}, "leads: got no lead"),
+        ({"leads": []}, "leads must be at least one lead, got none"),
         ({"batch_pairs": 0}, "batch_pairs: got 0"),
         ({"batch_pairs": 30}, "29 pairs of 500 samples .* one batch of 30 x 1"),
         ({"segment_samples": 99999}, "0 pairs"),
