@@ -388,21 +388,23 @@ struct BackwardTask {
     ring.each([&](const T* x_chunk, const T* y_chunk) { add_gram(sums, x_chunk, y_chunk, at); });
     exclude_equal(in, token0, own, other, memory);
     __syncthreads();
+    const float inverse = *memory.inv_temperature;
 #pragma unroll
     for (int n = 0; n < 4 * kFragments; ++n) {
       const int fragment = n / 4, half = n % 4 / 2;
       const int row = at.row() + half * 8, column = at.column(fragment) + n % 2;
-      const float logit = sums[fragment][n % 4] * (memory.own_scale[row] * memory.other_scale[column]);
+      // Rounded as in the forward pass: where nothing was drawn, the exponential below is exactly one.
+      const float logit =
+          sums[fragment][n % 4] * (memory.own_scale[row] * memory.other_scale[column]) * inverse;
       uint32_t& place = memory.counts[row * kPitch<float> + column];
       const float w = weight(row, column, other, place, logit);
       radial[half] += first ? w * logit : 0.0f;
-      place = __float_as_uint(w * memory.other_scale[column]);
+      place = __float_as_uint(w * inverse * memory.other_scale[column]);
     }
     __syncthreads();
   }
 
-  // Keys, scales (the other's divided by the temperature) and the anchors' statistics of both tiles; zeros
-  // beyond the segment.
+  // Keys, scales and the anchors' statistics of both tiles; zeros beyond the segment.
   __device__ void load_statistics(Span other, Span anchors) const {
     const int64_t n_tokens = in.batch * in.tokens;
     const float* own_norms = saved.inv_norms + (kOwnIsAnchor ? 0 : n_tokens);
@@ -416,7 +418,7 @@ struct BackwardTask {
         memory.own_key[n] = n < own.count ? key(own_token) : 0;
         break;
       case 1:
-        memory.other_scale[n] = n < other.count ? other_norms[other_token] * *memory.inv_temperature : 0.0f;
+        memory.other_scale[n] = n < other.count ? other_norms[other_token] : 0.0f;
         memory.other_key[n] = n < other.count ? key(other_token) : 0;
         break;
       case 2:
