@@ -140,12 +140,20 @@ def _kind(metavar: str) -> str:
     return " or ".join(kinds)
 
 
+def _words(shown: str) -> Any:
+    """The text or the texts that a message shows; as shown where the message was not split at their end."""
+    try:
+        return literal_eval(shown)
+    except (SyntaxError, ValueError):
+        return shown if shown[:1] in "'\"" else [shown]
+
+
 def _bad_value(text: str, body: Sequence[str]) -> str:
     """The message on a missing or bad value: ARGUMENT must be ..., got ..."""
     if found := re.match(
         r"invalid choice (['\"].*['\"]) for argument '(.*)'\. Expected one of (\(.*\))\.", text
     ):
-        got, choices = literal_eval(found[1]), literal_eval(found[3])
+        got, choices = _words(found[1]), _words(found[3])
         return f"{found[2]} must be one of {', '.join(choices)}, got {got!r}{did_you_mean(got, choices)}"
     if found := re.match(r"Missing value for argument '(.*)'\. Expected (\d+) values\.", text):
         name = found[1] if found[1].startswith("-") else found[1].upper()
@@ -162,9 +170,9 @@ def _bad_value(text: str, body: Sequence[str]) -> str:
     if found := re.match(r"(\S+): could not convert string to float: (.*)", text):
         return f"{found[1]} must be a number, got {found[2]}"
     if found := re.match(r"(\S+): no type matching (.*) could be instantiated from (\[.*?\])\.", text):
-        got = " ".join(literal_eval(found[3])) or "nothing"
+        got = " ".join(_words(found[3])) or "nothing"
         return f"{found[1]} must be {_kind(found[2])}, got {got}"
     if found := re.match(r"(\S+): Could not parse arguments (\[.*?\]) into tuple type \S*?\[(.*)\]", text):
         metavar = found[3].replace(",", "").upper()
-        return f"{found[1]} must be {_kind(metavar)}, got {' '.join(literal_eval(found[2]))}"
+        return f"{found[1]} must be {_kind(metavar)}, got {' '.join(_words(found[2]))}"
     return re.sub(r"^config[\w.]*: ", "", text)  # a configuration's own check, which names the setting

@@ -418,3 +418,11 @@ def wait_for(condition, child, seconds=120):
         assert child.poll() is None, child.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_values_with_brackets_and_quotes_are_shown_whole():
+    from ecgfast._parsing import _words
+
+    assert _words("['a', 'b']") == ["a", "b"]
+    assert _words("['a]") == ["['a]"]
+    assert _words("'a' b'") == "'a' b'"
