@@ -263,7 +263,7 @@ def test_attention_dropout_and_layers_draw_in_training_only():
         ({"signal": make_signal(samples=15)}, "signal: takes at least 16 samples, got 15"),
         ({"signal": make_signal().int()}, "signal: takes a float dtype .* or int16"),
         ({"signal": make_signal().to("meta")}, "signal: is on meta, the encoder on cpu"),
-        ({"leads": ["I", "X"]}, "leads: .*X"),
+        ({"leads": ["I", "X"]}, "leads must be of .*X"),
         ({"leads": "I"}, "leads"),
         ({"leads": ["I", "i"]}, "leads"),
         ({"leads": ["I", "II"]}, r"signal: takes \[B, 2, T\], got \[3, 12, 325\]"),
