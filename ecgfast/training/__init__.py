@@ -2,8 +2,8 @@
 
 from ecgfast.training.config import PRESETS, OptimConfig, PretrainConfig
 from ecgfast.training.exporting import export
+from ecgfast.training.loop import Interrupted, pretrain
 from ecgfast.training.metrics import read_metrics, summarize_run
-from ecgfast.training.pretraining import Interrupted, pretrain
 
 __all__ = [
     "PRESETS",

@@ -9,7 +9,7 @@ from ecgfast.nn.config import config_from_dict
 from ecgfast.nn.pretrained import check_new_folder, load_tensors, write_model
 from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
 from ecgfast.objectives.w2v_cmsc import MODEL_TYPE
-from ecgfast.training.checkpoint import RunFolder
+from ecgfast.training.run_folder import RunFolder
 
 
 def export(run: Path | str, out: Path | str) -> int:

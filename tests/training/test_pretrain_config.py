@@ -8,7 +8,7 @@ import pytest
 from ecgfast.errors import EcgfastError
 from ecgfast.objectives import W2VCMSCConfig
 from ecgfast.training import PRESETS, OptimConfig, PretrainConfig
-from ecgfast.training.pretraining import count_steps
+from ecgfast.training.loop import count_steps
 
 
 def test_paper_preset_is_the_papers():

@@ -19,9 +19,9 @@ from ecgfast.errors import EcgfastError
 from ecgfast.nn import Encoder
 from ecgfast.objectives import W2VCMSC
 from ecgfast.training import Interrupted, PretrainConfig, pretrain, read_metrics
-from ecgfast.training.distributed import World, resolve_device
+from ecgfast.training.loop import _open_loader, _Trainer
 from ecgfast.training.metrics import LOSS_TERMS
-from ecgfast.training.pretraining import _open_loader, _Trainer
+from ecgfast.training.parallel import World, resolve_device
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -85,7 +85,7 @@ def test_run_leaves_everything(finished, tiny):
 
 
 def test_resident_loader_gives_the_same_run(finished, store, tiny, tmp_path, monkeypatch):
-    monkeypatch.delattr("ecgfast.training.pretraining.SegmentLoader")
+    monkeypatch.delattr("ecgfast.training.loop.SegmentLoader")
     config = dataclasses.replace(tiny, loader="resident")
     pretrain(store, tmp_path / "run", config, progress=False)
     assert_same_run(finished, tmp_path / "run")
@@ -149,8 +149,8 @@ DIES = """
     import torch
     from ecgfast.nn import EncoderConfig
     from ecgfast.objectives import W2VCMSCConfig
-    from ecgfast.training import OptimConfig, PretrainConfig, pretrain, pretraining
-    from ecgfast.training.checkpoint import RunFolder
+    from ecgfast.training import OptimConfig, PretrainConfig, pretrain, loop
+    from ecgfast.training.run_folder import RunFolder
 
     store, run, moment = sys.argv[1:]
     config = CONFIG
@@ -158,7 +158,7 @@ DIES = """
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    update, save = pretraining._Trainer.update, torch.save
+    update, save = loop._Trainer.update, torch.save
 
     def update_or_die(trainer, batches):
         if str(trainer.step) == moment:
@@ -177,7 +177,7 @@ DIES = """
     elif moment == "end":
         RunFolder.save_model = die
     else:
-        pretraining._Trainer.update = update_or_die
+        loop._Trainer.update = update_or_die
     pretrain(store, run, config, progress=False)
 """
 
@@ -335,10 +335,10 @@ TELLS = """
     from pathlib import Path
     from ecgfast.nn import EncoderConfig
     from ecgfast.objectives import W2VCMSCConfig
-    from ecgfast.training import OptimConfig, PretrainConfig, pretrain, pretraining
+    from ecgfast.training import OptimConfig, PretrainConfig, pretrain, loop
 
     store, out = map(Path, sys.argv[1:])
-    train = pretraining._train
+    train = loop._train
 
     def train_and_tell(trainer, *rest):
         train(trainer, *rest)
@@ -348,7 +348,7 @@ TELLS = """
         ids = [i for batch in trainer.loader for i in batch.sample_ids.tolist()]
         (out / f"rank{trainer.world.rank}").write_text(f"{digest.hexdigest()} {ids}")
 
-    pretraining._train = train_and_tell
+    loop._train = train_and_tell
     pretrain(store, out / "run", CONFIG, progress=False)
 """
 

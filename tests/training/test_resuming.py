@@ -13,7 +13,7 @@ from ecgfast.errors import EcgfastError
 from ecgfast.nn import Encoder
 from ecgfast.objectives import W2VCMSC
 from ecgfast.training import Interrupted, export, pretrain, read_metrics
-from ecgfast.training.pretraining import _Trainer
+from ecgfast.training.loop import _Trainer
 from tests.training.conftest import write_store
 from tests.training.test_pretraining import assert_same, assert_same_run
 

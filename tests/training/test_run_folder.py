@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ecgfast.errors import EcgfastError
-from ecgfast.training.checkpoint import RunFolder, write_atomically
+from ecgfast.training.run_folder import RunFolder, write_atomically
 
 
 def description(**config):

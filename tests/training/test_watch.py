@@ -10,8 +10,8 @@ from ecgfast.data import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
 from ecgfast.training import PretrainConfig, pretrain, read_metrics, summarize_run
+from ecgfast.training.loop import _Trainer
 from ecgfast.training.metrics import check_finite
-from ecgfast.training.pretraining import _Trainer
 from ecgfast.training.watch import Watch, check_store, weak_settings
 from tests.training.conftest import write_store
 from tests.training.test_pretraining import CPU

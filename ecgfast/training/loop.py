@@ -22,12 +22,12 @@ from ecgfast.nn.pretrained import load_tensors
 from ecgfast.objectives import W2VCMSC, PretrainOutput
 from ecgfast.ops import make_rng
 from ecgfast.plotting import plot_curves
-from ecgfast.training.checkpoint import RunFolder, as_started, describe_run, had_length
 from ecgfast.training.config import PretrainConfig
-from ecgfast.training.distributed import World, open_world
 from ecgfast.training.initial import describe_init, load_init
 from ecgfast.training.metrics import MetricLog, MetricSums, check_finite
 from ecgfast.training.optim import learning_rate, make_optimizer, scale_gradients_
+from ecgfast.training.parallel import World, open_world
+from ecgfast.training.run_folder import RunFolder, as_started, describe_run, had_length
 from ecgfast.training.watch import Watch, check_store, weak_settings
 
 
