@@ -1,9 +1,11 @@
 """Configurations and training loops."""
 
-from ecgfast.training.config import PRESETS, OptimConfig, PretrainConfig
+from ecgfast.training.config import OptimConfig, PretrainConfig, read_config
 from ecgfast.training.exporting import export
-from ecgfast.training.loop import Interrupted, pretrain
+from ecgfast.training.loop import Interrupted
 from ecgfast.training.metrics import read_metrics, summarize_run
+from ecgfast.training.presets import PRESETS
+from ecgfast.training.pretrain import pretrain
 
 __all__ = [
     "PRESETS",
@@ -12,6 +14,7 @@ __all__ = [
     "PretrainConfig",
     "export",
     "pretrain",
+    "read_config",
     "read_metrics",
     "summarize_run",
 ]

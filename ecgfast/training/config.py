@@ -1,15 +1,41 @@
-"""Configurations of the training tasks and their presets."""
+"""Configurations of the training tasks: their checks, and their way from and to JSON."""
 
+import dataclasses
+import json
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
+from ecgfast._suggest import did_you_mean
 from ecgfast.errors import EcgfastError
-from ecgfast.nn import EncoderConfig
-from ecgfast.objectives import W2VCMSCConfig
+from ecgfast.nn.config import EncoderConfig, config_from_dict
+from ecgfast.objectives.base import ObjectiveConfig
+from ecgfast.objectives.registry import DEFAULT, objective_class, objective_config
 
 # Each process and each epoch may add to the seed, which torch takes in 64 bits.
 _SEED_END = 2**63 - 2**20
+_FLAG = (True, False)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_integers(config: Any, **least: int) -> None:
+    for name, lowest in least.items():
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            raise EcgfastError(f"{name}: got {value!r}; an integer of at least {lowest} is taken")
+
+
+def _check_choices(config: Any, **choices: tuple[Any, ...]) -> None:
+    for name, taken in choices.items():
+        value = getattr(config, name)
+        if value not in taken or type(value) is not type(taken[0]):
+            shown = " or ".join(str(choice).lower() if taken == _FLAG else choice for choice in taken)
+            raise EcgfastError(f"{name}: got {value!r}; {shown} is taken")
 
 
 @dataclass(frozen=True)
@@ -30,42 +56,31 @@ class OptimConfig:
     """Gradients are scaled down to this total norm; 0: no clipping."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
+        if not _is_number(self.lr) or not 0 < self.lr < math.inf:
             raise EcgfastError(f"optim.lr: got {self.lr}; a positive number is taken")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        pair = isinstance(self.betas, list | tuple) and len(self.betas) == 2
+        if not pair or not all(_is_number(beta) and 0 <= beta < 1 for beta in self.betas):
             raise EcgfastError(f"optim.betas: got {self.betas}; two numbers in [0, 1) are taken")
+        object.__setattr__(self, "betas", tuple(self.betas))
         for name in ("eps", "weight_decay", "warmup_steps", "clip_norm"):
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
+            if not _is_number(value) or not 0 <= value < math.inf:
                 raise EcgfastError(f"optim.{name}: got {value}; a number of at least 0 is taken")
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Pre-training with W2V + CMSC + RLM. The defaults are the paper's."""
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What the training loop of every task is told."""
 
-    model: W2VCMSCConfig = field(default_factory=W2VCMSCConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    batch_pairs: int = 64
-    """Pairs of adjacent segments per process and micro-batch."""
     accumulation: int = 2
     """Micro-batches per update."""
     epochs: int = 200
     """Passes over the store."""
     max_steps: int = 0
     """Updates after which training ends, whatever `epochs` says; 0: `epochs` decides."""
-    segment_samples: int = 2500
-    """Length of a segment in samples at 500 Hz (2500: 5 s)."""
-    offsets: Literal["fixed", "random"] = "fixed"
-    """Where a recording's pair starts: fixed as in the paper, or drawn each epoch."""
     seed: int = 0
     """Seed of the weights, the batches, the masks and the dropout."""
-    loader: Literal["stream", "resident"] = "stream"
-    """Where batches come from: read from the store ahead of their use, or cropped on the device out of
-    a store that is kept whole in its memory. The numbers are the same."""
-    global_batch: bool = False
-    """With several processes, contrast segments with those of all of them in the global loss; the
-    official code contrasts within each process."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic: float32, or bfloat16 where autocast allows it."""
     device: str = "auto"
@@ -78,107 +93,143 @@ class PretrainConfig:
     """Updates between checkpoints of the training state."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("batch_pairs", 1),
-            ("accumulation", 1),
-            ("epochs", 1),
-            ("max_steps", 0),
-            ("segment_samples", 16),
-            ("log_every", 1),
-            ("checkpoint_every", 1),
-        ):
-            value = getattr(self, name)
-            if value < least:
-                raise EcgfastError(f"{name}: got {value}; an integer of at least {least} is taken")
-        for name, choices in (
-            ("precision", ("fp32", "bf16")),
-            ("offsets", ("fixed", "random")),
-            ("loader", ("stream", "resident")),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise EcgfastError(f"{name}: got {value!r}; {' or '.join(choices)} is taken")
-        if not 0 <= self.seed < _SEED_END:
+        if not isinstance(self.optim, OptimConfig):
+            object.__setattr__(self, "optim", config_from_dict(OptimConfig, self.optim, "optim"))
+        _check_integers(self, accumulation=1, epochs=1, max_steps=0, log_every=1, checkpoint_every=1)
+        _check_choices(self, precision=("fp32", "bf16"), compile=_FLAG)
+        if not isinstance(self.device, str):
+            raise EcgfastError(f"device: got {self.device!r}; auto, cpu, cuda or cuda:N is taken")
+        _check_integers(self, seed=0)
+        if self.seed >= _SEED_END:
             raise EcgfastError(
                 f"seed: got {self.seed}; an integer of at least 0 and below {_SEED_END} is taken"
             )
-        tokens = self.model.encoder.n_tokens(self.segment_samples)
-        n_masked = self.model.n_masked or 1
-        if tokens < n_masked:
-            raise EcgfastError(
-                f"segment_samples: got {self.segment_samples}, which make {tokens} tokens; at least "
-                f"{n_masked} are taken (model.n_masked)"
-            )
-        self._check_masks(tokens)
-
-    def _check_masks(self, tokens: int) -> None:
-        """Masks must leave tokens as context, and give a masked one others as negatives."""
-        n_masked, length = self.model.n_masked, self.model.mask_length
-        if n_masked == 1:
-            raise EcgfastError(
-                "model.n_masked: got 1; a masked token alone has no negatives, so at least 2 are taken"
-            )
-        if n_masked == tokens:
-            raise EcgfastError(
-                f"model.n_masked: got {n_masked}, all tokens of {self.segment_samples} samples; fewer are "
-                "taken, which leave some as context"
-            )
-        if n_masked is None and length >= tokens:
-            raise EcgfastError(
-                f"model.mask_length: got {length}; fewer than {tokens} are taken (the tokens of "
-                f"{self.segment_samples} samples), or model.n_masked beside it"
-            )
 
 
-# About what the paper's spans leave of 156 tokens at its batch size; fixed, so that shapes are
-# static.
-_N_MASKED = 64
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(LoopConfig):
+    """Pre-training with an objective. The defaults are the paper's."""
+
+    objective: str = DEFAULT
+    """What to learn by, of those listed above."""
+    model: ObjectiveConfig = None  # type: ignore[assignment]  # __post_init__ makes that of the objective
+    batch_pairs: int = 64
+    """Pairs of segments per process and micro-batch."""
+    segment_samples: int = 2500
+    """Length of a segment in samples at 500 Hz (2500: 5 s)."""
+    offsets: Literal["fixed", "random"] = "fixed"
+    """Where a recording's pair starts: fixed as in the paper, or drawn each epoch."""
+    loader: Literal["stream", "resident"] = "stream"
+    """Where batches come from: read from the store ahead of their use, or cropped on the device out of
+    a store that is kept whole in its memory. The numbers are the same."""
+    global_batch: bool = False
+    """With several processes, contrast segments with those of all of them in the global loss; the
+    official code contrasts within each process."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = objective_class(self.objective).Config
+        if self.model is None or isinstance(self.model, Mapping):
+            object.__setattr__(self, "model", model_config(self.objective, self.model or {}, "model"))
+        elif type(self.model) is not kind:
+            got = type(self.model).__name__
+            raise EcgfastError(f"model: must be {kind.__name__} for objective {self.objective}, got {got}")
+        _check_integers(self, batch_pairs=1, segment_samples=16)
+        _check_choices(self, offsets=("fixed", "random"), loader=("stream", "resident"), global_batch=_FLAG)
+        self.model.check_segment(self.segment_samples)
 
 
-def _small() -> PretrainConfig:
-    encoder = EncoderConfig(width=256, layers=4, heads=4, ffn=1024)
-    return PretrainConfig(
-        model=W2VCMSCConfig(encoder=encoder, n_masked=_N_MASKED),
-        optim=OptimConfig(lr=2e-4, warmup_steps=200),
-        batch_pairs=32,
-        accumulation=1,
-        epochs=50,
-    )
+def model_config(objective: str, data: Any, source: str) -> ObjectiveConfig:
+    """The settings of an objective from plain data, by the names of earlier versions too.
+
+    What `data` does not tell is as in the preset `paper`; but an encoder that is told whole, as a run's
+    config.json does, without a field that is newer than that run, gets what the version of that time did.
+
+    Raises:
+        EcgfastError: there is no such objective, or the settings are not its own.
+    """
+    if not isinstance(data, Mapping):
+        raise EcgfastError(f"{source}: takes a JSON object, got {type(data).__name__}")
+    default = objective_config(objective, "paper", EncoderConfig())
+    given = _renamed_model(objective, data)
+    if isinstance(encoder := given.get("encoder"), Mapping):
+        newer = EncoderConfig.BEFORE.keys()
+        if asdict(default.encoder).keys() - encoder.keys() - newer:
+            given["encoder"] = {name: getattr(default.encoder, name) for name in newer} | dict(encoder)
+    fields = {entry.name: getattr(default, entry.name) for entry in dataclasses.fields(default)}
+    try:
+        return config_from_dict(type(default), fields | given, source)
+    except TypeError as error:
+        raise EcgfastError(f"{source}: a value has the wrong type: {error}") from None
 
 
-def _demo() -> PretrainConfig:
-    # Besides its size it differs from the paper in what slows the first minutes down: it has no
-    # dropout, the stem's full gradient, few codes and a higher learning rate.
-    encoder = EncoderConfig(
-        stem_channels=64,
-        width=64,
-        layers=2,
-        heads=4,
-        ffn=128,
-        dropout=0.0,
-        attention_dropout=0.0,
-        dropout_input=0.0,
-        feature_grad_mult=1.0,
-    )
-    model = W2VCMSCConfig(
-        encoder=encoder,
-        final_dim=64,
-        latent_dim=64,
-        entries=16,
-        n_masked=_N_MASKED,
-        dropout_features=0.0,
-    )
-    return PretrainConfig(
-        model=model,
-        optim=OptimConfig(lr=1e-3, warmup_steps=20),
-        batch_pairs=8,
-        accumulation=1,
-        epochs=1000,
-        max_steps=800,
-        log_every=20,
-        checkpoint_every=100,
-    )
+def _renamed_model(objective: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    names = objective_class(objective).Config.RENAMED
+    return {names.get(name, name): value for name, value in model.items()}
 
 
-PRESETS = {"demo": _demo, "small": _small, "paper": PretrainConfig}
-"""Makers of the presets: `demo` for two CPU cores and minutes, `small` for one GPU, `paper`."""
+def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config` part of a run's config.json with today's names for its settings."""
+    model = config.get("model")
+    if not isinstance(model, Mapping):
+        return dict(config)
+    return {**config, "model": _renamed_model(config.get("objective", DEFAULT), model)}
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with what versions did for whose runs there was no such setting yet."""
+    objective = config.get("objective", DEFAULT)
+    default = json.loads(json.dumps(asdict(PretrainConfig(objective=objective))))
+    default["model"]["encoder"] |= EncoderConfig.BEFORE
+    return _overlaid(default, renamed(config))
+
+
+def _overlaid(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        name: _overlaid(below[name], value)
+        if isinstance(value, Mapping) and isinstance(below.get(name), dict)
+        else value
+        for name, value in above.items()
+    }
+    return below | both
+
+
+def config_from_json(data: Any, source: str) -> PretrainConfig:
+    """A configuration from what a run's config.json says, or its `config` part.
+
+    Raises:
+        EcgfastError: it is something else, or holds unknown settings or bad values.
+    """
+    if not isinstance(data, Mapping):
+        raise EcgfastError(f"{source}: must hold a JSON object, got {type(data).__name__}")
+    if "model_type" in data:
+        raise EcgfastError(f"{source}: is the config.json of a model folder; that of a run is wanted")
+    if "task" in data or "config" in data:
+        if (task := data.get("task", "pretrain")) != "pretrain":
+            raise EcgfastError(f"{source}: is of a run of another task, {task}")
+        data = data.get("config")
+        if not isinstance(data, Mapping):
+            raise EcgfastError(f"{source}: config must be a JSON object, got {type(data).__name__}")
+    known = [entry.name for entry in dataclasses.fields(PretrainConfig)]
+    for name in data:
+        if name not in known:
+            raise EcgfastError(f"{source}: has an unknown setting {name!r}{did_you_mean(name, known)}")
+    return config_from_dict(PretrainConfig, data, source)
+
+
+def read_config(path: Path) -> tuple[PretrainConfig, str | None]:
+    """The configuration in a file, as `config_from_json` takes it, and the model that its run started from.
+
+    Raises:
+        EcgfastError: the file can't be read or holds something else.
+    """
+    source = f"config: {str(path)!r}"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EcgfastError(f"{source}: can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError):  # no UTF-8, no JSON
+        raise EcgfastError(f"{source}: holds no JSON") from None
+    config = config_from_json(data, source)
+    init = data.get("init")
+    return config, str(init["path"]) if isinstance(init, Mapping) and "path" in init else None

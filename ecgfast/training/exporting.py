@@ -5,10 +5,9 @@ from pathlib import Path
 import torch
 
 from ecgfast.errors import EcgfastError
-from ecgfast.nn.config import config_from_dict
 from ecgfast.nn.pretrained import check_new_folder, load_tensors, write_model
-from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
-from ecgfast.objectives.w2v_cmsc import MODEL_TYPE
+from ecgfast.objectives.registry import DEFAULT, objective_class
+from ecgfast.training.config import model_config
 from ecgfast.training.run_folder import RunFolder
 
 
@@ -40,12 +39,15 @@ def export(run: Path | str, out: Path | str) -> int:
             f"RUN: {str(run)!r} has no checkpoint yet; it writes one every {every} steps "
             "(--checkpoint-every) and when Ctrl-C stops it"
         )
-    config = config_from_dict(W2VCMSCConfig, description["config"].get("model"), f"{folder.config}: model")
+    objective = description["config"].get("objective", DEFAULT)
+    config = model_config(objective, description["config"].get("model"), f"{folder.config}: model")
     with torch.device("meta"):
-        model = W2VCMSC(config)
+        model = objective_class(objective)(config)
     if not isinstance(state.get("model"), dict):
         raise EcgfastError(f"{folder.state}: holds no model")
     load_tensors(model, state["model"], folder.state)
     origin = {"run": str(run), "step": state["step"]}
-    write_model(out, MODEL_TYPE, config.to_dict(), model.eval(), origin=origin)
+    write_model(
+        out, model.model_type, config.to_dict(), model.eval(), encoder_prefix="encoder.", origin=origin
+    )
     return state["step"]

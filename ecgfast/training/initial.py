@@ -1,23 +1,23 @@
 """Starting a pre-training from a model folder."""
 
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ecgfast.errors import EcgfastError
-from ecgfast.nn import EncoderConfig
+from ecgfast.nn import Encoder, EncoderConfig
 from ecgfast.nn.config import config_from_dict
-from ecgfast.nn.encoder import ENCODER_TYPE
 from ecgfast.nn.pretrained import WEIGHTS, file_digest, load_tensors, read_model
-from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
-from ecgfast.objectives.w2v_cmsc import MODEL_TYPE
+from ecgfast.objectives.base import Objective, ObjectiveConfig
 
 # What decides how an encoder trains, but not what it computes: a run's own.
 _TRAINING = {
     *("dropout", "attention_dropout", "activation_dropout", "layer_drop"),
     *("feature_grad_mult", "dropout_input"),
 }
-_HEADS = ("final_dim", "groups", "entries", "latent_dim")
 
 
 def describe_init(folder: Path) -> dict[str, Any]:
@@ -31,15 +31,12 @@ def describe_init(folder: Path) -> dict[str, Any]:
     return {"path": str(folder), "sha256": file_digest(folder / WEIGHTS)}
 
 
-def load_init(model: W2VCMSC, init: dict[str, Any]) -> str:
-    """Give a model the weights of a folder: all of a pre-training model's, or an encoder's alone.
+def load_init(model: Objective, init: dict[str, Any]) -> None:
+    """Give a model the weights of a folder: all of them, or of a model of another kind its encoder's alone.
 
     Args:
         model: in place.
         init: as `describe_init` returned it when the run began.
-
-    Returns:
-        What was loaded, for people.
 
     Raises:
         EcgfastError: the folder is gone or another, or its model has other settings.
@@ -48,25 +45,49 @@ def load_init(model: W2VCMSC, init: dict[str, Any]) -> str:
     if describe_init(folder)["sha256"] != init["sha256"]:
         raise EcgfastError(f"init: {str(folder)!r} is not the model that the run was started from")
     model_type, content, tensors = read_model(folder)
-    if model_type not in (MODEL_TYPE, ENCODER_TYPE):
-        takes = f"{MODEL_TYPE} or {ENCODER_TYPE}"
-        raise EcgfastError(f"init: {str(folder)!r} has model_type {model_type!r}, takes {takes}")
-    source = f"{folder}/config.json"
-    whole = model_type == MODEL_TYPE
-    config = config_from_dict(W2VCMSCConfig if whole else EncoderConfig, content, source)
-    encoder = config.encoder if whole else config
-    _check_settings(folder, "model.encoder.", asdict(encoder), asdict(model.config.encoder), _TRAINING)
-    if whole:
-        free = set(asdict(config)) - set(_HEADS)
-        _check_settings(folder, "model.", asdict(config), asdict(model.config), free)
-    load_tensors(model if whole else model.encoder, tensors, folder, assign=False)
-    return "encoder, quantizer and projections" if whole else "encoder"
+    if model_type != model.model_type:
+        try:
+            encoder = Encoder.from_pretrained(folder)
+        except EcgfastError as error:
+            raise EcgfastError(f"init: {error}") from None
+        _check_encoder(folder, encoder.config, model.config.encoder)
+        load_tensors(model.encoder, encoder.state_dict(), folder, assign=False)
+        return
+    config = config_from_dict(type(model.config), content, f"{folder}/config.json")
+    _check_encoder(folder, config.encoder, model.config.encoder)
+    has, wants = asdict(config), asdict(model.config)
+    changed = [name for name in has if name != "encoder" and has[name] != wants[name]]
+    _refuse(folder, "model.", has, wants, _deciding(type(model), config, model.config, changed))
+    load_tensors(model, tensors, folder, assign=False)
 
 
-def _check_settings(
-    folder: Path, prefix: str, has: dict[str, Any], wants: dict[str, Any], free: set[str]
+def _check_encoder(folder: Path, config: EncoderConfig, run: EncoderConfig) -> None:
+    has, wants = asdict(config), asdict(run)
+    different = [name for name in has if name not in _TRAINING and has[name] != wants[name]]
+    _refuse(folder, "model.encoder.", has, wants, different)
+
+
+def _deciding(
+    kind: type[Objective], config: ObjectiveConfig, run: ObjectiveConfig, names: Iterable[str]
+) -> list[str]:
+    """Those of the settings without whose value in `config` the run's model has other tensors."""
+    own = _shapes(kind, run)
+    return [name for name in names if _shapes(kind, run, **{name: getattr(config, name)}) != own]
+
+
+def _shapes(kind: type[Objective], config: ObjectiveConfig, **changes: Any) -> dict[str, torch.Size]:
+    try:
+        with torch.device("meta"):
+            state = kind(replace(config, **changes)).state_dict()
+    except EcgfastError:  # the setting goes with others only
+        return {}
+    return {name: value.shape for name, value in state.items()}
+
+
+def _refuse(
+    folder: Path, prefix: str, has: dict[str, Any], wants: dict[str, Any], different: list[str]
 ) -> None:
-    different = [name for name in has if name not in free and has[name] != wants[name]]
+    """Raise `EcgfastError` if there are different settings, and say which options make them alike."""
     if not different:
         return
     told = [f"{prefix}{name} {has[name]!r} (the run: {wants[name]!r})" for name in different]

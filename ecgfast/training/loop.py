@@ -1,34 +1,29 @@
-"""Pre-training: the loop, from a store to a model folder."""
+"""The training loop of every task: updates, signals, progress and checkpoints."""
 
-import math
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
-from ecgfast.data import Batch, PairLoader, ResidentLoader, SegmentLoader, Store
 from ecgfast.errors import EcgfastError
-from ecgfast.nn.pretrained import load_tensors
-from ecgfast.objectives import W2VCMSC, PretrainOutput
+from ecgfast.objectives.base import Losses, Metric
 from ecgfast.ops import make_rng
-from ecgfast.plotting import plot_curves
-from ecgfast.training.config import PretrainConfig
-from ecgfast.training.initial import describe_init, load_init
+from ecgfast.training.config import LoopConfig
 from ecgfast.training.metrics import MetricLog, MetricSums, check_finite
 from ecgfast.training.optim import learning_rate, make_optimizer, scale_gradients_
-from ecgfast.training.parallel import World, open_world
-from ecgfast.training.run_folder import RunFolder, as_started, describe_run, had_length
-from ecgfast.training.watch import Watch, check_store, weak_settings
+from ecgfast.training.parallel import Replica, World, largest
+from ecgfast.training.run_folder import RunFolder
 
 
 class Interrupted(KeyboardInterrupt):
@@ -64,80 +59,104 @@ class _StopRequest:
                 signal.signal(number, handler)
 
 
-class _Trainer:
-    """Model, optimiser, data and random state of one process: what a checkpoint holds."""
+class Source(Protocol):
+    """Where batches come from."""
 
-    def __init__(self, config: PretrainConfig, loader: PairLoader, world: World) -> None:
-        self.config, self.loader, self.world = config, loader, world
-        torch.manual_seed(config.seed)
-        self.model = W2VCMSC(config.model).to(world.device).train()
-        if config.model.encoder.feature_grad_mult == 0:
-            # DDP would wait for gradients that never come.
-            self.model.encoder.stem.requires_grad_(False)
-        # Rank 0's weights go to every process; the dropout of each process is its own.
-        forward: nn.Module = self.model
-        if world.size > 1:
-            forward = nn.parallel.DistributedDataParallel(forward, gradient_as_bucket_view=True)
-        self.replica = forward
-        self.forward = torch.compile(forward) if config.compile else forward
+    rows: int
+    """Segments in a batch of one process."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    def batches(self, start: int) -> Iterator[Any]:
+        """Batches without end, from the run's number `start` on, each what the model's `forward` takes."""
+
+
+class Critic(Protocol):
+    """What looks at a run's log points while it trains."""
+
+    def point(self, point: dict[str, float]) -> list[str]:
+        """What goes wrong at a log point, for people."""
+
+
+class Trainer:
+    """Model, optimiser, data and random state of one process: what a checkpoint holds.
+
+    Args:
+        model: `forward(batch, rng, process_group=...)` gives its `Losses`, and `after_update(rng)` follows
+            each update (see `ecgfast.objectives.base.Objective`).
+        source: of its batches.
+        config: how to train it.
+        world: the processes.
+        metrics: what its log points tell.
+        watch: looks at them.
+        process_group: what the losses contrast over; None: each process by itself.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        config: LoopConfig,
+        world: World,
+        *,
+        metrics: Sequence[Metric],
+        watch: Critic,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        self.source, self.config, self.world = source, config, world
+        self.metrics, self.watch, self.process_group = metrics, watch, process_group
+        self.replica = Replica(model, world, compiled=config.compile)
+        self.model = self.replica.model
+        # The dropout of each process is its own.
         torch.manual_seed(config.seed + 1 + world.rank)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters = self.replica.parameters
         self.optimizer = make_optimizer(self.parameters, config.optim)
         self.rng = make_rng(config.seed, 0, world.device)
-        self.sums = MetricSums(world.device)
+        self.sums = MetricSums(metrics, world.device)
         self.step = 0
         self.saved: int | None = None  # step of the last checkpoint
-        self.watch = Watch(config)
         self.identity: str | None = None  # of the run, kept in its states
 
     @property
     def segments_per_step(self) -> int:
-        return 2 * self.config.batch_pairs * self.config.accumulation * self.world.size
+        return self.source.rows * self.config.accumulation * self.world.size
 
     @property
     def epoch(self) -> float:
-        return self.step * self.config.accumulation / len(self.loader)
+        return self.step * self.config.accumulation / len(self.source)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Any]:
         """Batches without end, from the one that the next step needs."""
-        epoch, batch = divmod(self.step * self.config.accumulation, len(self.loader))
-        position = {"epoch": epoch, "batch": batch}
-        self.loader.load_state_dict(self.loader.state_dict() | position)
-        while True:
-            yield from self.loader
-            epoch += 1
-            self.loader.set_epoch(epoch)
+        return self.source.batches(self.step * self.config.accumulation)
 
-    def _loss(self, batch: Batch) -> PretrainOutput:
+    def _losses(self, batch: Any) -> Losses:
         device = self.world.device
-        tensors = (batch.signal, batch.groups, batch.sample_ids)
-        signal_, groups, sample_ids = (t.to(device, non_blocking=True) for t in tensors)
+        batch = tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), batch)
         bf16 = self.config.precision == "bf16"
-        group = self.world.group if self.config.global_batch else None
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return self.forward(signal_, groups, sample_ids, self.rng, process_group=group)
+            return self.replica.forward(batch, self.rng, process_group=self.process_group)
 
-    def update(self, batches: Iterator[Batch]) -> None:
+    def update(self, batches: Iterator[Any]) -> None:
         """One update; nothing in it waits for the device."""
         optim = self.config.optim
-        # Losses are sums over masked tokens; their number is the same sum over all processes.
-        tokens = torch.zeros((), device=self.world.device)
+        # Losses are sums; what they are divided by is the same sum over all processes.
+        size = torch.zeros((), device=self.world.device)
         for left in reversed(range(self.config.accumulation)):
-            apart = self.world.size > 1 and left > 0
-            with self.replica.no_sync() if apart else nullcontext():
-                out = self._loss(next(batches))
-                out.loss.backward()
-            self.sums.add_batch(out)
-            tokens += out.sample_size
-            self.tell(self.watch.masks(out.sample_size // (2 * self.config.batch_pairs)))
-        # DDP has averaged the gradients over processes.
-        factor = self.world.size / self.world.sum_(tokens)
+            with self.replica.accumulating() if left else nullcontext():
+                losses = self._losses(next(batches))
+                losses.total.backward()
+            self.sums.add_batch(losses)
+            size += losses.size
+        # The gradients are means over processes.
+        factor = self.world.size / self.world.sum_(size)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         self.sums.add_step(scale_gradients_(gradients, factor, optim.clip_norm))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, optim)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.after_update(self.rng)
         self.rng[1:].add_(1)
         self.step += 1
 
@@ -158,7 +177,7 @@ class _Trainer:
     def largest(self) -> float:
         """The largest absolute value of the weights and the optimiser's state; waits for the device."""
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
-        return float(torch.nn.utils.get_total_norm([*self.parameters, *moments], math.inf))
+        return largest([*self.parameters, *moments])
 
     def state(self) -> dict[str, Any] | None:
         """The training state on the main process, None elsewhere; every process must call it."""
@@ -166,14 +185,14 @@ class _Trainer:
         if self.world.device.type == "cuda":
             own["cuda"] = torch.cuda.get_rng_state(self.world.device)
         ranks = self.world.gather(own)
+        whole = self.replica.full_state(self.optimizer)
         if ranks is None:
             return None
         return {
             "format": 1,
             "step": self.step,
             "rng": self.rng.cpu(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **whole,
             "ranks": ranks,
             "identity": self.identity,
         }
@@ -187,8 +206,7 @@ class _Trainer:
         if state.get("identity", self.identity) != self.identity:
             raise EcgfastError("is the state of a run with other settings or another store")
         try:
-            load_tensors(self.model, state["model"], "its model", assign=False)
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.replica.load_full_state(self.optimizer, state)
             self.rng.copy_(state["rng"])
             own = state["ranks"][self.world.rank]
             self.sums.restore(own["sums"])
@@ -201,40 +219,16 @@ class _Trainer:
         self.step = self.saved = state["step"]
 
 
-def count_steps(config: PretrainConfig, batches_per_epoch: int) -> int:
+def count_steps(config: LoopConfig, batches_per_epoch: int) -> int:
     """Updates of a whole run; micro-batches run on from one epoch into the next."""
     steps = config.epochs * batches_per_epoch // config.accumulation
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
-def _open_loader(store: Store, config: PretrainConfig, world: World) -> tuple[PairLoader, int]:
-    options = {
-        "segment_samples": config.segment_samples,
-        "seed": config.seed,
-        "rank": world.rank,
-        "world_size": world.size,
-        "offsets": config.offsets,
-        "leads": config.model.encoder.leads,
-    }
-    if config.loader == "resident":
-        loader = ResidentLoader(store, config.batch_pairs, device=world.device, **options)
-    else:
-        pin = world.device.type == "cuda"
-        loader = SegmentLoader(store, config.batch_pairs, pin_memory=pin, **options)
-    steps = count_steps(config, len(loader))
-    if steps == 0:
-        raise EcgfastError(
-            f"STORE: {str(store.path)!r} fills {len(loader)} batches of {config.batch_pairs} pairs in "
-            f"each of {config.epochs} epochs; at least one update of {config.accumulation} batches "
-            "is needed"
-        )
-    return loader, steps
-
-
 class _Progress:
     """The bar, the log and the clock of the main process; does nothing on the others."""
 
-    def __init__(self, run: RunFolder, trainer: _Trainer, steps: int, show: bool) -> None:
+    def __init__(self, run: RunFolder, trainer: Trainer, steps: int, show: bool) -> None:
         main = trainer.world.is_main
         self.trainer = trainer
         # A shorter run logged its last step out of turn; its state holds the sums before that.
@@ -259,13 +253,8 @@ class _Progress:
         point["segments_per_second"] = segments / seconds
         if self.log is not None:
             self.log.write(point)
-        codes = self.trainer.config.model.groups * self.trainer.config.model.entries
-        self.bar.set_postfix_str(
-            f"local {point['local']:.3f} global {point['global']:.3f} "
-            f"diversity {point['diversity']:.4f} penalty {point['feature_penalty']:.3f} "
-            f"accuracy {point['accuracy_strict']:.1%} perplexity {point['code_perplexity']:.1f} of {codes}, "
-            f"{point['segments_per_second']:.0f} segments/s"
-        )
+        told = [metric.bar.format(point[metric.name]) for metric in self.trainer.metrics if metric.bar]
+        self.bar.set_postfix_str(f"{' '.join(told)}, {point['segments_per_second']:.0f} segments/s")
         self._mark()
 
     def close(self) -> None:
@@ -274,7 +263,19 @@ class _Progress:
             self.log.close()
 
 
-def _train(trainer: _Trainer, run: RunFolder, steps: int, show: bool) -> None:
+def train(trainer: Trainer, run: RunFolder, steps: int, *, show: bool) -> None:
+    """Update until `steps` are made, writing log points and states into the run's folder.
+
+    Args:
+        trainer: with the state to go on from.
+        run: folder, claimed by this process.
+        steps: updates of the whole run.
+        show: a progress bar on stderr.
+
+    Raises:
+        EcgfastError: the loss, a weight or a moment is no number any more; a state can't be written.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
     config, world = trainer.config, trainer.world
     stop = _StopRequest()
     progress = _Progress(run, trainer, steps, show)
@@ -311,105 +312,3 @@ def _train(trainer: _Trainer, run: RunFolder, steps: int, show: bool) -> None:
                     raise Interrupted(signum, f"stopped and saved after step {step} of {steps} in {run.path}")
     finally:
         progress.close()
-
-
-def _finish(trainer: _Trainer, folder: RunFolder) -> None:
-    """Draw the curves and write the model, which nothing about the curves may prevent."""
-    try:
-        plot_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
-    except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        warnings.warn(f"{folder.path / 'curves.png'}: the curves can't be drawn: {error!r}")
-    folder.save_model(trainer.model)
-
-
-def _resume(trainer: _Trainer, folder: RunFolder, old: dict[str, Any] | None, steps: int) -> None:
-    """Take up the run's last state, if there is one."""
-    state = folder.load_state()
-    if state is not None:
-        try:
-            trainer.restore(state)
-        except EcgfastError as error:
-            raise EcgfastError(
-                f"{folder.state}: {error}; put the run's own in its place, or delete "
-                f"{folder.states.folder} to start the run over"
-            ) from None
-    elif folder.finished:
-        raise EcgfastError(
-            f"RUN: {str(folder.path)!r} is finished and its checkpoint is gone, so it can't go on; a new run "
-            f"can start from its model: --init {folder.model}"
-        )
-    if old is not None and trainer.step > steps:
-        raise EcgfastError(
-            f"max_steps: must be at least {trainer.step}, the updates that the run in {str(folder.path)!r} "
-            f"has made already, got {steps}; ecgfast export {folder.path} OUT writes its model"
-        )
-
-
-def pretrain(
-    store: Path, run: Path, config: PretrainConfig, *, init: Path | None = None, progress: bool = True
-) -> bool:
-    """Pre-train on the recordings of `store` and leave everything in the folder `run`.
-
-    A run that was stopped is taken up from its last checkpoint, and then ends with the same
-    numbers, bit for bit, as one that never stopped (on the same machine and number of threads).
-    `max_steps`, `epochs`, `log_every`, `checkpoint_every` and `loader` may change then; a finished run
-    that is given more steps goes on from its end. A run of an earlier version keeps that version's
-    architecture (`norm_padding`). Under torchrun each process takes its share of every
-    epoch's pairs, on its own device.
-
-    Args:
-        store: folder written by `ecgfast prepare`.
-        run: new or empty folder, or that of a run with the same configuration and store.
-        config: what to train and how.
-        init: model folder to start from, a pre-training model's or an encoder's; None: random weights,
-            or what the run in `run` was started from.
-        progress: show a progress bar on stderr.
-
-    Returns:
-        False if the run was finished before, True otherwise.
-
-    Raises:
-        EcgfastError: no such store, a damaged one, no pair of segments in it, `run` is something else or
-            was started differently, `init` is of another architecture, or the loss is no number any more.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
-
-    Warns:
-        UserWarning: the run can't learn: targets collapse, no negatives, no context; or a file beside
-            the model (metrics, curves) can't be read or written.
-    """
-    store, folder = Path(store), RunFolder(Path(run))
-    with open_world(config.device) as world:
-        opened = Store(store)
-        started_from = None if init is None else describe_init(Path(init))
-        description = describe_run(config, store, world.size, started_from)
-        old = folder.check(description)
-        if old is not None:
-            config = as_started(old, config)
-        lengthened = old is not None and had_length(old, config) != config
-        if folder.finished and not lengthened:
-            return False
-        odd = check_store(opened, config.model.encoder.leads)
-        loader, steps = _open_loader(opened, config, world)
-        before = steps if old is None else count_steps(had_length(old, config), len(loader))
-        if folder.finished and steps <= before:
-            return False
-        trainer = _Trainer(config, loader, world)
-        trainer.identity = (old or description).get("identity")
-        trainer.tell([*odd, *weak_settings(config, world)])
-        if not folder.states.exist and (started_from := (old or description).get("init")):
-            load_init(trainer.model, started_from)
-        if world.is_main:
-            folder.create(description)
-        world.barrier()
-        with folder.claim() if world.is_main else nullcontext():
-            _resume(trainer, folder, old, steps)
-            world.barrier()
-            if world.is_main and old is not None:
-                if folder.finished:
-                    folder.reopen(before)
-                folder.adopt(old, description, trainer.step)
-            _train(trainer, folder, steps, progress)
-            if world.is_main:
-                _finish(trainer, folder)
-        world.barrier()
-    return True

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ecgfast.training.config import OptimConfig
+from ecgfast.training.parallel import total_norm
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
@@ -34,7 +35,7 @@ def scale_gradients_(gradients: list[Tensor], factor: Tensor, clip_norm: float) 
     Returns the total norm before clipping, 0-dim. Nothing waits for the device.
     """
     torch._foreach_mul_(gradients, factor)
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = total_norm(gradients)
     if clip_norm > 0:
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm

@@ -9,30 +9,30 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import ecgfast
 from ecgfast.errors import EcgfastError
-from ecgfast.nn import EncoderConfig
 from ecgfast.nn.pretrained import file_digest
-from ecgfast.objectives import W2VCMSC
-from ecgfast.training.config import PretrainConfig
+from ecgfast.training.config import LoopConfig
 from ecgfast.training.states import States, sync, write_atomically
 
+Config = TypeVar("Config", bound=LoopConfig)
+
 _MISSING = object()
+_OBJECTIVE = "config.objective"  # told first of what differs, as it decides which settings there are
 # How long a run goes on and what it tells on the way: these may change when it is taken up again.
 _LENGTHS = ("max_steps", "epochs")
-# Settings of the architecture that runs of earlier versions say nothing of.
-_BEFORE = {f"config.model.encoder.{name}" for name in EncoderConfig.BEFORE}
 _CHANGEABLE = {f"config.{name}" for name in (*_LENGTHS, "log_every", "checkpoint_every", "loader")}
 
 
 def describe_run(
-    config: PretrainConfig, store: Path, world_size: int, init: dict[str, Any] | None = None
+    task: str, config: LoopConfig, store: Path, world_size: int, init: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """What makes a run the same run, as JSON values: configuration, store, number of processes.
 
     Args:
+        task: name of the training task.
         config: what to train and how.
         store: folder of the recordings.
         world_size: processes.
@@ -40,7 +40,7 @@ def describe_run(
     """
     index = file_digest(store / "index.parquet")
     description = {
-        "task": "pretrain",
+        "task": task,
         "ecgfast_version": ecgfast.__version__,
         "store": {"path": str(store), "index_sha256": index},
         "world_size": world_size,
@@ -52,16 +52,18 @@ def describe_run(
 
 
 def _identity(description: dict[str, Any]) -> str:
-    """A digest of what decides a run's numbers, which its states carry."""
-    parts = dict(_flatten({key: description.get(key) for key in ("task", "world_size", "config")}))
-    parts = {name: value for name, value in parts.items() if name not in _CHANGEABLE}
+    """A digest of what decides a run's numbers, which its states carry.
+
+    Settings under the names that they had when the run began: it is never computed again.
+    """
+    parts = {name: value for name, value in _deciding(description).items() if name not in _CHANGEABLE}
     parts["store"] = description["store"]["index_sha256"]
     parts["init"] = description.get("init", {}).get("sha256")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _defaults() -> dict[str, Any]:
-    return dict(_flatten({"config": json.loads(json.dumps(dataclasses.asdict(PretrainConfig())))}))
+def _deciding(description: dict[str, Any]) -> dict[str, Any]:
+    return dict(_flatten({key: description.get(key) for key in ("task", "world_size", "config")}))
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -74,14 +76,10 @@ def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`name = old (now new)` for what decides a run's numbers; paths and versions may change."""
-    keys = ("task", "world_size", "config")
-    # A setting that an earlier version did not have: its default is what that version did.
-    described = dict(_flatten({key: old.get(key) for key in keys}))
-    before = _defaults() | described
-    after = _defaults() | dict(_flatten({key: new.get(key) for key in keys}))
+    before, after = _deciding(old), _deciding(new)
     lines = []
-    settled = _BEFORE - described.keys()  # by `as_started`
-    for name in sorted((before.keys() | after.keys()) - _CHANGEABLE - settled):
+    names = (before.keys() | after.keys()) - _CHANGEABLE
+    for name in sorted(names, key=lambda name: (name != _OBJECTIVE, name)):
         was, now = before.get(name, _MISSING), after.get(name, _MISSING)
         if was != now:
             shown = ["unset" if value is _MISSING else json.dumps(value) for value in (was, now)]
@@ -101,6 +99,13 @@ def _clear(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+class Saved(Protocol):
+    """A model that writes its own folder."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write `model.safetensors` and `config.json`."""
 
 
 class RunFolder:
@@ -137,11 +142,11 @@ class RunFolder:
             ) from None
         return old
 
-    def check(self, description: dict[str, Any]) -> dict[str, Any] | None:
-        """Raise `EcgfastError` unless the folder is new, empty, or holds this very run.
+    def find(self) -> dict[str, Any] | None:
+        """The description of the run that the folder holds; None if it is new or empty.
 
-        Returns:
-            The description of the run that it holds, None if it holds none.
+        Raises:
+            EcgfastError: it is something else.
         """
         if not self.path.exists():
             return None
@@ -158,13 +163,16 @@ class RunFolder:
             raise EcgfastError(f"{error}; RUN must be a new or empty folder, or a run to resume") from None
         if self.model.exists() and not self.model.is_dir():
             raise EcgfastError(f"RUN: {str(self.model)!r} must be a folder or absent, got a file")
+        return old
+
+    def check(self, old: dict[str, Any], description: dict[str, Any]) -> None:
+        """Raise `EcgfastError` unless the run `old` of this folder is the one described."""
         if differences := _differences(old, description):
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise EcgfastError(
                 f"RUN: {str(self.path)!r} was started with {', '.join(differences[:3])}{more}; "
-                "give the settings in its config.json, or a new folder"
+                f"give its settings (--config {self.config}), or a new folder"
             )
-        return old
 
     def create(self, description: dict[str, Any]) -> None:
         """Make the folder with its config.json in one step, unless it is there already."""
@@ -228,7 +236,8 @@ class RunFolder:
         """The last whole training state on the CPU, None if there is none yet, see `States.load`."""
         return self.states.load()
 
-    def save_model(self, model: W2VCMSC) -> None:
+    def save_model(self, model: Saved) -> None:
+        """Put the finished model into `model/`, whole or not at all."""
         partial = self.path / "model.partial"
         _clear(partial)
         model.save_pretrained(partial)
@@ -238,16 +247,7 @@ class RunFolder:
         sync(self.path)
 
 
-def as_started(old: dict[str, Any], config: PretrainConfig) -> PretrainConfig:
-    """`config` with the architecture of the run `old`, whose version may not have had all its settings."""
-    model = old["config"].get("model") or {}
-    described = model.get("encoder") or {}
-    absent = {name: value for name, value in EncoderConfig.BEFORE.items() if name not in described}
-    encoder = dataclasses.replace(config.model.encoder, **absent)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
-
-
-def had_length(old: dict[str, Any], config: PretrainConfig) -> PretrainConfig:
+def had_length(old: dict[str, Any], config: Config) -> Config:
     """`config` with the length that the run `old` was given."""
     return dataclasses.replace(
         config, **{name: old["config"].get(name, getattr(config, name)) for name in _LENGTHS}

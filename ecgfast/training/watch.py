@@ -5,7 +5,7 @@ from ecgfast.data.store import block_checksum, shard_name
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import lead_indices
 from ecgfast.training.config import PretrainConfig
-from ecgfast.training.parallel import World
+from ecgfast.training.distributed import World
 
 _SPOT_CHECKS = 32  # recordings, of some 120 kB each
 _COLLAPSED = 1.5

@@ -1,0 +1,227 @@
+"""Pre-training: from a store to a model folder."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecgfast.data import Batch, PairLoader, ResidentLoader, SegmentLoader, Store
+from ecgfast.errors import EcgfastError
+from ecgfast.nn import EncoderConfig
+from ecgfast.objectives.base import Objective, Views
+from ecgfast.objectives.registry import objective_class
+from ecgfast.plotting import plot_curves
+from ecgfast.training.config import PretrainConfig, completed, renamed
+from ecgfast.training.initial import describe_init, load_init
+from ecgfast.training.loop import Trainer, count_steps, train
+from ecgfast.training.parallel import World, open_world
+from ecgfast.training.run_folder import RunFolder, describe_run, had_length
+from ecgfast.training.watch import Watch, check_store
+
+TASK = "pretrain"
+
+
+class Pairs:
+    """The batches of a loader of pairs, as an objective sees them, from any one of the run on."""
+
+    def __init__(self, loader: PairLoader) -> None:
+        self.loader = loader
+        self.rows = 2 * loader.batch_pairs
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def batches(self, start: int) -> Iterator[Views]:
+        epoch, batch = divmod(start, len(self.loader))
+        self.loader.load_state_dict(self.loader.state_dict() | {"epoch": epoch, "batch": batch})
+        while True:
+            yield from map(_views, self.loader)
+            epoch += 1
+            self.loader.set_epoch(epoch)
+
+
+def _views(batch: Batch) -> Views:
+    return Views(batch.signal, batch.groups, batch.sample_ids)
+
+
+def open_pairs(store: Store, config: PretrainConfig, world: World) -> tuple[Pairs, int]:
+    """The batches of a run, and how many updates they make.
+
+    Raises:
+        EcgfastError: the store fills too few batches.
+    """
+    options = {
+        "segment_samples": config.segment_samples,
+        "seed": config.seed,
+        "rank": world.rank,
+        "world_size": world.size,
+        "offsets": config.offsets,
+        "leads": config.model.encoder.leads,
+    }
+    if config.loader == "resident":
+        loader = ResidentLoader(store, config.batch_pairs, device=world.device, **options)
+    else:
+        pin = world.device.type == "cuda"
+        loader = SegmentLoader(store, config.batch_pairs, pin_memory=pin, **options)
+    steps = count_steps(config, len(loader))
+    if steps == 0:
+        raise EcgfastError(
+            f"STORE: {str(store.path)!r} fills {len(loader)} batches of {config.batch_pairs} pairs in "
+            f"each of {config.epochs} epochs; at least one update of {config.accumulation} batches "
+            "is needed"
+        )
+    return Pairs(loader), steps
+
+
+def make_objective(config: PretrainConfig) -> Objective:
+    """The objective with the weights that the seed gives it."""
+    torch.manual_seed(config.seed)
+    objective = objective_class(config.objective)(config.model)
+    if config.model.encoder.feature_grad_mult == 0:
+        # DDP would wait for gradients that never come.
+        objective.encoder.stem.requires_grad_(False)
+    return objective
+
+
+def make_trainer(objective: Objective, source: Pairs, config: PretrainConfig, world: World) -> Trainer:
+    """A trainer of an objective, at the run's start."""
+    return Trainer(
+        objective,
+        source,
+        config,
+        world,
+        metrics=objective.metrics(config.model, rows_contrasted(config, world)),
+        watch=Watch(config),
+        process_group=world.group if config.global_batch else None,
+    )
+
+
+def rows_contrasted(config: PretrainConfig, world: World) -> int:
+    """Rows among which a loss contrasts."""
+    return 2 * config.batch_pairs * (world.size if config.global_batch else 1)
+
+
+def as_started(old: dict[str, Any], config: PretrainConfig) -> PretrainConfig:
+    """`config` with the architecture of the run `old`, whose version may not have had all its settings."""
+    model = old["config"].get("model") or {}
+    described = model.get("encoder") or {}
+    absent = {name: value for name, value in EncoderConfig.BEFORE.items() if name not in described}
+    encoder = dataclasses.replace(config.model.encoder, **absent)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
+
+
+def _finish(trainer: Trainer, folder: RunFolder) -> None:
+    """Draw the curves and write the model, which nothing about the curves may prevent."""
+    model = trainer.replica.full_model()
+    if model is None:
+        return
+    try:
+        plot_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        warnings.warn(f"{folder.path / 'curves.png'}: the curves can't be drawn: {error!r}")
+    folder.save_model(model)
+
+
+def _resume(trainer: Trainer, folder: RunFolder, old: dict[str, Any] | None, steps: int) -> None:
+    """Take up the run's last state, if there is one."""
+    state = folder.load_state()
+    if state is not None:
+        try:
+            trainer.restore(state)
+        except EcgfastError as error:
+            raise EcgfastError(
+                f"{folder.state}: {error}; put the run's own in its place, or delete "
+                f"{folder.states.folder} to start the run over"
+            ) from None
+    elif folder.finished:
+        raise EcgfastError(
+            f"RUN: {str(folder.path)!r} is finished and its checkpoint is gone, so it can't go on; a new run "
+            f"can start from its model: --init {folder.model}"
+        )
+    if old is not None and trainer.step > steps:
+        raise EcgfastError(
+            f"max_steps: must be at least {trainer.step}, the updates that the run in {str(folder.path)!r} "
+            f"has made already, got {steps}; ecgfast export {folder.path} OUT writes its model"
+        )
+
+
+def _find(folder: RunFolder) -> dict[str, Any] | None:
+    """The description of the run in the folder, in today's names; None if it holds none."""
+    old = folder.find()
+    return None if old is None else old | {"config": renamed(old["config"])}
+
+
+def pretrain(
+    store: Path, run: Path, config: PretrainConfig, *, init: Path | None = None, progress: bool = True
+) -> bool:
+    """Pre-train on the recordings of `store` and leave everything in the folder `run`.
+
+    A run that was stopped is taken up from its last checkpoint, and then ends with the same
+    numbers, bit for bit, as one that never stopped (on the same machine and number of threads).
+    `max_steps`, `epochs`, `log_every`, `checkpoint_every` and `loader` may change then; a finished run
+    that is given more steps goes on from its end. A run of an earlier version keeps that version's
+    architecture (`norm_padding`). Under torchrun each process takes its share of every
+    epoch's pairs, on its own device.
+
+    Args:
+        store: folder written by `ecgfast prepare`.
+        run: new or empty folder, or that of a run with the same configuration and store.
+        config: what to train and how.
+        init: model folder to start from, a pre-training model's or an encoder's; None: random weights,
+            or what the run in `run` was started from.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        False if the run was finished before, True otherwise.
+
+    Raises:
+        EcgfastError: no such store, a damaged one, no pair of segments in it, `run` is something else or
+            was started differently, `init` is of another architecture, or the loss is no number any more.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+
+    Warns:
+        UserWarning: the run can't learn: targets collapse, no negatives, no context; or a file beside
+            the model (metrics, curves) can't be read or written.
+    """
+    store, folder = Path(store), RunFolder(Path(run))
+    with open_world(config.device) as world:
+        opened = Store(store)
+        started_from = None if init is None else describe_init(Path(init))
+        old = _find(folder)
+        if old is not None:
+            config = as_started(old, config)
+        description = describe_run(TASK, config, store, world.size, started_from)
+        if old is not None:
+            folder.check(old | {"config": completed(old["config"])}, description)
+        lengthened = old is not None and had_length(old, config) != config
+        if folder.finished and not lengthened:
+            return False
+        odd = check_store(opened, config.model.encoder.leads)
+        source, steps = open_pairs(opened, config, world)
+        before = steps if old is None else count_steps(had_length(old, config), len(source))
+        if folder.finished and steps <= before:
+            return False
+        objective = make_objective(config)
+        trainer = make_trainer(objective, source, config, world)
+        trainer.identity = (old or description).get("identity")
+        trainer.tell([*odd, *objective.weaknesses(config.model, rows_contrasted(config, world))])
+        if not folder.states.exist and (started_from := (old or description).get("init")):
+            load_init(objective, started_from)
+        if world.is_main:
+            folder.create(description)
+        world.barrier()
+        with folder.claim() if world.is_main else nullcontext():
+            _resume(trainer, folder, old, steps)
+            world.barrier()
+            if world.is_main and old is not None:
+                if folder.finished:
+                    folder.reopen(before)
+                folder.adopt(old, description, trainer.step)
+            train(trainer, folder, steps, show=progress)
+            _finish(trainer, folder)
+        world.barrier()
+    return True
