@@ -1,6 +1,8 @@
 """Parses a command's arguments with tyro, and turns its error boxes into one line each."""
 
 import contextlib
+import functools
+import inspect
 import io
 import os
 import re
@@ -16,12 +18,24 @@ from ecgfast.errors import EcgfastError
 _HELP = ("-h", "--help")
 
 
-def parse(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:
-    """What `function` returns, called with the arguments in `args`; prints its help where they ask for it.
+def bind(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Callable[[], Any]:
+    """A command's function with the arguments in `args`, to be called; prints its help where they ask for it.
 
     Raises:
         EcgfastError: the arguments don't fit; one line, with the near names of one that is mistyped.
     """
+    # tyro keeps the line breaks of a description, wherever its own fall.
+    function.__doc__ = re.sub(r"(?<=\S)\n {8,}(?=\S)", " ", inspect.cleandoc(function.__doc__ or ""))
+
+    @functools.wraps(function)
+    def bound(*positional: Any, **keywords: Any) -> Callable[[], Any]:
+        return functools.partial(function, *positional, **keywords)
+
+    return _parse(bound, prog, args)
+
+
+def _parse(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:
+    """What `function` returns, called with the arguments in `args`; the errors of that are the arguments'."""
     if any(arg in _HELP for arg in args):
         plain = {"TERM": "dumb"} if os.environ.get("NO_COLOR") else {}
         with _environment(**plain):

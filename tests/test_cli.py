@@ -336,7 +336,7 @@ def test_missing_modules_keep_their_traceback(monkeypatch):
     def show_config():
         import no_such_module  # noqa: F401
 
-    monkeypatch.setitem(COMMANDS, "show-config", ("", lambda args: show_config))
+    monkeypatch.setattr("ecgfast.commands.show_config.show_config", show_config)
     with pytest.raises(ModuleNotFoundError):
         main(["show-config"])
 
@@ -386,7 +386,7 @@ def test_other_broken_pipes_are_errors(monkeypatch, capsys):
     def show_config():
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setitem(COMMANDS, "show-config", ("", lambda args: show_config))
+    monkeypatch.setattr("ecgfast.commands.show_config.show_config", show_config)
     assert "Broken pipe" in error_of(capsys, "show-config")
 
 

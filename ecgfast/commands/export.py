@@ -1,0 +1,24 @@
+"""`ecgfast export`: the model of a run that is not finished."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ecgfast.commands.arguments import Argument
+
+
+def export(
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT"), Argument],
+) -> None:
+    """Write the model of a run's last checkpoint, also while it trains.
+
+    Args:
+        run: Folder of `ecgfast pretrain`.
+        out: New or empty folder for model.safetensors and config.json.
+    """
+    from ecgfast import training
+
+    step = training.export(run, out)
+    print(f"{out}: model.safetensors, config.json of step {step}")
