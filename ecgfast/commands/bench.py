@@ -1,27 +1,22 @@
 """`ecgfast bench`: the ops against other variants of them."""
 
 import sys
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import tyro
-
-from ecgfast.commands.arguments import Argument, File
+from ecgfast.commands.arguments import Argument, File, Folder, value
 
 
 def bench(
-    op: Annotated[str, tyro.conf.arg(metavar="OP"), Argument],
-    device: str = "cpu",
+    op: Argument[str],
+    device: Literal["cpu", "cuda"] = "cpu",
     json: File = None,
-    json_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    json_dir: Folder = None,
     markdown: File = None,
-    sizes: Annotated[
-        dict[str, int] | None, tyro.conf.arg(metavar="NAME INT ...", help_behavior_hint="")
-    ] = None,
-    dtypes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DTYPE ...", help_behavior_hint="")] = (),
-    passes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PASS ...", help_behavior_hint="")] = (),
-    variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="VARIANT ...", help_behavior_hint="")] = (),
-    pages: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PAGES ...", help_behavior_hint="")] = (),
+    sizes: Annotated[dict[str, int] | None, value("NAME INT ...")] = None,
+    dtypes: Annotated[tuple[str, ...], value("DTYPE ...")] = (),
+    passes: Annotated[tuple[str, ...], value("PASS ...")] = (),
+    variants: Annotated[tuple[str, ...], value("VARIANT ...")] = (),
+    pages: Annotated[tuple[str, ...], value("PAGES ...")] = (),
     budget: float = 10.0,
     quick: bool = False,
 ) -> None:
@@ -30,7 +25,7 @@ def bench(
     Args:
         op: patch_embed, gumbel_quantize, local_contrastive, global_contrastive, positional_conv,
             gather_segments, lead_mask, span_mask, masks (both of them), or all.
-        device: cpu or cuda.
+        device: Where the ops run.
         json: File for the result; its folder is made if it is absent, as for the others.
         json_dir: Folder for a result per op (for all).
         markdown: File for the table; it is printed as well.

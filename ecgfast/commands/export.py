@@ -1,16 +1,13 @@
 """`ecgfast export`: the model of a run that is not finished."""
 
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from ecgfast.commands.arguments import Argument
 
 
 def export(
-    run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
-    out: Annotated[Path, tyro.conf.arg(metavar="OUT"), Argument],
+    run: Argument[Path],
+    out: Argument[Path],
 ) -> None:
     """Write the model of a run's last checkpoint, also while it trains.
 

@@ -4,19 +4,17 @@ from json import dumps
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from ecgfast._outputs import PICTURES, check_output, write_whole
-from ecgfast.commands.arguments import Argument, File
+from ecgfast.commands.arguments import Argument, File, value
 from ecgfast.errors import EcgfastError
 
 
 def inspect(
-    store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
-    record: Annotated[str | None, tyro.conf.arg(metavar="ID", help_behavior_hint="")] = None,
+    store: Argument[Path],
+    record: Annotated[str | None, value("ID")] = None,
     plot: File = None,
     start: float = 0.0,
-    rhythm: Annotated[str | None, tyro.conf.arg(metavar="LEAD", help_behavior_hint="")] = None,
+    rhythm: Annotated[str | None, value("LEAD")] = None,
     json: File = None,
     verify: bool = False,
 ) -> None:

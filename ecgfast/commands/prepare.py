@@ -7,32 +7,32 @@ from typing import Annotated
 
 import tyro
 
-from ecgfast.commands.arguments import Argument
+from ecgfast.commands.arguments import Argument, value
 from ecgfast.errors import EcgfastError
 
 
 def prepare(
-    source: Annotated[Path, tyro.conf.arg(metavar="SOURCE"), Argument],
-    store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
-    form: Annotated[str, tyro.conf.arg(name="format")] = "auto",
-    unit: str | None = None,
-    rename: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = (),
-    leads: str | None = None,
+    source: Argument[Path],
+    store: Argument[Path],
+    format: Annotated[str, tyro.conf.arg(metavar="FORMAT")] = "auto",
+    unit: Annotated[str | None, value("UNIT")] = None,
+    rename: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, value("NAME=LEAD ...")] = (),
+    leads: Annotated[str | None, value("LEADS")] = None,
     workers: int = 0,
-    bandpass: tuple[float, float] | None = None,
-    notch: float | None = None,
+    bandpass: Annotated[tuple[float, float] | None, value("LOW HIGH")] = None,
+    notch: Annotated[float | None, value("HZ")] = None,
     baseline: bool = False,
     derive_leads: bool = False,
     longest_gap: float = 0.0,
 ) -> None:
-    """Import a folder of records into a store: int16 microvolts at 500 Hz, leads by name.
+    """Import a folder of records into a store: microvolts at 500 Hz, leads by name.
 
     Args:
         source: Folder of WFDB records at any depth, PTB-XL, MIMIC-IV-ECG, CODE-15, ECG-ID or .npy files.
         store: Folder to write; taken up again if an earlier import of SOURCE was stopped.
-        form: ptbxl, ptbxl100, mimic, code15, ecgid, wfdb or npy; auto: the first that SOURCE looks like.
+        format: ptbxl, ptbxl100, mimic, code15, ecgid, wfdb or npy; auto: the first that SOURCE looks like.
         unit: V, mV, uV or nV, where SOURCE tells no unit (npy, code15); its usual one otherwise.
-        rename: NAME=LEAD ...: signals of these names are these leads, such as MLII=II.
+        rename: Signals of these names are these leads, such as MLII=II V=V1; may be given several times.
         leads: Leads that the signals of each record are, in its order, such as I,II,-,V1: for signals with
             other or no names; - is none.
         workers: Processes that read records; 0: one per core.
@@ -49,7 +49,7 @@ def prepare(
     names = LeadNames.of(_pairs(rename), leads.split(",") if leads is not None else None)
     how = Preprocessing(bandpass, notch, baseline, derive_leads, longest_gap, names)
     workers = workers or os.cpu_count() or 1
-    print(run(source, store, form=form, unit=unit, preprocessing=how, workers=workers))
+    print(run(source, store, form=format, unit=unit, preprocessing=how, workers=workers))
 
 
 def _pairs(texts: tuple[tuple[str, ...], ...]) -> dict[str, str]:

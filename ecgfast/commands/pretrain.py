@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ecgfast.commands.arguments import Argument
+from ecgfast.commands.arguments import Argument, value
 
 
 def command(args: Sequence[str]) -> Callable[..., None]:
@@ -21,16 +21,17 @@ def command(args: Sequence[str]) -> Callable[..., None]:
     default = training.PRESETS.get(name, training.PRESETS["small"])()
 
     def pretrain(
-        store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
-        run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
+        store: Argument[Path],
+        run: Argument[Path],
         preset: Literal["demo", "small", "paper"] = "small",
-        init: Path | None = None,
+        init: Annotated[Path | None, value("MODEL")] = None,
         config: Annotated[training.PretrainConfig, tyro.conf.arg(name="")] = default,
     ) -> None:
         """Pre-train an encoder on a store with W2V + CMSC + RLM.
 
-        The same command takes a stopped run up again; with a larger max-steps or epochs, a finished one
-        too. Several processes: torchrun -m ecgfast pretrain ...
+        The same command takes a stopped run up again; with more steps, a finished one.
+
+        Several processes: torchrun --nproc-per-node N -m ecgfast pretrain ...
 
         Args:
             store: Folder written by `ecgfast prepare`.

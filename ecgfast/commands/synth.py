@@ -2,16 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from ecgfast._outputs import check_space
 from ecgfast.commands.arguments import Argument, count
 
 
 def synth(
-    out: Annotated[Path, tyro.conf.arg(metavar="OUT"), Argument],
+    out: Argument[Path],
     patients: int = 100,
     records: int = 2,
     seconds: float = 10.0,
@@ -19,7 +16,7 @@ def synth(
     workers: int = 0,
     into_store: bool = False,
 ) -> None:
-    """Write synthetic 12-lead records (WFDB, 500 Hz), for trying things out without data.
+    """Write synthetic 12-lead records (WFDB, 500 Hz) to try things out without data.
 
     Args:
         out: New or empty folder for the records (.hea and .dat files) or the store; left alone if
