@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from ecgfast._suggest import did_you_mean
+from ecgfast._version import __version__
 from ecgfast.errors import EcgfastError
 
 COMMANDS = {
@@ -66,9 +67,7 @@ def _run(args: Sequence[str]) -> None:
     if options.version:
         if options.command is not None:
             parser.error(f"unrecognized arguments: {options.command}")
-        import ecgfast
-
-        print(f"ecgfast {ecgfast.__version__}")
+        print(f"ecgfast {__version__}")
     elif options.command is None:
         parser.error("no command given")
     elif options.command not in COMMANDS:
