@@ -61,8 +61,8 @@ class World:
 class Replica:
     """A model in training over all processes.
 
-    Each process holds the whole model; in the last micro-batch of an update, gradients are averaged over them.
-    At first rank 0's weights go to every process.
+    Each process holds the whole model, at first with rank 0's weights. In the last micro-batch of an update,
+    gradients are averaged over processes.
 
     Attributes:
         model: the module itself, with its own names.

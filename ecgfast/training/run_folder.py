@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import ecgfast
+from ecgfast._version import __version__
 from ecgfast.errors import EcgfastError
 from ecgfast.nn.pretrained import file_digest
 from ecgfast.training.config import LoopConfig
@@ -41,7 +41,7 @@ def describe_run(
     index = file_digest(store / "index.parquet")
     description = {
         "task": task,
-        "ecgfast_version": ecgfast.__version__,
+        "ecgfast_version": __version__,
         "store": {"path": str(store), "index_sha256": index},
         "world_size": world_size,
         **({"init": init} if init is not None else {}),
