@@ -1,51 +1,95 @@
 """`ecgfast pretrain`: pre-training an encoder on a store."""
 
 import argparse
+import inspect
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ecgfast.commands.arguments import Argument, value
+from ecgfast.commands.arguments import Argument, File
+from ecgfast.errors import EcgfastError
+
+if TYPE_CHECKING:
+    from ecgfast.training import PretrainConfig
 
 
 def command(args: Sequence[str]) -> Callable[..., None]:
-    """The command with the fields of the preset that `args` names as its defaults."""
+    """The command with the settings of the file, or of the preset and objective, that `args` name as defaults."""
     from ecgfast import training
 
-    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    scan.add_argument("--preset", nargs="?")
-    name = scan.parse_known_args(args)[0].preset
-    default = training.PRESETS.get(name, training.PRESETS["small"])()
+    default, started_from = _settings(args)
 
     def pretrain(
-        store: Argument[Path],
-        run: Argument[Path],
+        store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
+        run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
         preset: Literal["demo", "small", "paper"] = "small",
-        init: Annotated[Path | None, value("MODEL")] = None,
+        file: Annotated[File, tyro.conf.arg(name="config")] = None,
+        init: Path | None = None,
         config: Annotated[training.PretrainConfig, tyro.conf.arg(name="")] = default,
     ) -> None:
-        """Pre-train an encoder on a store with W2V + CMSC + RLM.
+        """Pre-train an encoder on a store.
 
-        The same command takes a stopped run up again; with more steps, a finished one.
+        The same command takes a stopped run up again; with a larger max-steps or epochs, a finished one
+        too. Several processes: torchrun -m ecgfast pretrain ...
 
-        Several processes: torchrun --nproc-per-node N -m ecgfast pretrain ...
+        Objectives, with settings of their own:
+        {objectives}
 
         Args:
             store: Folder written by `ecgfast prepare`.
             run: Folder for the model, checkpoints, metrics and curves.
             preset: Where the settings below start from: demo takes minutes on two CPU cores,
                 small hours on a GPU, paper is the paper's. Their values are shown as defaults.
+            file: A run's config.json, or its `config` part, where they start from instead; RUN/config.json
+                to go on with RUN. The preset and the objective are those in it.
             init: Model folder to start from (ecgfast export, convert, or a run's model).
             config: Settings.
         """
         is_main = os.environ.get("RANK", "0") == "0"
+        if started_from is not None and init is None and is_main and not (run / "config.json").exists():
+            warnings.warn(
+                f"config: the run of {str(file)!r} was started from the model {started_from}, this one is from "
+                f"random weights; --init {started_from} starts it so too"
+            )
         trained = training.pretrain(store, run, config, init=init, progress=is_main)
         if is_main:
             if not trained:
                 print(f"{run}: nothing to do, the run is finished")
             print(training.summarize_run(run))
 
+    pretrain.__doc__ = inspect.cleandoc(pretrain.__doc__ or "").replace("{objectives}", _objectives())
     return pretrain
+
+
+def _objectives() -> str:
+    """A line for each objective."""
+    from ecgfast.objectives.registry import OBJECTIVES, objective_class
+
+    lines = []
+    for name, entry in OBJECTIVES.items():
+        settings = ", ".join(f"{setting} {value:g}" for setting, value in entry.settings.items())
+        lines.append(f"{name}: {objective_class(name).summary}{f' ({settings})' if settings else ''}")
+    return "\n".join(lines)
+
+
+def _settings(args: Sequence[str]) -> tuple["PretrainConfig", str | None]:
+    """What the settings start from, and the model that the run of a file was started from."""
+    from ecgfast import training
+
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--preset", "--objective", "--config"):
+        scan.add_argument(name, nargs="?")
+    given = scan.parse_known_args(args)[0]
+    if given.config is not None:
+        for name in ("preset", "objective"):
+            if (value := getattr(given, name)) is not None:
+                raise EcgfastError(
+                    f"config: must be without --{name}, which it settles, got --{name} {value}"
+                )
+        return training.read_config(Path(given.config))
+    preset = training.PRESETS.get(given.preset, training.PRESETS["small"])
+    return (preset() if given.objective is None else preset(given.objective)), None
