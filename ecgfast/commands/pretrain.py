@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ecgfast.commands.arguments import Argument, File
+from ecgfast.commands.arguments import Argument, File, Folder
 from ecgfast.errors import EcgfastError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def command(args: Sequence[str]) -> Callable[..., None]:
-    """The command with the settings of the file, or of the preset and objective, that `args` name as defaults."""
+    """The command whose settings are by default those of the file, or preset and objective, in `args`."""
     from ecgfast import training
 
     default, started_from = _settings(args)
@@ -28,7 +28,7 @@ def command(args: Sequence[str]) -> Callable[..., None]:
         run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
         preset: Literal["demo", "small", "paper"] = "small",
         file: Annotated[File, tyro.conf.arg(name="config")] = None,
-        init: Path | None = None,
+        init: Folder = None,
         config: Annotated[training.PretrainConfig, tyro.conf.arg(name="")] = default,
     ) -> None:
         """Pre-train an encoder on a store.
@@ -52,8 +52,8 @@ def command(args: Sequence[str]) -> Callable[..., None]:
         is_main = os.environ.get("RANK", "0") == "0"
         if started_from is not None and init is None and is_main and not (run / "config.json").exists():
             warnings.warn(
-                f"config: the run of {str(file)!r} was started from the model {started_from}, this one is from "
-                f"random weights; --init {started_from} starts it so too"
+                f"config: the run of {str(file)!r} was started from the model {started_from}, this one is "
+                f"from random weights; --init {started_from} starts it so too"
             )
         trained = training.pretrain(store, run, config, init=init, progress=is_main)
         if is_main:
@@ -72,7 +72,7 @@ def _objectives() -> str:
     lines = []
     for name, entry in OBJECTIVES.items():
         settings = ", ".join(f"{setting} {value:g}" for setting, value in entry.settings.items())
-        lines.append(f"{name}: {objective_class(name).summary}{f' ({settings})' if settings else ''}")
+        lines.append(f"- {name}: {objective_class(name).summary}{f' ({settings})' if settings else ''}")
     return "\n".join(lines)
 
 
