@@ -29,11 +29,7 @@ def test_presets_are_json(name):
 
 
 def make_config(optim=None, model=None, **changes):
-    return PretrainConfig(
-        W2VCMSCConfig(**(model or {})),
-        OptimConfig(**(optim or {})),
-        **changes,
-    )
+    return PretrainConfig(model=W2VCMSCConfig(**(model or {})), optim=OptimConfig(**(optim or {})), **changes)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Whole runs of a tiny model: what they leave, and that they survive being stopped anywhere."""
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -19,11 +20,18 @@ from ecgfast.errors import EcgfastError
 from ecgfast.nn import Encoder
 from ecgfast.objectives import W2VCMSC
 from ecgfast.training import Interrupted, PretrainConfig, pretrain, read_metrics
-from ecgfast.training.loop import _open_loader, _Trainer
+from ecgfast.training.loop import Trainer
 from ecgfast.training.metrics import LOSS_TERMS
 from ecgfast.training.parallel import World, resolve_device
+from ecgfast.training.pretrain import make_objective, make_trainer, open_pairs
 
 CPU = World(0, 1, torch.device("cpu"))
+
+
+def trainer_of(config: PretrainConfig, store: Path, world: World = CPU) -> Trainer:
+    """A trainer as `pretrain` makes it, before its first update."""
+    source, _ = open_pairs(Store(store), config, world)
+    return make_trainer(make_objective(config), source, config, world)
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +93,21 @@ def test_run_leaves_everything(finished, tiny):
 
 
 def test_resident_loader_gives_the_same_run(finished, store, tiny, tmp_path, monkeypatch):
-    monkeypatch.delattr("ecgfast.training.loop.SegmentLoader")
+    monkeypatch.delattr(importlib.import_module("ecgfast.training.pretrain"), "SegmentLoader")
     config = dataclasses.replace(tiny, loader="resident")
     pretrain(store, tmp_path / "run", config, progress=False)
     assert_same_run(finished, tmp_path / "run")
 
 
 def test_loader_may_change_when_a_run_goes_on(finished, store, tiny, tmp_path, monkeypatch):
-    update, run = _Trainer.update, tmp_path / "run"
+    update, run = Trainer.update, tmp_path / "run"
 
     def update_then_stop(self, batches):
         update(self, batches)
         if self.step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(_Trainer, "update", update_then_stop)
+    monkeypatch.setattr(Trainer, "update", update_then_stop)
     with pytest.raises(Interrupted):
         pretrain(store, run, dataclasses.replace(tiny, loader="resident"), progress=False)
     pretrain(store, run, tiny, progress=False)
@@ -127,14 +135,14 @@ def test_same_seed_same_run(finished, store, tiny, tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_the_run_goes_on(finished, store, tiny, tmp_path, monkeypatch, signum):
     run = tmp_path / "stopped"
-    update = _Trainer.update
+    update = Trainer.update
 
     def update_then_signal(self, batches):
         update(self, batches)
         if self.step in (2, 7):
             os.kill(os.getpid(), signum)
 
-    monkeypatch.setattr(_Trainer, "update", update_then_signal)
+    monkeypatch.setattr(Trainer, "update", update_then_signal)
     for step in (2, 7):
         with pytest.raises(Interrupted, match=f"stopped and saved after step {step} of 10") as stop:
             pretrain(store, run, tiny, progress=False)
@@ -149,7 +157,8 @@ DIES = """
     import torch
     from ecgfast.nn import EncoderConfig
     from ecgfast.objectives import W2VCMSCConfig
-    from ecgfast.training import OptimConfig, PretrainConfig, pretrain, loop
+    from ecgfast.training import OptimConfig, PretrainConfig, pretrain
+    from ecgfast.training.loop import Trainer
     from ecgfast.training.run_folder import RunFolder
 
     store, run, moment = sys.argv[1:]
@@ -158,7 +167,7 @@ DIES = """
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    update, save = loop._Trainer.update, torch.save
+    update, save = Trainer.update, torch.save
 
     def update_or_die(trainer, batches):
         if str(trainer.step) == moment:
@@ -177,7 +186,7 @@ DIES = """
     elif moment == "end":
         RunFolder.save_model = die
     else:
-        loop._Trainer.update = update_or_die
+        Trainer.update = update_or_die
     pretrain(store, run, config, progress=False)
 """
 
@@ -199,15 +208,13 @@ def test_gradient_is_divided_by_all_masked_tokens(store, tiny):
     encoder = dataclasses.replace(tiny.model.encoder, dropout=0.0, attention_dropout=0.0, dropout_input=0.0)
     model = dataclasses.replace(tiny.model, encoder=encoder, dropout_features=0.0, n_masked=None)
     config = dataclasses.replace(tiny, model=model, accumulation=3)
-    loader, _ = _open_loader(Store(store), config, CPU)
-    trainer = _Trainer(config, loader, CPU)
+    trainer = trainer_of(config, store)
     tokens = 0
     batches = trainer.batches()
     for _ in range(config.accumulation):
-        batch = next(batches)
-        out = trainer.model(batch.signal, batch.groups, batch.sample_ids, trainer.rng)
-        out.loss.backward()
-        tokens += out.sample_size
+        losses = trainer.model(next(batches), trainer.rng)
+        losses.total.backward()
+        tokens += losses.size
     want = [p.grad / tokens for p in trainer.parameters]
     trainer.optimizer.zero_grad()
 
@@ -222,8 +229,7 @@ def test_gradient_is_divided_by_all_masked_tokens(store, tiny):
 
 def test_batches_go_on_from_any_step(store, tiny):
     config = dataclasses.replace(tiny, accumulation=2)
-    loader, _ = _open_loader(Store(store), config, CPU)
-    trainer = _Trainer(config, loader, CPU)
+    trainer = trainer_of(config, store)
     batches = trainer.batches()
     ids = [next(batches).sample_ids for _ in range(8)]
     batches.close()
@@ -259,7 +265,7 @@ def test_lost_loss_stops_the_run(store, tiny, tmp_path):
 @pytest.mark.parametrize("part", ["weights", "moments"])
 def test_lost_weights_are_not_saved(store, tiny, tmp_path, monkeypatch, part):
     """They go bad after the last log point before a checkpoint, in the update that it would save."""
-    update = _Trainer.update
+    update = Trainer.update
 
     def update_and_lose(self, batches):
         update(self, batches)
@@ -268,7 +274,7 @@ def test_lost_weights_are_not_saved(store, tiny, tmp_path, monkeypatch, part):
             lost = weight if part == "weights" else self.optimizer.state[weight]["exp_avg_sq"]
             lost.detach().fill_(float("nan"))
 
-    monkeypatch.setattr(_Trainer, "update", update_and_lose)
+    monkeypatch.setattr(Trainer, "update", update_and_lose)
     with pytest.raises(EcgfastError, match="the largest weight or moment became nan by step 6"):
         pretrain(store, tmp_path / "run", dataclasses.replace(tiny, log_every=100), progress=False)
     assert torch.load(tmp_path / "run/checkpoint/state.pt", weights_only=True)["step"] == 3
@@ -284,9 +290,8 @@ def gloo():
 def test_frozen_stem_trains_in_ddp(store, tiny, gloo):
     encoder = dataclasses.replace(tiny.model.encoder, feature_grad_mult=0.0)
     config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, encoder=encoder))
-    loader, _ = _open_loader(Store(store), config, CPU)
-    trainer = _Trainer(config, loader, World(0, 2, torch.device("cpu")))
-    assert isinstance(trainer.replica, torch.nn.parallel.DistributedDataParallel)
+    trainer = trainer_of(config, store, World(0, 2, torch.device("cpu")))
+    assert isinstance(trainer.replica.forward, torch.nn.parallel.DistributedDataParallel)
     before = trainer.model.encoder.stem.convs[0].weight.clone()
     batches = trainer.batches()
     for _ in range(2):
@@ -331,24 +336,25 @@ def test_devices():
 
 
 TELLS = """
-    import hashlib, sys
+    import hashlib, importlib, sys
     from pathlib import Path
     from ecgfast.nn import EncoderConfig
     from ecgfast.objectives import W2VCMSCConfig
-    from ecgfast.training import OptimConfig, PretrainConfig, pretrain, loop
+    from ecgfast.training import OptimConfig, PretrainConfig, pretrain
 
+    module = importlib.import_module("ecgfast.training.pretrain")
     store, out = map(Path, sys.argv[1:])
-    train = loop._train
+    train = module.train
 
-    def train_and_tell(trainer, *rest):
-        train(trainer, *rest)
+    def train_and_tell(trainer, *rest, **options):
+        train(trainer, *rest, **options)
         digest = hashlib.sha256()
         for p in trainer.model.state_dict().values():
             digest.update(p.numpy().tobytes())
-        ids = [i for batch in trainer.loader for i in batch.sample_ids.tolist()]
+        ids = [i for batch in trainer.source.loader for i in batch.sample_ids.tolist()]
         (out / f"rank{trainer.world.rank}").write_text(f"{digest.hexdigest()} {ids}")
 
-    loop._train = train_and_tell
+    module.train = train_and_tell
     pretrain(store, out / "run", CONFIG, progress=False)
 """
 
@@ -409,8 +415,7 @@ def test_two_processes_hold_the_same_model(store, tiny, tmp_path):
 def test_update_never_waits_for_the_device(store, tiny):
     world = World(0, 1, torch.device("cuda", 0))
     config = dataclasses.replace(tiny, device="cuda", accumulation=2)
-    loader, _ = _open_loader(Store(store), config, world)
-    trainer = _Trainer(config, loader, world)
+    trainer = trainer_of(config, store, world)
     batches = trainer.batches()
     trainer.update(batches)
     torch.cuda.set_sync_debug_mode("error")

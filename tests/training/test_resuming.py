@@ -13,7 +13,7 @@ from ecgfast.errors import EcgfastError
 from ecgfast.nn import Encoder
 from ecgfast.objectives import W2VCMSC
 from ecgfast.training import Interrupted, export, pretrain, read_metrics
-from ecgfast.training.loop import _Trainer
+from ecgfast.training.loop import Trainer
 from tests.training.conftest import write_store
 from tests.training.test_pretraining import assert_same, assert_same_run
 
@@ -40,14 +40,14 @@ def copy(short, tmp_path):
 
 
 def stop_at(monkeypatch, *steps):
-    update = _Trainer.update
+    update = Trainer.update
 
     def update_then_stop(self, batches):
         update(self, batches)
         if self.step in steps:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(_Trainer, "update", update_then_stop)
+    monkeypatch.setattr(Trainer, "update", update_then_stop)
 
 
 def test_a_finished_run_goes_on(long, copy, store, tiny):
@@ -155,7 +155,7 @@ def test_export(store, tiny, tmp_path, monkeypatch):
         export(run, tmp_path / "out")
     stop_at(monkeypatch, 5)
     exported = []
-    update = _Trainer.update
+    update = Trainer.update
 
     def update_and_export(self, batches):
         update(self, batches)
@@ -165,7 +165,7 @@ def test_export(store, tiny, tmp_path, monkeypatch):
         if self.step == 4:
             exported.append(export(run, tmp_path / "while"))
 
-    monkeypatch.setattr(_Trainer, "update", update_and_export)
+    monkeypatch.setattr(Trainer, "update", update_and_export)
     with pytest.raises(Interrupted):
         pretrain(store, run, tiny, progress=False)
     assert exported == [3]
@@ -186,13 +186,13 @@ def test_init(short, store, tiny, tmp_path, monkeypatch):
     Encoder.from_pretrained(short / "model").save_pretrained(tmp_path / "encoder")
     config = dataclasses.replace(tiny, seed=3, max_steps=4)
     before = {}
-    update = _Trainer.update
+    update = Trainer.update
 
     def update_and_note(self, batches):
         before.setdefault(self.step, {k: v.clone() for k, v in self.model.state_dict().items()})
         update(self, batches)
 
-    monkeypatch.setattr(_Trainer, "update", update_and_note)
+    monkeypatch.setattr(Trainer, "update", update_and_note)
     model = W2VCMSC.from_pretrained(short / "model").state_dict()
     pretrain(store, tmp_path / "whole", config, init=short / "model", progress=False)
     assert_same(dict(before.pop(0)), dict(model))
@@ -216,15 +216,15 @@ def test_init(short, store, tiny, tmp_path, monkeypatch):
 def test_init_before_the_first_checkpoint(short, store, tiny, tmp_path, monkeypatch):
     """Killed at once and resumed without --init, the run starts from the same model."""
     config = dataclasses.replace(tiny, seed=3, max_steps=4)
-    update = _Trainer.update
+    update = Trainer.update
 
     def die(self, batches):
         raise MemoryError
 
-    monkeypatch.setattr(_Trainer, "update", die)
+    monkeypatch.setattr(Trainer, "update", die)
     with pytest.raises(MemoryError):
         pretrain(store, tmp_path / "a", config, init=short / "model", progress=False)
-    monkeypatch.setattr(_Trainer, "update", update)
+    monkeypatch.setattr(Trainer, "update", update)
     pretrain(store, tmp_path / "a", config, progress=False)
     pretrain(store, tmp_path / "b", config, init=short / "model", progress=False)
     assert_same_run(tmp_path / "a", tmp_path / "b")

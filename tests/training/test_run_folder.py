@@ -20,6 +20,12 @@ def description(**config):
     }
 
 
+def check(folder, new):
+    old = folder.find()
+    if old is not None:
+        folder.check(old, new)
+
+
 @pytest.fixture
 def folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
@@ -28,8 +34,8 @@ def folder(tmp_path):
 
 
 def test_same_run_is_taken(folder):
-    folder.check(description(lr=1, model={"width": 8}))
-    folder.check(description(lr=1, model={"width": 8}, loader="resident"))
+    check(folder, description(lr=1, model={"width": 8}))
+    check(folder, description(lr=1, model={"width": 8}, loader="resident"))
 
 
 @pytest.mark.parametrize(
@@ -42,18 +48,18 @@ def test_same_run_is_taken(folder):
 )
 def test_other_configuration_is_refused(folder, config, message):
     with pytest.raises(EcgfastError, match=message):
-        folder.check(description(**config))
+        check(folder, description(**config))
 
 
 def test_other_store_is_refused(folder):
     new = description(lr=1, model={"width": 8}) | {"store": {"path": "t", "index_sha256": "1"}}
     with pytest.raises(EcgfastError, match=r"started with store s \(now t\)"):
-        folder.check(new)
+        check(folder, new)
 
 
 def test_moved_store_is_taken(folder):
     new = description(lr=1, model={"width": 8}) | {"store": {"path": "t", "index_sha256": "0"}}
-    folder.check(new)
+    check(folder, new)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{", '{"config": 3}'])
@@ -62,13 +68,13 @@ def test_foreign_folder_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(EcgfastError, match="RUN: "):
-        RunFolder(tmp_path).check(description())
+        check(RunFolder(tmp_path), description())
 
 
 def test_file_in_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(EcgfastError, match="no run of ecgfast"):
-        RunFolder(tmp_path / "run").check(description())
+        check(RunFolder(tmp_path / "run"), description())
 
 
 def test_unwritable_parent_is_told(tmp_path):
@@ -80,7 +86,7 @@ def test_unwritable_parent_is_told(tmp_path):
 def test_empty_folder_is_taken(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
-    folder.check(description())
+    check(folder, description())
     folder.create(description())
     assert folder.config.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -92,20 +98,20 @@ def test_current_directory_is_refused(tmp_path, monkeypatch, name):
     here.mkdir()
     monkeypatch.chdir(here)
     with pytest.raises(EcgfastError, match="is the current directory") as error:
-        RunFolder(Path(name)).check(description())
+        check(RunFolder(Path(name)), description())
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_root_is_refused():
     with pytest.raises(EcgfastError, match="no run of ecgfast"):
-        RunFolder(Path("/")).check(description())
+        check(RunFolder(Path("/")), description())
 
 
 def test_run_goes_on_in_the_current_directory(folder, monkeypatch):
     monkeypatch.chdir(folder.path)
     here = RunFolder(Path())
-    here.check(description(lr=1, model={"width": 8}))
+    check(here, description(lr=1, model={"width": 8}))
     here.create(description())
 
 
@@ -113,7 +119,7 @@ def test_link_to_an_empty_folder_is_taken(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
     folder = RunFolder(tmp_path / "link" / ".." / "link")
-    folder.check(description())
+    check(folder, description())
     folder.create(description())
     assert (tmp_path / "run" / "config.json").exists()
 
@@ -187,7 +193,7 @@ def test_a_file_where_a_process_that_died_left_a_folder(folder, tmp_path):
 def test_a_file_in_place_of_the_model_is_told_before_work(folder):
     folder.model.write_text("")
     with pytest.raises(EcgfastError, match="model' must be a folder or absent, got a file"):
-        folder.check(description())
+        check(folder, description())
 
 
 @pytest.mark.parametrize("history", [5, None, "x", {"a": 1}])

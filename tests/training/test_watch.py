@@ -10,7 +10,7 @@ from ecgfast.data import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
 from ecgfast.training import PretrainConfig, pretrain, read_metrics, summarize_run
-from ecgfast.training.loop import _Trainer
+from ecgfast.training.loop import Trainer
 from ecgfast.training.metrics import check_finite
 from ecgfast.training.watch import Watch, check_store, weak_settings
 from tests.training.conftest import write_store
@@ -72,7 +72,7 @@ def test_masks_that_leave_nothing_are_refused(model, message):
 def test_collapsed_run(store, tiny, tmp_path, monkeypatch):
     """One code for all: the official count is 100 %, the strict one 0, and the run says so."""
     config = dataclasses.replace(tiny, batch_pairs=1, max_steps=24)
-    make = _Trainer.__init__
+    make = Trainer.__init__
 
     def make_collapsed(self, *args):
         make(self, *args)
@@ -80,7 +80,7 @@ def test_collapsed_run(store, tiny, tmp_path, monkeypatch):
             self.model.quantizer.projection.weight.zero_()
             self.model.quantizer.projection.bias.zero_()[::4] = 1e4
 
-    monkeypatch.setattr(_Trainer, "__init__", make_collapsed)
+    monkeypatch.setattr(Trainer, "__init__", make_collapsed)
     with pytest.warns(UserWarning, match="the targets collapse") as told:
         assert pretrain(store, tmp_path / "run", config, progress=False)
     texts = [str(warning.message) for warning in told]
@@ -113,14 +113,14 @@ def test_divergence_names_a_checkpoint_only_if_there_is_one(saved):
 
 
 def lose(monkeypatch, step):
-    update = _Trainer.update
+    update = Trainer.update
 
     def update_and_lose(self, batches):
         update(self, batches)
         if self.step == step:
             self.parameters[0].detach().fill_(float("nan"))
 
-    monkeypatch.setattr(_Trainer, "update", update_and_lose)
+    monkeypatch.setattr(Trainer, "update", update_and_lose)
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_diverged_run_names_its_checkpoint(store, tiny, tmp_path, monkeypatch, s
 @pytest.mark.parametrize("when", ["between", "while"])
 def test_damaged_metrics_never_keep_the_model(store, tiny, tmp_path, monkeypatch, damage, when):
     run = tmp_path / "run"
-    update = _Trainer.update
+    update = Trainer.update
     if when == "between":
         stop_at(monkeypatch, 5)
         with pytest.raises(KeyboardInterrupt):
             pretrain(store, run, tiny, progress=False)
         damage(run / "metrics.jsonl")
-        monkeypatch.setattr(_Trainer, "update", update)
+        monkeypatch.setattr(Trainer, "update", update)
     else:
 
         def update_and_damage(self, batches):
@@ -161,7 +161,7 @@ def test_damaged_metrics_never_keep_the_model(store, tiny, tmp_path, monkeypatch
             if self.step == 9:
                 damage(run / "metrics.jsonl")
 
-        monkeypatch.setattr(_Trainer, "update", update_and_damage)
+        monkeypatch.setattr(Trainer, "update", update_and_damage)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         assert pretrain(store, run, tiny, progress=False)
