@@ -87,9 +87,7 @@ def _settings(args: Sequence[str]) -> tuple["PretrainConfig", str | None]:
     if given.config is not None:
         for name in ("preset", "objective"):
             if (value := getattr(given, name)) is not None:
-                raise EcgfastError(
-                    f"config: must be without --{name}, which it settles, got --{name} {value}"
-                )
+                raise EcgfastError(f"config: must be without --{name}, which it tells, got {value!r} too")
         return training.read_config(Path(given.config))
     preset = training.PRESETS.get(given.preset, training.PRESETS["small"])
     return (preset() if given.objective is None else preset(given.objective)), None

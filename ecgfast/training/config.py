@@ -129,8 +129,9 @@ class PretrainConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         kind = objective_class(self.objective).Config
-        if self.model is None or isinstance(self.model, Mapping):
-            object.__setattr__(self, "model", model_config(self.objective, self.model or {}, "model"))
+        if not isinstance(self.model, ObjectiveConfig):
+            told = {} if self.model is None else self.model
+            object.__setattr__(self, "model", model_config(self.objective, told, "model"))
         elif type(self.model) is not kind:
             got = type(self.model).__name__
             raise EcgfastError(f"model: must be {kind.__name__} for objective {self.objective}, got {got}")
