@@ -12,8 +12,8 @@ import numpy as np
 
 from ecgfast._outputs import PICTURES, check_output, write_whole
 from ecgfast._suggest import did_you_mean
-from ecgfast.data.codes import with_name
-from ecgfast.data.rhythm import heart_rate
+from ecgfast.data.signal.rhythm import heart_rate
+from ecgfast.data.store.codes import with_name
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS, STANDARD_LEADS, find_lead
 

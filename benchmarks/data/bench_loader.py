@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader
 from benchmarks.baselines.official_loader import SegmentFiles, collate, write_segments
 from ecgfast.benchmarking import machine
 from ecgfast.data import ResidentLoader, SegmentLoader, Store
-from ecgfast.data.store import STORE_VERSION
-from ecgfast.data.writer import Recording, StoreWriter
+from ecgfast.data.store.recording import Recording
+from ecgfast.data.store.store import STORE_VERSION
+from ecgfast.data.store.writer import StoreWriter
 from ecgfast.leads import STANDARD_LEADS
 
 SAMPLES = 2500

@@ -11,8 +11,8 @@ from scipy import signal as sp
 from scipy.ndimage import median_filter
 
 from benchmarks.data.harness import compare, main, row
-from ecgfast.data import filters
-from ecgfast.data.resampling import resample
+from ecgfast.data.signal import filters
+from ecgfast.data.signal.resampling import resample
 
 _RATE = 500
 

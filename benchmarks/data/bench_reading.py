@@ -12,8 +12,8 @@ import wfdb
 
 from benchmarks.data.harness import compare, main, row
 from benchmarks.data.records import write_cinc_folder, write_record
-from ecgfast.data.wfdb_header import check_files, read_header
-from ecgfast.data.wfdb_signals import read_signals
+from ecgfast.data.wfdb.header import check_files, read_header
+from ecgfast.data.wfdb.signals import read_signals
 
 
 def read(path: Path) -> np.ndarray:

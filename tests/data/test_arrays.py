@@ -7,7 +7,7 @@ import pytest
 from made import sines
 
 from ecgfast.data import Preprocessing, Store, prepare, synthesize, write_store
-from ecgfast.data.reasons import kind_of
+from ecgfast.data.store.reasons import kind_of
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 
@@ -127,7 +127,7 @@ def test_an_interrupted_write_begins_anew(tmp_path, monkeypatch):
         write_store(records(2), tmp_path / "store")
     assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr("ecgfast.data.writer.StoreWriter.discard", lambda self: None)  # as if killed
+        patch.setattr("ecgfast.data.store.writer.StoreWriter.discard", lambda self: None)  # as if killed
         with pytest.raises(RuntimeError):
             write_store(records(1), tmp_path / "store")
     assert (tmp_path / "store.partial").exists()

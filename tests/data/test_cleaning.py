@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ecgfast.data.cleaning import (
+from ecgfast.data.signal.cleaning import (
     CUT_SAMPLES,
     CUT_SECONDS,
     CUT_STEPS,

@@ -18,15 +18,15 @@ from made import sines, write_record
 
 from ecgfast.cli import main
 from ecgfast.data import Store, prepare, summarize
-from ecgfast.data.writer import StoreWriter
+from ecgfast.data.store.writer import StoreWriter
 from ecgfast.errors import EcgfastError
 
 # A process that has everything imported forks an import per line: where to, how many workers,
 # seconds of delay per recording, seconds after which it is killed or None.
 SERVER = """
 import os, signal, sys, time
-import ecgfast.data.importing as importing
-import ecgfast.data.writer as writer
+import ecgfast.data.sources.importing as importing
+import ecgfast.data.store.writer as writer
 
 writer.COMMIT_EVERY = 3
 writer.StoreWriter.__init__.__kwdefaults__["shard_elements"] = 300_000
@@ -156,7 +156,7 @@ def told(error):
 
 
 def test_full_disk(records, disk, monkeypatch):
-    monkeypatch.setattr("ecgfast.data.writer.COMMIT_EVERY", 5)
+    monkeypatch.setattr("ecgfast.data.store.writer.COMMIT_EVERY", 5)
     size = sum(p.stat().st_size for p in (records.parent / "whole").iterdir())
     found = os.statvfs(disk)
     named = []
@@ -343,7 +343,8 @@ def test_an_import_in_a_thread_outlives_the_main_one(records, tmp_path):
     """Then no thread can be started any more, for syncing neither."""
     program = """
 import sys, threading, time
-from ecgfast.data import importing, writer
+from ecgfast.data.sources import importing
+from ecgfast.data.store import writer
 
 writer.COMMIT_EVERY = 1
 add = writer.StoreWriter.add
@@ -365,7 +366,7 @@ threading.Thread(target=importing.prepare, args=sys.argv[1:], kwargs={"progress"
 
 def test_a_failed_commit_ends_the_journal(records, tmp_path, monkeypatch):
     """What was added while the disk failed must not follow in the journal: nobody could see the gap."""
-    monkeypatch.setattr("ecgfast.data.writer.COMMIT_EVERY", 2)
+    monkeypatch.setattr("ecgfast.data.store.writer.COMMIT_EVERY", 2)
     calls = iter(range(10**6))
     sync = os.fsync
 

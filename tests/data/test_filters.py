@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 from scipy import signal as oracle
 
-from ecgfast.data.filters import bandpass, notch, remove_baseline, sosfiltfilt
+from ecgfast.data.signal.filters import bandpass, notch, remove_baseline, sosfiltfilt
 from ecgfast.errors import EcgfastError
 
 TOLERANCE = {np.float64: 1e-8, np.float32: 1e-5}

@@ -8,8 +8,8 @@ import pytest
 from made import sines, write_csv, write_record
 
 from ecgfast.data import Store, prepare
-from ecgfast.data.reasons import Reasons, kind_of
-from ecgfast.data.wfdb_comments import read_comments
+from ecgfast.data.store.reasons import Reasons, kind_of
+from ecgfast.data.wfdb.comments import read_comments
 from ecgfast.errors import EcgfastError
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.signal import lfilter
 
 from ecgfast.data import heart_rate, prepare
-from ecgfast.data.store import Store
+from ecgfast.data.store.store import Store
 from ecgfast.leads import STANDARD_LEADS
 
 

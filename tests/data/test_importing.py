@@ -15,7 +15,7 @@ from made import sines, write_record
 from scipy.signal import resample_poly
 
 from ecgfast.data import Store, prepare
-from ecgfast.data.writer import lock_folder
+from ecgfast.data.store.writer import lock_folder
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS, find_lead
 
@@ -430,9 +430,9 @@ def test_foreign_partial_folder_is_left_alone(tmp_path):
 SLOW_IMPORT = """
 import sys, time
 from pathlib import Path
-import ecgfast.data.importing as importing
+import ecgfast.data.sources.importing as importing
 import ecgfast.data.sources.wfdb as wfdb
-import ecgfast.data.writer as writer
+import ecgfast.data.store.writer as writer
 writer.COMMIT_EVERY = 3
 writer.StoreWriter.__init__.__kwdefaults__["shard_elements"] = 300_000
 if len(sys.argv) > 3:
@@ -497,7 +497,7 @@ def test_damaged_journal_ends_at_the_first_bad_line(tmp_path, monkeypatch, garba
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ecgfast.data.writer.StoreWriter.finish", killed)
+        patch.setattr("ecgfast.data.store.writer.StoreWriter.finish", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(tmp_path / "in", tmp_path / "store", progress=False)
     journal = tmp_path / "store.partial/journal.jsonl"
@@ -562,6 +562,6 @@ def test_mistakes_in_the_program_are_not_taken_for_bad_records(tmp_path, monkeyp
     def broken(*args):
         raise KeyError("a slip")
 
-    monkeypatch.setattr("ecgfast.data.wfdb_source.direct_block", broken)
+    monkeypatch.setattr("ecgfast.data.sources.wfdb_records.direct_block", broken)
     with pytest.raises(KeyError, match="a slip"):
         prepare(tmp_path / "in", tmp_path / "store", progress=False)

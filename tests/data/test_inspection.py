@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from ecgfast.cli import main
 from ecgfast.data import Store, prepare, summarize, write_synthetic
-from ecgfast.data.codes import SCP, SNOMED_CT, name_of, with_name
+from ecgfast.data.store.codes import SCP, SNOMED_CT, name_of, with_name
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 from ecgfast.plotting import arrange_leads, plot_recording

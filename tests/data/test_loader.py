@@ -11,7 +11,7 @@ import torch
 from made import write_record
 
 from ecgfast.data import ResidentLoader, SegmentLoader, Store, prepare
-from ecgfast.data.writer import StoreWriter
+from ecgfast.data.store.writer import StoreWriter
 from ecgfast.errors import EcgfastError
 
 T = 500
@@ -231,7 +231,7 @@ def test_shards_lie_one_after_another_in_memory(tmp_path, monkeypatch):
     for i in range(7):
         write_record(tmp_path / f"in/{i}", rng.integers(-900, 900, (12, 2 * T + 10 * i)))
     monkeypatch.setitem(StoreWriter.__init__.__kwdefaults__, "shard_elements", 40_000)
-    monkeypatch.setattr("ecgfast.data.resident._CHUNK", 1999)
+    monkeypatch.setattr("ecgfast.data.batches.resident._CHUNK", 1999)
     prepare(tmp_path / "in", tmp_path / "store", progress=False)
     store = Store(tmp_path / "store")
     assert len(store.shards) == 3
@@ -240,10 +240,10 @@ def test_shards_lie_one_after_another_in_memory(tmp_path, monkeypatch):
 
 def test_store_that_does_not_fit_is_refused(store, monkeypatch):
     size = 2 * sum(shard.size for shard in store.shards)
-    monkeypatch.setattr("ecgfast.data.resident._free_bytes", lambda device: size - 1)
+    monkeypatch.setattr("ecgfast.data.batches.resident._free_bytes", lambda device: size - 1)
     with pytest.raises(EcgfastError, match=rf"takes {size:,} bytes .* on cpu, {size - 1:,} are free"):
         resident(store)
-    monkeypatch.setattr("ecgfast.data.resident._free_bytes", lambda device: size)
+    monkeypatch.setattr("ecgfast.data.batches.resident._free_bytes", lambda device: size)
     assert len(resident(store)) == 7
 
 
@@ -284,7 +284,7 @@ def test_a_store_changed_under_it_is_told(store, tmp_path, monkeypatch, change):
     shutil.copytree(store.path, tmp_path / "store")
     opened = Store(tmp_path / "store")
     stream, kept = loader(opened), resident(opened)
-    monkeypatch.setattr("ecgfast.data.loader._LOOK", 0.0)
+    monkeypatch.setattr("ecgfast.data.batches.streaming._LOOK", 0.0)
     look, looks = opened.check_unchanged, []
 
     def look_after_a_change():  # made by the only thread that reads: a cut file must not be read

@@ -62,7 +62,7 @@ def test_what_is_not_taken_is_told(holter, tmp_path):
 
 
 def test_they_are_told_after_an_interruption_too(holter, tmp_path, monkeypatch):
-    from ecgfast.data.importing import StoreWriter
+    from ecgfast.data.sources.importing import StoreWriter
 
     add = StoreWriter.add
 

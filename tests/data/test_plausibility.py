@@ -7,7 +7,7 @@ import pytest
 from made import sines, write_csv, write_record
 
 from ecgfast.data import Store, prepare, summarize, synthesize, write_store
-from ecgfast.data.plausibility import amplitude, find_unit, lead_amplitudes, scale_advice
+from ecgfast.data.signal.plausibility import amplitude, find_unit, lead_amplitudes, scale_advice
 from ecgfast.errors import EcgfastError
 
 ALL = list(range(12))

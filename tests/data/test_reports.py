@@ -7,7 +7,7 @@ from made import sines, write_record
 from test_importing import files
 
 from ecgfast.data import Store, prepare, summarize
-from ecgfast.data.writer import StoreWriter
+from ecgfast.data.store.writer import StoreWriter
 from ecgfast.errors import one_line
 
 
@@ -75,7 +75,7 @@ def test_a_mistake_in_a_worker_names_the_record(tmp_path, monkeypatch):
     def broken(*args):
         raise KeyError("a slip")
 
-    monkeypatch.setattr("ecgfast.data.wfdb_source.direct_block", broken)
+    monkeypatch.setattr("ecgfast.data.sources.wfdb_records.direct_block", broken)
     for workers in (1, 2):
         with pytest.raises(KeyError) as error:
             prepare(tmp_path / "in", tmp_path / "store", progress=False, workers=workers)

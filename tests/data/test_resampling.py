@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.signal import resample_poly
 
-from ecgfast.data.resampling import rational_factor, resample
+from ecgfast.data.signal.resampling import rational_factor, resample
 from ecgfast.errors import EcgfastError
 
 RATES = (1000, 250, 257, 128, 360, 400, 512, 999, 100, 1000 / 3, 5000, 62.5, 1500, 2500)

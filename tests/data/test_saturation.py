@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import wfdb
 
-from ecgfast.data import wfdb_source
-from ecgfast.data.preprocess import Preprocessing, Rejected
-from ecgfast.data.wfdb_source import read_recording
+from ecgfast.data.signal.preprocess import Preprocessing, Rejected
+from ecgfast.data.sources import wfdb_records
+from ecgfast.data.sources.wfdb_records import read_recording
 
 
 def read(folder, monkeypatch):
@@ -15,7 +15,7 @@ def read(folder, monkeypatch):
     for direct in (True, False):
         with monkeypatch.context() as patch:
             if not direct:
-                patch.setattr(wfdb_source, "direct_block", lambda *args: None)
+                patch.setattr(wfdb_records, "direct_block", lambda *args: None)
             try:
                 found.append(read_recording(folder, "r.hea", Preprocessing()).leads)
             except Rejected as rejected:

@@ -7,8 +7,8 @@ import torch
 from made import sines
 
 from ecgfast.data import Preprocessing, Store, write_store
-from ecgfast.data.preprocess import Rejected
-from ecgfast.data.signal_arrays import array_leads
+from ecgfast.data.signal.preprocess import Rejected
+from ecgfast.data.sources.signal_arrays import array_leads
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS, LeadNames
 

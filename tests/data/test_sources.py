@@ -7,9 +7,9 @@ import pytest
 from made import mimic_row, ptbxl_row, sines, write_csv, write_mimic, write_ptbxl, write_record
 
 from ecgfast.data import Store, prepare, summarize
-from ecgfast.data.reasons import kind_of
 from ecgfast.data.sources import FORMATS, open_source
 from ecgfast.data.sources.tables import Listed, safe_path
+from ecgfast.data.store.reasons import kind_of
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 
@@ -373,7 +373,7 @@ def test_workers_and_interruptions_do_not_change_the_bytes(tmp_path, monkeypatch
 
 def interrupt_after(monkeypatch, n):
     """Stop the next import after n records, as Ctrl-C does."""
-    from ecgfast.data.importing import StoreWriter
+    from ecgfast.data.sources.importing import StoreWriter
 
     add = StoreWriter.add
 

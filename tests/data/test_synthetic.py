@@ -6,8 +6,8 @@ import wfdb
 from wfdb.processing import gqrs_detect, xqrs_detect
 
 from ecgfast.data import Store, prepare, synthesize, synthetic_store, write_synthetic
-from ecgfast.data.hearts import CLASSES
-from ecgfast.data.writer import StoreWriter
+from ecgfast.data.store.writer import StoreWriter
+from ecgfast.data.synthetic.hearts import CLASSES
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from ecgfast.data import wfdb_direct, wfdb_signals
-from ecgfast.data import wfdb_source as source
-from ecgfast.data.preprocess import Preprocessing, Rejected
-from ecgfast.data.wfdb_header import read_header
+from ecgfast.data.signal.preprocess import Preprocessing, Rejected
+from ecgfast.data.sources import wfdb_records as source
+from ecgfast.data.wfdb import direct as wfdb_direct
+from ecgfast.data.wfdb import signals as wfdb_signals
+from ecgfast.data.wfdb.header import read_header
 from ecgfast.leads import STANDARD_LEADS
 
 PLAIN = Preprocessing()

@@ -7,10 +7,10 @@ import pytest
 import wfdb
 from made import write_record
 
-from ecgfast.data.preprocess import Preprocessing, Rejected
-from ecgfast.data.wfdb_files import most_bytes
-from ecgfast.data.wfdb_header import check_files, parse_header, read_header, signal_bytes
-from ecgfast.data.wfdb_source import read_recording
+from ecgfast.data.signal.preprocess import Preprocessing, Rejected
+from ecgfast.data.sources.wfdb_records import read_recording
+from ecgfast.data.wfdb.files import most_bytes
+from ecgfast.data.wfdb.header import check_files, parse_header, read_header, signal_bytes
 from ecgfast.leads import STANDARD_LEADS
 
 

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made import sines, write_record
 
-from ecgfast.data.preprocess import Preprocessing, Rejected
-from ecgfast.data.wfdb_header import parse_header, read_header, signal_bytes
-from ecgfast.data.wfdb_source import read_recording
-from ecgfast.data.writer import Recording
+from ecgfast.data.signal.preprocess import Preprocessing, Rejected
+from ecgfast.data.sources.wfdb_records import read_recording
+from ecgfast.data.store.recording import Recording
+from ecgfast.data.wfdb.header import parse_header, read_header, signal_bytes
 
 EXAMPLES = int(os.environ.get("ECGFAST_FUZZ", "300"))
 """Mutated records per test: thousands where time allows."""

@@ -7,7 +7,7 @@ arrays.
 from pathlib import Path
 
 from ecgfast._suggest import did_you_mean
-from ecgfast.data.plausibility import MICROVOLTS, find_unit
+from ecgfast.data.signal.plausibility import MICROVOLTS, find_unit
 from ecgfast.data.sources.base import About, Item, Source
 from ecgfast.data.sources.code15 import Code15
 from ecgfast.data.sources.mimic import MimicIvEcg

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from ecgfast.data.preprocess import Preprocessing
-from ecgfast.data.writer import Recording
+from ecgfast.data.signal.preprocess import Preprocessing
+from ecgfast.data.store.recording import Recording
 
 
 def unseen() -> None:

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ecgfast.data.arrays import judged, plausible_block
-from ecgfast.data.folders import is_file
-from ecgfast.data.preprocess import Preprocessing, Rejected
-from ecgfast.data.signal_arrays import array_leads
+from ecgfast.data.signal.preprocess import Preprocessing, Rejected
+from ecgfast.data.sources.arrays import judged, plausible_block
 from ecgfast.data.sources.base import About, Item, Source, unseen
+from ecgfast.data.sources.folders import is_file
+from ecgfast.data.sources.signal_arrays import array_leads
 from ecgfast.data.sources.tables import find_files, table_rows
+from ecgfast.data.store.recording import Recording
 from ecgfast.data.values import is_missing, number_of, sex_of, shown, years
-from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError, one_line
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
 

@@ -5,13 +5,13 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ecgfast.data.arrays import FIELDS, array_recording
-from ecgfast.data.preprocess import Preprocessing, Rejected
+from ecgfast.data.signal.preprocess import Preprocessing, Rejected
+from ecgfast.data.sources.arrays import FIELDS, array_recording
 from ecgfast.data.sources.base import Item, Source, unseen
 from ecgfast.data.sources.tables import find_files, refused_path, safe_path, table_rows, with_unlisted
-from ecgfast.data.store import array_shape, map_array
+from ecgfast.data.store.recording import Recording
+from ecgfast.data.store.store import array_shape, map_array
 from ecgfast.data.values import is_missing
-from ecgfast.data.writer import Recording
 from ecgfast.errors import one_line
 
 _TABLE = "records.csv"

@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from ecgfast.data.preprocess import Preprocessing, Rejected
+from ecgfast.data.signal.preprocess import Preprocessing, Rejected
 from ecgfast.data.sources.base import About, Item, Source, unseen
 from ecgfast.data.sources.tables import find_files
-from ecgfast.data.wfdb_source import find_records, read_recording
-from ecgfast.data.writer import Recording
+from ecgfast.data.sources.wfdb_records import find_records, read_recording
+from ecgfast.data.store.recording import Recording
 
 _PERSON = re.compile(r"Person_\d+")
 _OF_PERSON = re.compile(r"Person_\d+/rec_.*\.hea")

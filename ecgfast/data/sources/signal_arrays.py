@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ecgfast.data.plausibility import MICROVOLTS, find_unit
-from ecgfast.data.preprocess import Lead, Rejected
+from ecgfast.data.signal.plausibility import MICROVOLTS, find_unit
+from ecgfast.data.signal.preprocess import Lead, Rejected
 from ecgfast.data.values import is_missing, number_of, plain, shown
 from ecgfast.errors import EcgfastError, one_line
 from ecgfast.leads import OWN_NAMES, STANDARD_LEADS, LeadNames, shown_name

@@ -7,7 +7,7 @@ import os
 import stat
 import struct
 
-from ecgfast.data.preprocess import Rejected
+from ecgfast.data.signal.preprocess import Rejected
 from ecgfast.errors import printable
 
 FLAC = frozenset({"508", "516", "524"})

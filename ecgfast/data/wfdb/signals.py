@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ecgfast.data.preprocess import Rejected
-from ecgfast.data.wfdb_files import signal_bytes
-from ecgfast.data.wfdb_header import Header, Signal
+from ecgfast.data.signal.preprocess import Rejected
+from ecgfast.data.wfdb.files import signal_bytes
+from ecgfast.data.wfdb.header import Header, Signal
 
 BITS = {
     **dict.fromkeys(("16", "61", "160", "516"), 16),

@@ -15,8 +15,8 @@ import torch
 from numba.core import types
 from numba.extending import intrinsic
 
-from ecgfast.data.pairs import DTYPES, Batch, PairLoader, Segments, check_positive
-from ecgfast.data.store import Store
+from ecgfast.data.batches.plans import DTYPES, Batch, PairLoader, Segments, check_positive
+from ecgfast.data.store.store import Store
 from ecgfast.leads import N_LEADS
 
 _PREFETCH = 2  # batches assembled ahead of the consumer

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from ecgfast.data.preprocess import Rejected
-from ecgfast.data.wfdb_files import file_size, frames_in_file
-from ecgfast.data.wfdb_files import signal_bytes as signal_bytes  # of formats, as headers number them
+from ecgfast.data.signal.preprocess import Rejected
+from ecgfast.data.wfdb.files import file_size, frames_in_file
+from ecgfast.data.wfdb.files import signal_bytes as signal_bytes  # of formats, as headers number them
 from ecgfast.errors import printable
 
 MAX_HEADER_BYTES = 2**24

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ecgfast.data.folders import check_creatable, partial_folder
-from ecgfast.data.importing import store_description
-from ecgfast.data.preprocess import Preprocessing
 from ecgfast.data.progress import Progress
-from ecgfast.data.synthetic import Recipe, SyntheticRecord, map_chunks
-from ecgfast.data.writer import Recording, StoreWriter, finished_store
+from ecgfast.data.signal.preprocess import Preprocessing
+from ecgfast.data.store.recording import Recording
+from ecgfast.data.store.store import store_description
+from ecgfast.data.store.writer import StoreWriter, finished_store
+from ecgfast.data.synthetic.records import Recipe, SyntheticRecord, map_chunks
 from ecgfast.errors import EcgfastError
+from ecgfast.files import check_creatable, partial_folder
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
 
 _SETTINGS = "synthetic.json"  # in a folder of synthetic records: what they were made with

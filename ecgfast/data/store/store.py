@@ -26,13 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ecgfast.data.signal.preprocess import Preprocessing
 from ecgfast.errors import EcgfastError, one_line
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
+from ecgfast.units import SAMPLE_RATE
 
 STORE_FORMAT = "ecgfast-store"
 STORE_VERSION = 2  # 1 had no column `fold`
-SAMPLE_RATE = 500
-"""Samples per second of every recording in a store."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -72,6 +72,19 @@ def file_checksum(file: Path) -> int:
         while part := content.read(2**20):
             checksum = zlib.crc32(part, checksum)
     return checksum
+
+
+def store_description(how: Preprocessing, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What `store.json` says besides the counts."""
+    return {
+        "format": STORE_FORMAT,
+        "version": STORE_VERSION,
+        "sample_rate": SAMPLE_RATE,
+        "unit": "microvolt",
+        "leads": list(STANDARD_LEADS),
+        "preprocessing": how.describe(),
+        "provenance": provenance,
+    }
 
 
 def read_store_json(path: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ecgfast.data.pairs import DTYPES, Batch, PairLoader
-from ecgfast.data.store import Store
+from ecgfast.data.batches.plans import DTYPES, Batch, PairLoader
+from ecgfast.data.store.store import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.ops import gather_segments
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from ecgfast._suggest import did_you_mean
-from ecgfast.data.plausibility import amplitude, scale_advice
-from ecgfast.data.preprocess import Lead, Preprocessing, Rejected, standard_block
-from ecgfast.data.signal_arrays import array_leads
+from ecgfast.data.signal.plausibility import amplitude, scale_advice
+from ecgfast.data.signal.preprocess import Lead, Preprocessing, Rejected, standard_block
+from ecgfast.data.sources.signal_arrays import array_leads
+from ecgfast.data.store.recording import Recording
 from ecgfast.data.values import (
     fold_of,
     identity,
@@ -20,7 +21,6 @@ from ecgfast.data.values import (
     text_of,
     years,
 )
-from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 

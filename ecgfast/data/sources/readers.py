@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ecgfast.data.writer import Recording
+from ecgfast.data.store.recording import Recording
 from ecgfast.errors import EcgfastError
 
 Outcome = Recording | tuple[str, str]

@@ -18,10 +18,10 @@ from typing import TypeVar
 import numba
 import numpy as np
 
-from ecgfast.data.hearts import Patient, draw_patient
-from ecgfast.data.store import SAMPLE_RATE
+from ecgfast.data.synthetic.hearts import Patient, draw_patient
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS
+from ecgfast.units import SAMPLE_RATE
 
 _CHUNK = 16  # records a worker makes at once
 _IN_FLIGHT = 3  # chunks per worker that are being made or wait to be taken

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from ecgfast.data import filters
-from ecgfast.data.cleaning import cut_offs, derive_limb_leads, fill_gaps
-from ecgfast.data.plausibility import lead_amplitudes
-from ecgfast.data.resampling import resample
-from ecgfast.data.store import SAMPLE_RATE
+from ecgfast.data.signal import filters
+from ecgfast.data.signal.cleaning import cut_offs, derive_limb_leads, fill_gaps
+from ecgfast.data.signal.plausibility import lead_amplitudes
+from ecgfast.data.signal.resampling import resample
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS, OWN_NAMES, STANDARD_LEADS, LeadNames
+from ecgfast.units import SAMPLE_RATE
 
 MIN_SECONDS = 1.0
 """Shortest recording that a store takes."""

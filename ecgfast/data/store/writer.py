@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -25,10 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ecgfast.data.folders import check_creatable, partial_folder, sync_file, sync_folder
-from ecgfast.data.reasons import Reasons
-from ecgfast.data.store import INDEX_SCHEMA, block_checksum, file_checksum, read_store_json, shard_name
+from ecgfast.data.store.reasons import Reasons
+from ecgfast.data.store.recording import Recording
+from ecgfast.data.store.store import INDEX_SCHEMA, block_checksum, file_checksum, read_store_json, shard_name
 from ecgfast.errors import EcgfastError
+from ecgfast.files import check_creatable, partial_folder, sync_file, sync_folder
 from ecgfast.leads import N_LEADS
 
 SHARD_ELEMENTS = 2**29
@@ -41,41 +41,6 @@ _NPY_HEADER = 128
 _COLUMNS = frozenset(INDEX_SCHEMA.names)
 _MOST_NAMES = 256  # of signals that are counted: damage makes up ever more
 _MAY_LACK = {"patient": "patient_id", "age": "age", "sex": "sex", "label": "labels"}
-
-
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """One recording as an importer hands it to the store.
-
-    Attributes:
-        record_id: Unique in the store.
-        patient_id: The same for all recordings of a patient; None where unknown.
-        source: Path of the record below the source folder.
-        signal: Microvolts at 500 Hz, int16 [12, n_samples], absent leads zero.
-        leads: Names of the leads present.
-        labels: Diagnosis codes.
-        age: Years, None where unknown.
-        sex: "F", "M" or None.
-        source_rate: Hz, before resampling.
-        fold: Cross-validation fold of the source, None where it has none.
-        warnings: What is odd about it though it is taken: `kind: details` each.
-        amplitude: Typical peak-to-peak millivolts, see `plausibility.amplitude`; None where not looked at.
-        unused: Names of the source's signals that were not taken.
-    """
-
-    record_id: str
-    patient_id: str | None
-    source: str
-    signal: np.ndarray
-    leads: list[str]
-    labels: list[str]
-    age: float | None
-    sex: str | None
-    source_rate: float
-    fold: int | None = None
-    warnings: tuple[str, ...] = ()
-    amplitude: float | None = None
-    unused: tuple[str, ...] = ()
 
 
 class StoreWriter:

@@ -8,10 +8,15 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ecgfast._suggest import among, did_you_mean
-from ecgfast.data.codes import name_of, with_name
-from ecgfast.data.plausibility import LEAST_MILLIVOLTS, MOST_MILLIVOLTS, lead_amplitudes, typical_advice
-from ecgfast.data.rhythm import heart_rate
-from ecgfast.data.store import Store
+from ecgfast.data.signal.plausibility import (
+    LEAST_MILLIVOLTS,
+    MOST_MILLIVOLTS,
+    lead_amplitudes,
+    typical_advice,
+)
+from ecgfast.data.signal.rhythm import heart_rate
+from ecgfast.data.store.codes import name_of, with_name
+from ecgfast.data.store.store import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
 

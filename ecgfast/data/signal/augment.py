@@ -13,7 +13,7 @@ from typing import Protocol
 import numba
 import numpy as np
 
-from ecgfast.data.vcg import DOWER, INDEPENDENT_LEADS, TWELVE_FROM_INDEPENDENT, rotation
+from ecgfast.data.signal.vcg import DOWER, INDEPENDENT_LEADS, TWELVE_FROM_INDEPENDENT, rotation
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS
 

@@ -1,6 +1,6 @@
 """From the samples of a WFDB record straight to the block of a store, one lead after the other.
 
-What `wfdb_signals` and `preprocess` do by way of floating-point arrays of all leads, with the same numbers,
+What `signals` and `signal.preprocess` do by way of floating-point arrays of all leads, with the same numbers,
 for the records that most sources have: one file, samples of 16 bits or less, nothing to fill, filter or
 reject. A lead stays in the cache over all steps.
 """
@@ -11,13 +11,20 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from ecgfast.data import wfdb_signals
-from ecgfast.data.cleaning import cut_off_lead, derive_limb_leads, shortest_runs
-from ecgfast.data.preprocess import MAX_MICROVOLTS, MAX_RATE, MIN_RATE, MIN_SECONDS, Preprocessing, round_rows
-from ecgfast.data.resampling import phases, rational_factor, resample_rows, resampled_length
-from ecgfast.data.store import SAMPLE_RATE
-from ecgfast.data.wfdb_header import Header
+from ecgfast.data.signal.cleaning import cut_off_lead, derive_limb_leads, shortest_runs
+from ecgfast.data.signal.preprocess import (
+    MAX_MICROVOLTS,
+    MAX_RATE,
+    MIN_RATE,
+    MIN_SECONDS,
+    Preprocessing,
+    round_rows,
+)
+from ecgfast.data.signal.resampling import phases, rational_factor, resample_rows, resampled_length
+from ecgfast.data.wfdb import signals as wfdb_signals
+from ecgfast.data.wfdb.header import Header
 from ecgfast.leads import N_LEADS
+from ecgfast.units import SAMPLE_RATE
 
 _WIDEST = 16  # bits of a sample; sums of differences have more
 _FRAMES = 1024  # taken apart at a time: they stay in the cache over all leads
@@ -30,7 +37,7 @@ def direct_block(
 
     Args:
         folder: Where the signal file is; `check_files` has passed.
-        header: One that `wfdb_signals.can_decode` takes.
+        header: One that `signals.can_decode` takes.
         channels: Index of a standard lead -> number of its signal.
         factors: Microvolts in the unit of each of these signals.
         how: Filters and repairs.

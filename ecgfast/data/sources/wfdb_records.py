@@ -1,6 +1,6 @@
 """Reading folders of WFDB records (`.hea` with `.dat` or `.mat`).
 
-Formats of fixed width are decoded by `wfdb_signals`; what is rare goes through wfdb, after the same checks.
+Formats of fixed width are decoded by `data.wfdb`; what is rare goes through wfdb, after the same checks.
 """
 
 import math
@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ecgfast.data import wfdb_signals
-from ecgfast.data.folders import walk_folders
-from ecgfast.data.plausibility import MICROVOLTS, find_unit
-from ecgfast.data.preprocess import Lead, Leads, Preprocessing, Rejected, standard_block
-from ecgfast.data.wfdb_comments import read_comments
-from ecgfast.data.wfdb_direct import direct_block
-from ecgfast.data.wfdb_header import (
+from ecgfast.data.signal.plausibility import MICROVOLTS, find_unit
+from ecgfast.data.signal.preprocess import Lead, Leads, Preprocessing, Rejected, standard_block
+from ecgfast.data.sources.folders import walk_folders
+from ecgfast.data.store.recording import Recording
+from ecgfast.data.wfdb import signals as wfdb_signals
+from ecgfast.data.wfdb.comments import read_comments
+from ecgfast.data.wfdb.direct import direct_block
+from ecgfast.data.wfdb.header import (
     Header,
     absent_files,
     check_files,
@@ -30,7 +31,6 @@ from ecgfast.data.wfdb_header import (
     segment_headers,
     with_length,
 )
-from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError, one_line
 from ecgfast.leads import OWN_NAMES, STANDARD_LEADS, LeadNames, shown_name
 

@@ -10,19 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ecgfast.data.arrays import array_recording, fields_of, judged, told_with_advice
-from ecgfast.data.folders import partial_folder
-from ecgfast.data.plausibility import typical_advice
-from ecgfast.data.preprocess import Preprocessing, Rejected
 from ecgfast.data.progress import Progress
-from ecgfast.data.readers import Outcome, read_in_order
-from ecgfast.data.reasons import Reasons, counts_of, read_reasons
+from ecgfast.data.signal.plausibility import typical_advice
+from ecgfast.data.signal.preprocess import Preprocessing, Rejected
 from ecgfast.data.sources import Item, Source, open_source
-from ecgfast.data.store import SAMPLE_RATE, STORE_FORMAT, STORE_VERSION
+from ecgfast.data.sources.arrays import array_recording, fields_of, judged, told_with_advice
+from ecgfast.data.sources.readers import Outcome, read_in_order
+from ecgfast.data.store.reasons import Reasons, counts_of, read_reasons
+from ecgfast.data.store.recording import Recording
+from ecgfast.data.store.store import store_description
+from ecgfast.data.store.writer import StoreWriter, finished_store
 from ecgfast.data.values import text_of
-from ecgfast.data.writer import Recording, StoreWriter, finished_store
 from ecgfast.errors import EcgfastError
-from ecgfast.leads import OWN_NAMES, STANDARD_LEADS
+from ecgfast.files import partial_folder
+from ecgfast.leads import OWN_NAMES
 
 _SHOWN_NAMES = 8  # of signals that were not taken
 _LISTED = 32_768  # most records that are kept in memory, not listed again
@@ -289,19 +290,6 @@ def _told(item: Item) -> bytes:
     about, told = item.about._asdict(), item.about.warnings
     del about["warnings"]
     return json.dumps([list(about.values()), *item[2:], *([told] if told else [])]).encode()
-
-
-def store_description(how: Preprocessing, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What `store.json` says besides the counts."""
-    return {
-        "format": STORE_FORMAT,
-        "version": STORE_VERSION,
-        "sample_rate": SAMPLE_RATE,
-        "unit": "microvolt",
-        "leads": list(STANDARD_LEADS),
-        "preprocessing": how.describe(),
-        "provenance": provenance,
-    }
 
 
 def _finished(store: Path, settings: dict[str, Any]) -> PrepareReport | None:

@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-from ecgfast.data.store import SAMPLE_RATE
+from ecgfast.units import SAMPLE_RATE
 
 LEAST_MILLIVOLTS = 0.05
 """Typical peak-to-peak amplitude below which a recording is warned of: the least of real ones is 0.3 mV."""
