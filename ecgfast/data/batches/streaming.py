@@ -18,12 +18,13 @@ from numba.extending import intrinsic
 from ecgfast.data.batches.plans import DTYPES, Batch, PairLoader, Segments, check_positive
 from ecgfast.data.store.store import Store
 from ecgfast.leads import N_LEADS
+from ecgfast.units import MILLIVOLTS_PER_UNIT
 
 _PREFETCH = 2  # batches assembled ahead of the consumer
 _POLL = 0.1  # seconds after which a waiting producer looks whether it is still wanted
 _LOOK = 1.0  # seconds between two looks whether the store's files are still those opened
 _KEEP = _PREFETCH + 3  # buffers kept for reuse: those ahead, one being filled, two in use
-_MILLIVOLT = np.float32(1e-3)  # per unit of a store
+_MILLIVOLT = np.float32(MILLIVOLTS_PER_UNIT)
 
 
 class SegmentLoader(PairLoader):

@@ -16,6 +16,7 @@ import numpy as np
 from ecgfast.data.signal.vcg import DOWER, INDEPENDENT_LEADS, TWELVE_FROM_INDEPENDENT, rotation
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS
+from ecgfast.units import MILLIVOLTS_PER_UNIT
 
 
 class Augmentation(Protocol):
@@ -201,7 +202,7 @@ class Augmenter:
             got = f"{sample_ids.dtype} {list(sample_ids.shape)}"
             raise EcgfastError(f"sample_ids: got {got}, want integers [{signal.shape[0]}]")
         if signal.dtype == np.int16:
-            out = signal * np.float32(1e-3)
+            out = signal * np.float32(MILLIVOLTS_PER_UNIT)
         elif signal.dtype.kind == "f":
             out = np.array(signal, dtype=np.float32, order="C")
         else:

@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-from ecgfast.units import SAMPLE_RATE
+from ecgfast.units import SAMPLE_RATE, UNITS_PER_MILLIVOLT
 
 LEAST_MILLIVOLTS = 0.05
 """Typical peak-to-peak amplitude below which a recording is warned of: the least of real ones is 0.3 mV."""
@@ -53,7 +53,7 @@ def amplitude(block: np.ndarray, present: list[int]) -> float:
         present: Indices of the leads present, one or more.
     """
     leads = lead_amplitudes(block)
-    return sorted(leads[i] for i in present)[len(present) // 2] / 1000
+    return sorted(leads[i] for i in present)[len(present) // 2] / UNITS_PER_MILLIVOLT
 
 
 def scale_advice(millivolts: float, unit: str | None) -> str | None:

@@ -13,7 +13,7 @@ from ecgfast.data.signal.plausibility import lead_amplitudes
 from ecgfast.data.signal.resampling import resample
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS, OWN_NAMES, STANDARD_LEADS, LeadNames
-from ecgfast.units import SAMPLE_RATE
+from ecgfast.units import SAMPLE_RATE, UNITS_PER_MILLIVOLT
 
 MIN_SECONDS = 1.0
 """Shortest recording that a store takes."""
@@ -176,8 +176,8 @@ def standard_block(
         for index, extreme in zip(group.indices, greatest, strict=True):
             if extreme >= MAX_MICROVOLTS:
                 raise Rejected(
-                    f"out of range: {STANDARD_LEADS[index]} reaches {extreme / 1000:.1f} mV, "
-                    f"want less than {MAX_MICROVOLTS / 1000} mV",
+                    f"out of range: {STANDARD_LEADS[index]} reaches {extreme / UNITS_PER_MILLIVOLT:.1f} mV, "
+                    f"want less than {MAX_MICROVOLTS / UNITS_PER_MILLIVOLT} mV",
                     _amplitude(groups),
                 )
         present += itertools.compress(group.indices, varies)
@@ -192,7 +192,7 @@ def standard_block(
 def _amplitude(groups: list[Leads]) -> float:
     """Typical peak-to-peak millivolts of the leads that vary, before they are rounded; 0 if none does."""
     found = np.concatenate([lead_amplitudes(group.signals) for group in groups])
-    return float(np.median(found[found > 0])) / 1000 if (found > 0).any() else 0.0
+    return float(np.median(found[found > 0])) / UNITS_PER_MILLIVOLT if (found > 0).any() else 0.0
 
 
 def _grouped(leads: dict[int, Lead] | list[Leads]) -> list[Leads]:
@@ -234,7 +234,7 @@ def _checked(leads: Leads, how: Preprocessing) -> Leads:
             raise Rejected(f"too short: {n / rate:.3f} s, want {MIN_SECONDS:g} s")
         if count:
             name, seconds = STANDARD_LEADS[index], count / rate
-            told = f"saturated: {name} is at {value / 1000:.3f} mV for {seconds:.3f} s"
+            told = f"saturated: {name} is at {value / UNITS_PER_MILLIVOLT:.3f} mV for {seconds:.3f} s"
             raise Rejected(told, _amplitude([leads]) or None)
     return leads._replace(signals=signals)
 

@@ -19,6 +19,7 @@ from ecgfast.data.store.codes import name_of, with_name
 from ecgfast.data.store.store import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
+from ecgfast.units import UNITS_PER_MILLIVOLT
 
 _LOOKED_AT = 500  # recordings whose signals are read
 _ROWS = 12  # of a table of counts, before the rest is summed up
@@ -189,7 +190,7 @@ def _look_at_signals(store: Store, present: np.ndarray) -> dict[str, Any]:
     for row, i in enumerate(looked_at):
         there = np.flatnonzero(present[i])
         signal = store.signal(i)[there]
-        amplitudes[row, there] = lead_amplitudes(signal) / 1000
+        amplitudes[row, there] = lead_amplitudes(signal) / UNITS_PER_MILLIVOLT
         levels[row, there] = [len(np.unique(lead)) for lead in signal]
     typical = np.nanmedian(amplitudes, axis=1)
     some = [(k, lead) for k, lead in enumerate(STANDARD_LEADS) if present[looked_at, k].any()]
@@ -220,9 +221,10 @@ def describe_recording(store: Store, i: int) -> dict[str, Any]:
     """What the index says of recording `i`, and its leads' ranges, for people."""
     row = store.index.slice(i, 1).to_pylist()[0]
     signal = store.signal(i)
-    amplitudes = lead_amplitudes(signal) / 1000
+    millivolts = signal / UNITS_PER_MILLIVOLT
+    amplitudes = lead_amplitudes(signal) / UNITS_PER_MILLIVOLT
     ranges = {
-        lead: f"{signal[k].min() / 1000:.3f} to {signal[k].max() / 1000:.3f} mV, "
+        lead: f"{millivolts[k].min():.3f} to {millivolts[k].max():.3f} mV, "
         f"typically {amplitudes[k]:.3g} mV peak to peak, {len(np.unique(signal[k]))} distinct values"
         for k, lead in enumerate(STANDARD_LEADS)
         if lead in row["leads"]

@@ -17,6 +17,7 @@ from ecgfast.data.synthetic.records import Recipe, SyntheticRecord, map_chunks
 from ecgfast.errors import EcgfastError
 from ecgfast.files import check_creatable, partial_folder
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
+from ecgfast.units import UNITS_PER_MILLIVOLT
 
 _SETTINGS = "synthetic.json"  # in a folder of synthetic records: what they were made with
 _GENERATION = 2  # of the generator: a new one makes other records of the same settings
@@ -183,7 +184,7 @@ def _write_record(out: Path, record: SyntheticRecord) -> None:
     checksums = record.signal.sum(axis=1, dtype=np.int16)
     lines = [f"{name} {N_LEADS} {record.rate} {len(samples)}"]
     lines += [
-        f"{name}.dat 16 1000(0)/mV 16 0 {first} {checksum} 0 {lead}"
+        f"{name}.dat 16 {UNITS_PER_MILLIVOLT}(0)/mV 16 0 {first} {checksum} 0 {lead}"
         for first, checksum, lead in zip(samples[0], checksums, STANDARD_LEADS, strict=True)
     ]
     lines += [

@@ -21,7 +21,7 @@ import numpy as np
 from ecgfast.data.synthetic.hearts import Patient, draw_patient
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS
-from ecgfast.units import SAMPLE_RATE
+from ecgfast.units import SAMPLE_RATE, UNITS_PER_MILLIVOLT
 
 _CHUNK = 16  # records a worker makes at once
 _IN_FLIGHT = 3  # chunks per worker that are being made or wait to be taken
@@ -146,7 +146,9 @@ def _record(patient: Patient, number: int, record: int, recipe: Recipe) -> Synth
     tones = _draw_tones(breath, rng)
     white = rng.standard_normal((8, n + 1), dtype=np.float32)
     muscle = rng.uniform(2, 9, 8)  # microvolts
-    signal = _record_leads(dipole, 1000 * patient.leads, *tones, white, muscle, float(recipe.rate))
+    signal = _record_leads(
+        dipole, UNITS_PER_MILLIVOLT * patient.leads, *tones, white, muscle, float(recipe.rate)
+    )
     return SyntheticRecord(
         patient=number,
         record=record,
