@@ -75,7 +75,7 @@ def _count(n: int, thing: str) -> str:
 def prepare(
     source: Annotated[Path, tyro.conf.arg(metavar="SOURCE"), Argument],
     store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
-    form: Annotated[str, tyro.conf.arg(name="format")] = "auto",
+    format: str = "auto",
     unit: str | None = None,
     rename: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = (),
     leads: str | None = None,
@@ -91,7 +91,7 @@ def prepare(
     Args:
         source: Folder of WFDB records at any depth, PTB-XL, MIMIC-IV-ECG, CODE-15, ECG-ID or .npy files.
         store: Folder to write; taken up again if an earlier import of SOURCE was stopped.
-        form: ptbxl, ptbxl100, mimic, code15, ecgid, wfdb or npy; auto: the first that SOURCE looks like.
+        format: ptbxl, ptbxl100, mimic, code15, ecgid, wfdb or npy; auto: the first that SOURCE looks like.
         unit: V, mV, uV or nV, where SOURCE tells no unit (npy, code15); its usual one otherwise.
         rename: NAME=LEAD ...: signals of these names are these leads, such as MLII=II.
         leads: Leads that the signals of each record are, in its order, such as I,II,-,V1: for signals with
@@ -110,7 +110,7 @@ def prepare(
     names = LeadNames.of(_pairs(rename), leads.split(",") if leads is not None else None)
     how = Preprocessing(bandpass, notch, baseline, derive_leads, longest_gap, names)
     workers = workers or os.cpu_count() or 1
-    print(run(source, store, form=form, unit=unit, preprocessing=how, workers=workers))
+    print(run(source, store, format=format, unit=unit, preprocessing=how, workers=workers))
 
 
 def _pairs(texts: tuple[tuple[str, ...], ...]) -> dict[str, str]:

@@ -63,7 +63,7 @@ def test_ptbxl(tmp_path, imported):
 @pytest.mark.parametrize(("rates", "form", "rate"), [((100,), "auto", 100), ((100, 500), "ptbxl100", 100)])
 def test_ptbxl_at_100_hz(tmp_path, imported, rates, form, rate):
     write_ptbxl(tmp_path / "in", [ptbxl_row(1), ptbxl_row(2)], rates)
-    store = imported(tmp_path / "in", form=form)
+    store = imported(tmp_path / "in", format=form)
     assert set(rows(store)) == {"records100/00000/00001_lr", "records100/00000/00002_lr"}
     assert set(store.index["source_rate"].to_pylist()) == {rate}
     assert set(store.n_samples) == {5000}
@@ -276,21 +276,21 @@ def test_ecg_id(shared, imported):
 
 @pytest.mark.parametrize("name", ["ludb", "cinc", "cinc_lead_subsets", "wfdb_formats"])
 def test_other_real_folders_are_wfdb(shared, name):
-    assert open_source(shared(f"data/{name}")).form == "wfdb"
+    assert open_source(shared(f"data/{name}")).format == "wfdb"
 
 
 def test_the_most_specific_format_wins(tmp_path):
     np.save(tmp_path / "a.npy", sines())
-    assert open_source(tmp_path).form == "npy"
+    assert open_source(tmp_path).format == "npy"
     write_record(tmp_path / "b")
-    assert open_source(tmp_path).form == "wfdb"
+    assert open_source(tmp_path).format == "wfdb"
     write_record(tmp_path / "Person_01/rec_1")
-    assert open_source(tmp_path).form == "ecgid"
+    assert open_source(tmp_path).format == "ecgid"
     write_mimic(tmp_path, [mimic_row(1, 2)])
-    assert open_source(tmp_path).form == "mimic"
+    assert open_source(tmp_path).format == "mimic"
     write_ptbxl(tmp_path, [ptbxl_row(1)])
-    assert open_source(tmp_path).form == "ptbxl"
-    assert open_source(tmp_path, "wfdb").form == "wfdb"
+    assert open_source(tmp_path).format == "ptbxl"
+    assert open_source(tmp_path, "wfdb").format == "wfdb"
 
 
 def test_formats_that_do_not_fit(tmp_path):
@@ -298,9 +298,9 @@ def test_formats_that_do_not_fit(tmp_path):
     for form in FORMATS:
         if form != "wfdb":
             with pytest.raises(EcgfastError, match=f"is not in format {form}: it has no "):
-                prepare(tmp_path / "in", tmp_path / "store", form=form, progress=False)
+                prepare(tmp_path / "in", tmp_path / "store", format=form, progress=False)
     with pytest.raises(EcgfastError, match=r"format: got 'edf', want auto, .*ptbxl.*, wfdb"):
-        prepare(tmp_path / "in", tmp_path / "store", form="edf", progress=False)
+        prepare(tmp_path / "in", tmp_path / "store", format="edf", progress=False)
     prepare(tmp_path / "in", tmp_path / "store", progress=False)
     with pytest.raises(EcgfastError, match="is a store already"):
         prepare(tmp_path / "store", tmp_path / "other", progress=False)

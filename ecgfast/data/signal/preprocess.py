@@ -144,7 +144,7 @@ _ORDER = 2
 
 
 def standard_block(
-    leads: dict[int, Lead] | list[Leads], how: Preprocessing = Preprocessing()
+    leads: dict[int, Lead] | list[Leads], preprocessing: Preprocessing = Preprocessing()
 ) -> tuple[np.ndarray, list[int]]:
     """The [12, n_samples] block of a recording, and the leads present in it.
 
@@ -153,7 +153,7 @@ def standard_block(
 
     Args:
         leads: By index in `STANDARD_LEADS`, or in groups.
-        how: Filters and repairs.
+        preprocessing: Filters and repairs.
 
     Returns:
         Microvolts at 500 Hz, int16, as long as the shortest lead, absent leads zero; and the
@@ -163,14 +163,14 @@ def standard_block(
         Rejected: invalid samples, a rate out of range, too short, out of int16's range, saturated (see
             `cleaning.cut_off`), or flat: every lead is constant.
     """
-    groups = [_resampled(_checked(group, how)) for group in _grouped(leads)]
+    groups = [_resampled(_checked(group, preprocessing)) for group in _grouped(leads)]
     n = min(group.signals.shape[1] for group in groups)
     if n < MIN_SECONDS * SAMPLE_RATE:
         raise Rejected(f"too short: {n / SAMPLE_RATE:.3f} s, want {MIN_SECONDS:g} s")
     block = np.zeros((N_LEADS, n), dtype=np.int16)
     present: list[int] = []
     for group in groups:
-        signals = how.filtered(group.signals[:, :n])
+        signals = preprocessing.filtered(group.signals[:, :n])
         varies, greatest = np.zeros(len(signals), dtype=bool), np.zeros(len(signals))
         round_rows(signals, np.array(group.indices), block, varies, greatest)
         for index, extreme in zip(group.indices, greatest, strict=True):
@@ -186,7 +186,7 @@ def standard_block(
             raise Rejected("flat: every lead is constant")
         raise Rejected("flat: no lead varies by a microvolt", unrounded)
     present.sort()
-    return derive_limb_leads(block, present) if how.derive_leads else (block, present)
+    return derive_limb_leads(block, present) if preprocessing.derive_leads else (block, present)
 
 
 def _amplitude(groups: list[Leads]) -> float:
@@ -216,14 +216,14 @@ def _resampled(leads: Leads) -> Leads:
     return leads._replace(signals=resample(leads.signals, leads.rate, SAMPLE_RATE), rate=float(SAMPLE_RATE))
 
 
-def _checked(leads: Leads, how: Preprocessing) -> Leads:
+def _checked(leads: Leads, preprocessing: Preprocessing) -> Leads:
     """The leads with short gaps filled, if there is nothing else against them."""
     indices, signals, rate, rails = leads
     if not MIN_RATE <= rate <= MAX_RATE:
         raise Rejected(f"sample rate: {rate:g} Hz, want {MIN_RATE:g} to {MAX_RATE:g} Hz")
     values, samples = cut_offs(signals, rate, rails)
-    if samples.min() < 0 and how.longest_gap:
-        signals = fill_gaps(signals, int(how.longest_gap * rate))
+    if samples.min() < 0 and preprocessing.longest_gap:
+        signals = fill_gaps(signals, int(preprocessing.longest_gap * rate))
         values, samples = cut_offs(signals, rate, rails)
     n = signals.shape[1]
     for index, signal, value, count in zip(indices, signals, values, samples, strict=True):

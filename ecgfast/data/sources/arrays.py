@@ -90,13 +90,13 @@ def fields_of(record: Any, i: int = 0) -> dict[str, Any]:
     }
 
 
-def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> Recording:
+def array_recording(given: Mapping[str, Any], name: str, preprocessing: Preprocessing) -> Recording:
     """A recording in a store's form.
 
     Args:
         given: Of `FIELDS`; those that are absent are left out.
         name: The record's id where it has none, and its source.
-        how: Filters and repairs.
+        preprocessing: Filters and repairs.
 
     Raises:
         Rejected: it can't be taken, with the reason.
@@ -106,8 +106,8 @@ def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> 
     rate = _rate(given.get("rate"))
     record_id = _record_id(given.get("record_id", name))
     scale = given.get("unit"), given.get("gain")
-    leads, unit, unused = array_leads(given["signal"], rate, given.get("leads"), *scale, how.names)
-    block, present = plausible_block(leads, how, unit)
+    leads, unit, unused = array_leads(given["signal"], rate, given.get("leads"), *scale, preprocessing.names)
+    block, present = plausible_block(leads, preprocessing, unit)
     warnings: list[str] = []
     recording = Recording(
         record_id=record_id,
@@ -125,10 +125,12 @@ def array_recording(given: Mapping[str, Any], name: str, how: Preprocessing) -> 
     return judged(replace(recording, warnings=tuple(warnings)), unit)
 
 
-def plausible_block(leads: dict[int, Lead], how: Preprocessing, unit: str | None) -> tuple[Any, list[int]]:
+def plausible_block(
+    leads: dict[int, Lead], preprocessing: Preprocessing, unit: str | None
+) -> tuple[Any, list[int]]:
     """`standard_block`; where its scale is to blame for a refusal, the reason says so."""
     try:
-        return standard_block(leads, how)
+        return standard_block(leads, preprocessing)
     except Rejected as rejected:
         raise Rejected(told_with_advice(rejected, unit)) from None
 

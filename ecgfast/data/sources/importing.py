@@ -81,7 +81,7 @@ def prepare(
     source: str | Path,
     store: str | Path,
     *,
-    form: str = "auto",
+    format: str = "auto",
     unit: str | None = None,
     preprocessing: Preprocessing | None = None,
     workers: int = 1,
@@ -98,7 +98,7 @@ def prepare(
         source: The folder, in one of the formats of `ecgfast.data.sources.FORMATS`.
         store: The folder to create. A finished store of the same source and settings is left as it
             is; whether a record's contents changed since is not looked at, only the names.
-        form: Name of the format; "auto" finds it by looking at the folder.
+        format: Name of the format; "auto" finds it by looking at the folder.
         unit: V, mV, uV or nV, for a format whose files tell no unit (npy, code15); None: its usual one.
         preprocessing: Filters and repairs; none by default.
         workers: Processes that read records, this one included. They are forked on Linux; elsewhere more than
@@ -111,13 +111,13 @@ def prepare(
             point, a link); another import into it runs; the disk is full.
     """
     folder, store = Path(source), Path(store)
-    how = preprocessing or Preprocessing()
+    preprocessing = preprocessing or Preprocessing()
     if workers < 1:
         raise EcgfastError(f"workers: got {workers}, want 1 or more")
-    opened = open_source(folder, form, unit)
-    if how.names != OWN_NAMES and not opened.takes_names:
-        raise EcgfastError(f"names: must be left out for format {opened.form}, whose leads are known")
-    settings, listed, n_records = _settings(opened, how, progress)
+    opened = open_source(folder, format, unit)
+    if preprocessing.names != OWN_NAMES and not opened.takes_names:
+        raise EcgfastError(f"names: must be left out for format {opened.format}, whose leads are known")
+    settings, listed, n_records = _settings(opened, preprocessing, progress)
     report = _finished(store, settings)
     if report is not None and not partial_folder(store).exists():
         return report
@@ -129,7 +129,7 @@ def prepare(
             return report
         items = itertools.islice(listed or opened.items(), writer.n_done, None)
         with Progress("importing", n_records, initial=writer.n_done, shown=progress) as bar:
-            read = partial(_outcome, opened, how)
+            read = partial(_outcome, opened, preprocessing)
             for outcome in read_in_order(read, items, workers, writer.lock):
                 _write(writer, outcome)
                 bar.update()
@@ -176,8 +176,8 @@ def write_store(
             it runs; the disk is full.
     """
     store = Path(store)
-    how = preprocessing or Preprocessing()
-    settings = store_description(how, {"importer": "arrays"})
+    preprocessing = preprocessing or Preprocessing()
+    settings = store_description(preprocessing, {"importer": "arrays"})
     if finished_store(store, settings) is not None:
         raise EcgfastError(f"store: {store} is there already, want a folder to create")
     if isinstance(records, Mapping | str) or hasattr(records, "columns"):
@@ -188,18 +188,18 @@ def write_store(
     with StoreWriter(store, settings, resume=False) as writer:
         try:
             for i, record in enumerate(records):
-                _write(writer, _read_array(fields_of(record), i, how, ids))
+                _write(writer, _read_array(fields_of(record), i, preprocessing, ids))
         except BaseException:
             writer.discard()
             raise
         return _complete(writer, f"records: none of {writer.n_done}")
 
 
-def _read_array(given: dict[str, Any], i: int, how: Preprocessing, ids: set[str]) -> Outcome:
+def _read_array(given: dict[str, Any], i: int, preprocessing: Preprocessing, ids: set[str]) -> Outcome:
     given_id = given.get("record_id", i)
     name = text_of(given_id) or str(given_id)
     try:
-        recording = array_recording(given, name, how)
+        recording = array_recording(given, name, preprocessing)
     except Rejected as rejected:
         return name, str(rejected)
     if name in ids:
@@ -253,7 +253,9 @@ def _examples(rejected: Reasons, warnings: Reasons) -> tuple[str, ...]:
     return (*refusals, *(f"warning: {text}" for text in warnings.told()))
 
 
-def _settings(source: Source, how: Preprocessing, progress: bool) -> tuple[dict[str, Any], list[Item], int]:
+def _settings(
+    source: Source, preprocessing: Preprocessing, progress: bool
+) -> tuple[dict[str, Any], list[Item], int]:
     """What the store is made from and how; the records, none if they are many; and their number."""
     n_records = 0
     digest = hashlib.sha256()
@@ -275,14 +277,14 @@ def _settings(source: Source, how: Preprocessing, progress: bool) -> tuple[dict[
     if n_records == 0:
         raise EcgfastError(f"source: no records in {source.folder}")
     provenance = {
-        "importer": source.form,
+        "importer": source.format,
         "source": str(source.folder.resolve()),
         "n_records": n_records,
         "records_sha256": digest.hexdigest(),
     }
     if source.unit is not None:
         provenance["unit"] = source.unit
-    return store_description(how, provenance), listed if n_records <= _LISTED else [], n_records
+    return store_description(preprocessing, provenance), listed if n_records <= _LISTED else [], n_records
 
 
 def _told(item: Item) -> bytes:
@@ -310,11 +312,11 @@ def _finished(store: Path, settings: dict[str, Any]) -> PrepareReport | None:
     )
 
 
-def _outcome(source: Source, how: Preprocessing, item: Item) -> Outcome:
+def _outcome(source: Source, preprocessing: Preprocessing, item: Item) -> Outcome:
     if item.refused:
         return item.name, item.refused
     try:
-        recording = source.read(item, how)
+        recording = source.read(item, preprocessing)
     except Rejected as rejected:
         return item.name, told_with_advice(rejected, None)
     except Exception as error:

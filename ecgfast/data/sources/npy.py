@@ -32,7 +32,7 @@ class Npy(Source):
     others are an error. Files that it doesn't list are refused; without it all files are taken.
     """
 
-    form = "npy"
+    format = "npy"
     takes_unit = True
     wants = "array (.npy file)"
 
@@ -46,7 +46,7 @@ class Npy(Source):
             return map(Item, found)
         return with_unlisted(_Rows(self.folder / _TABLE), found, _TABLE, seen)
 
-    def read(self, item: Item, how: Preprocessing) -> Recording:
+    def read(self, item: Item, preprocessing: Preprocessing) -> Recording:
         file, place = item.name, _IN_ARRAY.fullmatch(item.name)
         if place is not None:
             file = place["file"]
@@ -68,7 +68,7 @@ class Npy(Source):
         told |= {key: value for key, value in item.place if not _says_nothing(value)}
         if "gain" not in told and "gain" in dict(item.place):  # counts, in a unit that nobody tells
             told["gain"] = math.nan
-        return array_recording(told | {"signal": signal}, item.name, how)
+        return array_recording(told | {"signal": signal}, item.name, preprocessing)
 
 
 def _names(folder: Path, file: str) -> Iterator[str]:

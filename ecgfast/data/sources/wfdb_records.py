@@ -55,13 +55,13 @@ def find_records(source: Path) -> Iterator[str]:
         yield from (prefix + name for name in names if name not in segments)
 
 
-def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
+def read_recording(source: Path, name: str, preprocessing: Preprocessing) -> Recording:
     """Read one record of a source.
 
     Args:
         source: The folder with all records.
         name: Path of the header below it.
-        how: Filters and repairs.
+        preprocessing: Filters and repairs.
 
     Raises:
         Rejected: the record cannot be taken, with the reason.
@@ -74,10 +74,10 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
     header = with_length(path.parent, read_header(path))
     if wfdb_signals.can_decode(header):
         names, rate = [signal.name for signal in header.signals], header.rate
-        block, present = _decoded(path.parent, header, how)
+        block, present = _decoded(path.parent, header, preprocessing)
     else:
-        leads, names, rate = _through_wfdb(path, header, how)
-        block, present = standard_block(leads, how)
+        leads, names, rate = _through_wfdb(path, header, preprocessing)
+        block, present = standard_block(leads, preprocessing)
     told = read_comments(header.comments)
     return Recording(
         record_id=name.removesuffix(".hea"),
@@ -89,23 +89,23 @@ def read_recording(source: Path, name: str, how: Preprocessing) -> Recording:
         age=told.age,
         sex=told.sex,
         source_rate=rate,
-        unused=_unused(names, how),
-        warnings=(*told.warnings, *_missing(path.parent, header, names, how)),
+        unused=_unused(names, preprocessing),
+        warnings=(*told.warnings, *_missing(path.parent, header, names, preprocessing)),
     )
 
 
-def _decoded(folder: Path, header: Header, how: Preprocessing) -> tuple[np.ndarray, list[int]]:
+def _decoded(folder: Path, header: Header, preprocessing: Preprocessing) -> tuple[np.ndarray, list[int]]:
     """The block and the leads present, without wfdb."""
-    channels = _channels([signal.name for signal in header.signals], how.names)
+    channels = _channels([signal.name for signal in header.signals], preprocessing.names)
     _check_files(folder, header, channels)
     signals = [header.signals[i] for i in channels.values()]
     factors = [_factor(lead, signal.unit) for lead, signal in zip(channels, signals, strict=True)]
-    direct = direct_block(folder, header, channels, factors, how)
+    direct = direct_block(folder, header, channels, factors, preprocessing)
     if direct is not None:
         return direct
     microvolts = wfdb_signals.read_signals(folder, header, list(channels.values()), factors, check=True)
     rails = [_rails(s.format, s.baseline, s.gain, f) for s, f in zip(signals, factors, strict=True)]
-    return standard_block([Leads(list(channels), microvolts, header.rate, np.array(rails))], how)
+    return standard_block([Leads(list(channels), microvolts, header.rate, np.array(rails))], preprocessing)
 
 
 def _check_files(folder: Path, header: Header, channels: dict[int, int]) -> set[str]:
@@ -120,7 +120,9 @@ def _check_files(folder: Path, header: Header, channels: dict[int, int]) -> set[
     return check_files(folder, header, absent)
 
 
-def _through_wfdb(path: Path, header: Header, how: Preprocessing) -> tuple[dict[int, Lead], list[str], float]:
+def _through_wfdb(
+    path: Path, header: Header, preprocessing: Preprocessing
+) -> tuple[dict[int, Lead], list[str], float]:
     """The standard leads, each in microvolts with its rate; the names of all signals; the highest rate."""
     if header.n_segments:
         parts = [(part, check_files(path.parent, part)) for part in read_segments(path, header)]
@@ -130,7 +132,7 @@ def _through_wfdb(path: Path, header: Header, how: Preprocessing) -> tuple[dict[
     else:
         headers = [header]
         names = [_signal_name(line) for line in header.lines]
-        channels = _channels(names, how.names)
+        channels = _channels(names, preprocessing.names)
         wanted = list(channels.values())
         files = _check_files(path.parent, header, channels)
     if not files:
@@ -138,7 +140,7 @@ def _through_wfdb(path: Path, header: Header, how: Preprocessing) -> tuple[dict[
     record = _rdrecord(path, headers, files, wanted)
     if wanted is None:
         names = [name or "" for name in record.sig_name]
-        channels = _channels(names, how.names)
+        channels = _channels(names, preprocessing.names)
     elif [name or "" for name in record.sig_name] != [names[i] for i in wanted]:
         raise Rejected("unreadable: the signal lines are ambiguous")
     else:
@@ -250,15 +252,15 @@ def _cached_channels(names: tuple[str, ...], rule: LeadNames) -> dict[int, int]:
     return {lead: i for i, lead in enumerate(found) if lead is not None}
 
 
-def _unused(names: list[str], how: Preprocessing) -> tuple[str, ...]:
+def _unused(names: list[str], preprocessing: Preprocessing) -> tuple[str, ...]:
     """Names of the signals that are no standard lead, for people."""
-    taken = set(_channels(names, how.names).values())
+    taken = set(_channels(names, preprocessing.names).values())
     return tuple(shown_name(name) for i, name in enumerate(names) if i not in taken)
 
 
-def _missing(folder: Path, header: Header, names: list[str], how: Preprocessing) -> Iterator[str]:
+def _missing(folder: Path, header: Header, names: list[str], preprocessing: Preprocessing) -> Iterator[str]:
     """Warnings of files that are not there; that none of the leads is in them, `_check_files` has seen."""
-    if header.n_segments or len(_channels(names, how.names)) == len(names):
+    if header.n_segments or len(_channels(names, preprocessing.names)) == len(names):
         return
     for file in sorted(absent_files(folder, header)):
         own = zip(header.lines, names, strict=True)

@@ -74,7 +74,7 @@ def file_checksum(file: Path) -> int:
     return checksum
 
 
-def store_description(how: Preprocessing, provenance: dict[str, Any]) -> dict[str, Any]:
+def store_description(preprocessing: Preprocessing, provenance: dict[str, Any]) -> dict[str, Any]:
     """What `store.json` says besides the counts."""
     return {
         "format": STORE_FORMAT,
@@ -82,7 +82,7 @@ def store_description(how: Preprocessing, provenance: dict[str, Any]) -> dict[st
         "sample_rate": SAMPLE_RATE,
         "unit": "microvolt",
         "leads": list(STANDARD_LEADS),
-        "preprocessing": how.describe(),
+        "preprocessing": preprocessing.describe(),
         "provenance": provenance,
     }
 

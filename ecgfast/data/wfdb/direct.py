@@ -31,7 +31,7 @@ _FRAMES = 1024  # taken apart at a time: they stay in the cache over all leads
 
 
 def direct_block(
-    folder: Path, header: Header, channels: dict[int, int], factors: list[float], how: Preprocessing
+    folder: Path, header: Header, channels: dict[int, int], factors: list[float], preprocessing: Preprocessing
 ) -> tuple[np.ndarray, list[int]] | None:
     """What `standard_block` makes of the record; None if it is not one of those described above.
 
@@ -40,13 +40,13 @@ def direct_block(
         header: One that `signals.can_decode` takes.
         channels: Index of a standard lead -> number of its signal.
         factors: Microvolts in the unit of each of these signals.
-        how: Filters and repairs.
+        preprocessing: Filters and repairs.
 
     Raises:
         Rejected: the file cannot be read.
     """
     rate, n = header.rate, header.n_samples
-    if how.filters_anything or not MIN_RATE <= rate <= MAX_RATE or n < MIN_SECONDS * rate:
+    if preprocessing.filters_anything or not MIN_RATE <= rate <= MAX_RATE or n < MIN_SECONDS * rate:
         return None
     up, down = rational_factor(rate, SAMPLE_RATE)
     length = resampled_length(n, up, down)
@@ -77,7 +77,7 @@ def direct_block(
     present = sorted(itertools.compress(channels, varies))
     if not sound or not present:
         return None
-    return derive_limb_leads(block, present) if how.derive_leads else (block, present)
+    return derive_limb_leads(block, present) if preprocessing.derive_leads else (block, present)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
