@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.baselines.official_loader import SegmentFiles, collate, write_segments
 from ecgfast.benchmarking import machine
-from ecgfast.data import ResidentLoader, SegmentLoader, Store
+from ecgfast.data import AdjacentPairs, ResidentLoader, SegmentLoader, Store
 from ecgfast.data.store.recording import Recording
 from ecgfast.data.store.store import STORE_VERSION
 from ecgfast.data.store.writer import StoreWriter
@@ -91,12 +91,10 @@ def all_forms(store: Store, files: list[Path]) -> dict[str, Callable[[], Iterato
     """What is compared; each gives the batches of an epoch."""
     forms = dict(zip(_OFFICIAL, (official_processes(files), official_threads(files)), strict=True))
     for dtype in ("float32", "int16"):
-        options = {"segment_samples": SAMPLES, "dtype": dtype}
-        forms[f"SegmentLoader, {dtype}"] = partial(
-            iter, SegmentLoader(store, PAIRS, threads=WORKERS, **options)
-        )
+        plan = AdjacentPairs(store, PAIRS, segment_samples=SAMPLES)
+        forms[f"SegmentLoader, {dtype}"] = partial(iter, SegmentLoader(plan, threads=WORKERS, dtype=dtype))
         forms[f"ResidentLoader on the CPU, {dtype}"] = partial(
-            iter, ResidentLoader(store, PAIRS, device="cpu", **options)
+            iter, ResidentLoader(plan, device="cpu", dtype=dtype)
         )
     return forms
 

@@ -1,6 +1,15 @@
 """Records in, stores, and batches out."""
 
-from ecgfast.data.batches.plans import Batch, PairLoader
+from ecgfast.data.batches.batch import Batch
+from ecgfast.data.batches.loader import Loader
+from ecgfast.data.batches.plans import (
+    AdjacentPairs,
+    LabelledRecordings,
+    Plan,
+    SingleSegments,
+    TwoViews,
+    Windows,
+)
 from ecgfast.data.batches.resident import ResidentLoader
 from ecgfast.data.batches.streaming import SegmentLoader
 from ecgfast.data.signal.augment import (
@@ -23,22 +32,28 @@ from ecgfast.units import SAMPLE_RATE
 
 __all__ = [
     "SAMPLE_RATE",
+    "AdjacentPairs",
     "Augmenter",
     "BaselineShift",
     "BaselineWander",
     "Batch",
     "EmgNoise",
+    "LabelledRecordings",
     "LeadNames",
-    "PairLoader",
+    "Loader",
+    "Plan",
     "PowerlineNoise",
     "PrepareReport",
     "Preprocessing",
     "ResidentLoader",
     "SegmentLoader",
+    "SingleSegments",
     "Store",
     "StoreSummary",
     "SyntheticRecord",
     "TurnDipole",
+    "TwoViews",
+    "Windows",
     "heart_rate",
     "prepare",
     "summarize",

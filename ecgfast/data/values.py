@@ -177,7 +177,7 @@ def shown(value: Any) -> str:
 def _understood(
     value: Any, read: Callable[[Any], _Read | None], want: str, warnings: list[str], name: str
 ) -> _Read | None:
-    """What `read` makes of a value; None where that is nothing, with a warning unless the value is missing."""
+    """What `read` makes of a value; where that is nothing, there is a warning, unless it is missing."""
     if is_missing(value):
         return None
     found = read(value)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ecgfast.data import Batch, PairLoader, ResidentLoader, SegmentLoader, Store
+from ecgfast.data import AdjacentPairs, Batch, Loader, ResidentLoader, SegmentLoader, Store
 from ecgfast.errors import EcgfastError
 from ecgfast.nn.pretrained import load_tensors
 from ecgfast.objectives import W2VCMSC, PretrainOutput
@@ -67,7 +67,7 @@ class _StopRequest:
 class _Trainer:
     """Model, optimiser, data and random state of one process: what a checkpoint holds."""
 
-    def __init__(self, config: PretrainConfig, loader: PairLoader, world: World) -> None:
+    def __init__(self, config: PretrainConfig, loader: Loader, world: World) -> None:
         self.config, self.loader, self.world = config, loader, world
         torch.manual_seed(config.seed)
         self.model = W2VCMSC(config.model).to(world.device).train()
@@ -110,12 +110,12 @@ class _Trainer:
 
     def _loss(self, batch: Batch) -> PretrainOutput:
         device = self.world.device
-        tensors = (batch.signal, batch.groups, batch.sample_ids)
-        signal_, groups, sample_ids = (t.to(device, non_blocking=True) for t in tensors)
+        tensors = (batch.signal, batch.patients, batch.sample_ids)
+        signal_, patients, sample_ids = (t.to(device, non_blocking=True) for t in tensors)
         bf16 = self.config.precision == "bf16"
         group = self.world.group if self.config.global_batch else None
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return self.forward(signal_, groups, sample_ids, self.rng, process_group=group)
+            return self.forward(signal_, patients, sample_ids, self.rng, process_group=group)
 
     def update(self, batches: Iterator[Batch]) -> None:
         """One update; nothing in it waits for the device."""
@@ -207,20 +207,21 @@ def count_steps(config: PretrainConfig, batches_per_epoch: int) -> int:
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
-def _open_loader(store: Store, config: PretrainConfig, world: World) -> tuple[PairLoader, int]:
-    options = {
-        "segment_samples": config.segment_samples,
-        "seed": config.seed,
-        "rank": world.rank,
-        "world_size": world.size,
-        "offsets": config.offsets,
-        "leads": config.model.encoder.leads,
-    }
+def _open_loader(store: Store, config: PretrainConfig, world: World) -> tuple[Loader, int]:
+    plan = AdjacentPairs(
+        store,
+        config.batch_pairs,
+        segment_samples=config.segment_samples,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.size,
+        offsets=config.offsets,
+    )
+    leads = config.model.encoder.leads
     if config.loader == "resident":
-        loader = ResidentLoader(store, config.batch_pairs, device=world.device, **options)
+        loader = ResidentLoader(plan, device=world.device, leads=leads)
     else:
-        pin = world.device.type == "cuda"
-        loader = SegmentLoader(store, config.batch_pairs, pin_memory=pin, **options)
+        loader = SegmentLoader(plan, leads=leads, pin_memory=world.device.type == "cuda")
     steps = count_steps(config, len(loader))
     if steps == 0:
         raise EcgfastError(

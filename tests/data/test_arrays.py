@@ -4,12 +4,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from made import sines
 
 from ecgfast.data import Preprocessing, Store, prepare, synthesize, write_store
 from ecgfast.data.store.reasons import kind_of
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
+from tests.data.made import sines
 
 
 def written(folder, records, **options):

@@ -4,12 +4,12 @@ import sys
 
 import numpy as np
 import pytest
-from made import sines, write_csv
 
 from ecgfast.data import prepare
 from ecgfast.data.sources import open_source
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
+from tests.data.made import sines, write_csv
 
 LABELS = ("1dAVb", "RBBB", "LBBB", "SB", "AF", "ST")  # in the order of the table
 

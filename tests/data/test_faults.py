@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made import sines, write_record
 
 from ecgfast.cli import main
 from ecgfast.data import Store, prepare, summarize
 from ecgfast.data.store.writer import StoreWriter
 from ecgfast.errors import EcgfastError
+from tests.data.made import sines, write_record
 
 # A process that has everything imported forks an import per line: where to, how many workers,
 # seconds of delay per recording, seconds after which it is killed or None.

@@ -5,12 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
-from made import sines, write_csv, write_record
 
 from ecgfast.data import Store, prepare
 from ecgfast.data.store.reasons import Reasons, kind_of
 from ecgfast.data.wfdb.comments import read_comments
 from ecgfast.errors import EcgfastError
+from tests.data.made import sines, write_csv, write_record
 
 
 def _rejected(store):

@@ -11,13 +11,13 @@ import time
 import numpy as np
 import pytest
 import wfdb
-from made import sines, write_record
 from scipy.signal import resample_poly
 
 from ecgfast.data import Store, prepare
 from ecgfast.data.store.writer import lock_folder
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS, find_lead
+from tests.data.made import sines, write_record
 
 
 def files(folder):

@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from made import sines, write_record
+
+from tests.data.made import sines, write_record
 
 PEAKS = """
 import multiprocessing, resource, sys

@@ -5,12 +5,12 @@ import os
 
 import numpy as np
 import pytest
-from made import sines, write_record
 
 from ecgfast.cli import main
 from ecgfast.data import Preprocessing, Store, prepare, summarize, write_store
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import LeadNames
+from tests.data.made import sines, write_record
 
 QUIET = {"progress": False}
 

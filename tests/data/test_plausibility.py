@@ -4,11 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from made import sines, write_csv, write_record
 
 from ecgfast.data import Store, prepare, summarize, synthesize, write_store
 from ecgfast.data.signal.plausibility import amplitude, find_unit, lead_amplitudes, scale_advice
 from ecgfast.errors import EcgfastError
+from tests.data.made import sines, write_csv, write_record
 
 ALL = list(range(12))
 

@@ -4,10 +4,10 @@ import io
 import re
 
 import pytest
-from made import mimic_row, write_mimic, write_record
 
 from ecgfast.data import prepare
 from ecgfast.data.progress import Progress, Speed, _Bar
+from tests.data.made import mimic_row, write_mimic, write_record
 
 
 class Clock:

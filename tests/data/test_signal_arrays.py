@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made import sines
 
 from ecgfast.data import Preprocessing, Store, write_store
 from ecgfast.data.signal.preprocess import Rejected
 from ecgfast.data.sources.signal_arrays import array_leads
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS, LeadNames
+from tests.data.made import sines
 
 MV = sines() / 1000
 UV = sines()

@@ -4,7 +4,6 @@ import pickle
 
 import numpy as np
 import pytest
-from made import mimic_row, ptbxl_row, sines, write_csv, write_mimic, write_ptbxl, write_record
 
 from ecgfast.data import Store, prepare, summarize
 from ecgfast.data.sources import FORMATS, open_source
@@ -12,6 +11,7 @@ from ecgfast.data.sources.tables import Listed, safe_path
 from ecgfast.data.store.reasons import kind_of
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import STANDARD_LEADS
+from tests.data.made import mimic_row, ptbxl_row, sines, write_csv, write_mimic, write_ptbxl, write_record
 
 
 def files(folder):

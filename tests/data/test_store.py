@@ -4,10 +4,10 @@ import os
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made import sines, write_record
 
 from ecgfast.data import Store
 from ecgfast.errors import EcgfastError
+from tests.data.made import sines, write_record
 
 # NumPy's reader of headers of version 1.0 raises an error of its tokenizer
 UNCLOSED = b"\x93NUMPY\x01\x00\x06\x00{'a':\n" + b"\0" * 100

@@ -5,13 +5,13 @@ import struct
 import numpy as np
 import pytest
 import wfdb
-from made import write_record
 
 from ecgfast.data.signal.preprocess import Preprocessing, Rejected
 from ecgfast.data.sources.wfdb_records import read_recording
 from ecgfast.data.wfdb.files import most_bytes
 from ecgfast.data.wfdb.header import check_files, parse_header, read_header, signal_bytes
 from ecgfast.leads import STANDARD_LEADS
+from tests.data.made import write_record
 
 
 def noise(n=2000, leads=12, top=500, seed=0):

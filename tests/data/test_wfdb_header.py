@@ -9,12 +9,12 @@ import pytest
 import wfdb  # noqa: F401 (what falls back on it must not pay for loading it)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import sines, write_record
 
 from ecgfast.data.signal.preprocess import Preprocessing, Rejected
 from ecgfast.data.sources.wfdb_records import read_recording
 from ecgfast.data.store.recording import Recording
 from ecgfast.data.wfdb.header import parse_header, read_header, signal_bytes
+from tests.data.made import sines, write_record
 
 EXAMPLES = int(os.environ.get("ECGFAST_FUZZ", "300"))
 """Mutated records per test: thousands where time allows."""

@@ -5,11 +5,11 @@ import pytest
 import wfdb
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import sines, write_record
 
 from ecgfast.data.wfdb.files import most_bytes
 from ecgfast.data.wfdb.header import check_files, parse_header, read_header, signal_bytes
 from ecgfast.data.wfdb.signals import can_decode, read_signals
+from tests.data.made import sines, write_record
 
 FORMATS = ["8", "16", "24", "32", "61", "80", "160", "212", "310", "311"]
 

@@ -205,7 +205,7 @@ def test_gradient_is_divided_by_all_masked_tokens(store, tiny):
     batches = trainer.batches()
     for _ in range(config.accumulation):
         batch = next(batches)
-        out = trainer.model(batch.signal, batch.groups, batch.sample_ids, trainer.rng)
+        out = trainer.model(batch.signal, batch.patients, batch.sample_ids, trainer.rng)
         out.loss.backward()
         tokens += out.sample_size
     want = [p.grad / tokens for p in trainer.parameters]

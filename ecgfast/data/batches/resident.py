@@ -1,4 +1,4 @@
-"""Batches of adjacent segments, cropped on the device out of a store that is kept in its memory."""
+"""Batches cropped on the device out of a store that is kept in its memory."""
 
 import os
 from collections.abc import Iterator
@@ -8,15 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ecgfast.data.batches.plans import DTYPES, Batch, PairLoader
+from ecgfast.data.batches.batch import DTYPES, Batch
+from ecgfast.data.batches.loader import Loader
+from ecgfast.data.batches.plans import Plan
 from ecgfast.data.store.store import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.ops import gather_segments
+from ecgfast.units import MILLIVOLTS_PER_UNIT
 
 _CHUNK = 2**25  # elements (64 MiB) copied to a device at once
 
 
-class ResidentLoader(PairLoader):
+class ResidentLoader(Loader):
     """Keeps the store's int16 signals in a device's memory and crops every batch there.
 
     Gives the batches of `SegmentLoader` bit for bit, on `device`. What a whole epoch needs to know
@@ -24,50 +27,58 @@ class ResidentLoader(PairLoader):
     but starting the crop; nothing waits for the device. Every rank keeps the whole store.
 
     Args:
-        store: The store to load; its files are not looked at again.
-        batch_pairs: P, pairs per batch on this rank.
+        plan: Which segments of which store make which batch; the store's files are not looked at again.
         device: Where the signals are kept: 24 bytes per sample of 12 leads.
-        options: Those of `PairLoader`: the order, the length and the form of the segments.
+        options: Those of `Loader`: the form and the leads of the segments.
 
     Raises:
-        EcgfastError: an argument out of range, too few recordings to fill one batch, no such device,
-            or one with too little free memory; a file of the store was replaced since it was opened.
+        EcgfastError: an argument out of range, no such device, or one with too little free memory; a file of
+            the store was replaced since it was opened.
     """
 
-    def __init__(
-        self, store: Store, batch_pairs: int, *, device: str | torch.device = "cuda", **options: Any
-    ) -> None:
-        super().__init__(store, batch_pairs, **options)
+    def __init__(self, plan: Plan, *, device: str | torch.device = "cuda", **options: Any) -> None:
+        super().__init__(plan, **options)
         self.device = _find_device(device)
+        store = plan.store
         self._signals = _load(store, self.device)
         first = np.cumsum([0, *(shard.size for shard in store.shards)], dtype=np.int64)
         self._offset = first[store.index["shard"].to_numpy()] + store.index["offset"].to_numpy()
         self._chosen = torch.from_numpy(self._lead_index).to(self.device)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        segments = self._segments(epoch)
+        plan, segments = self.plan, self.plan.segments(epoch)
         recording = segments.recording
         columns = (
             self._offset[recording],
             segments.start,
-            self.store.n_samples[recording],
+            plan.store.n_samples[recording],
+            segments.length,
             segments.sample_id,
             self._patients[recording],
             self._present[recording],
+            recording,
         )
         on_device = [torch.from_numpy(column).to(self.device) for column in columns]
-        for i in range(start, len(self)):
-            offset, first, n_samples, sample_ids, groups, leads = (c[self._rows(i)] for c in on_device)
-            signal = gather_segments(
-                self._signals,
-                offset,
-                first,
-                n_samples,
-                self.segment_samples,
-                lead_index=self._chosen,
-                dtype=DTYPES[self.dtype],
+        for i in range(start, len(plan)):
+            rows = plan.rows(i)
+            *place, length, sample_ids, patients, leads, owner = (column[rows] for column in on_device)
+            whole = plan.whole or bool((segments.length[rows] == plan.segment_samples).all())
+            signal = self._crop(*place, None if whole else length)
+            yield Batch(signal, sample_ids, patients, leads, owner, None if plan.whole else length)
+
+    def _crop(self, offset: Tensor, start: Tensor, n_samples: Tensor, length: Tensor | None) -> Tensor:
+        """The segments at these places, zeros after `length` samples where they are shorter than T."""
+        samples, dtype = self.plan.segment_samples, DTYPES[self.dtype]
+        if length is None:
+            return gather_segments(
+                self._signals, offset, start, n_samples, samples, lead_index=self._chosen, dtype=dtype
             )
-            yield Batch(signal, sample_ids, groups, leads)
+        at = torch.arange(samples, device=self.device)
+        within = (at < length[:, None])[:, None]
+        first = (offset + start)[:, None] + self._chosen * n_samples[:, None]
+        index = torch.where(within, first[:, :, None] + at, first[:, :, None])
+        signal = self._signals[index] * within
+        return signal if dtype == torch.int16 else signal.to(dtype) * MILLIVOLTS_PER_UNIT
 
 
 def _find_device(name: str | torch.device) -> torch.device:

@@ -1,4 +1,4 @@
-"""Batches of adjacent segments, read straight from a store's memory maps."""
+"""Batches read straight from a store's memory maps."""
 
 import itertools
 import queue
@@ -15,8 +15,11 @@ import torch
 from numba.core import types
 from numba.extending import intrinsic
 
-from ecgfast.data.batches.plans import DTYPES, Batch, PairLoader, Segments, check_positive
+from ecgfast.data.batches.batch import DTYPES, Batch
+from ecgfast.data.batches.loader import Loader
+from ecgfast.data.batches.plans import Plan, Segments
 from ecgfast.data.store.store import Store
+from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS
 from ecgfast.units import MILLIVOLTS_PER_UNIT
 
@@ -27,61 +30,56 @@ _KEEP = _PREFETCH + 3  # buffers kept for reuse: those ahead, one being filled, 
 _MILLIVOLT = np.float32(MILLIVOLTS_PER_UNIT)
 
 
-class SegmentLoader(PairLoader):
+class SegmentLoader(Loader):
     """Reads batches from the store's files, ahead of their use, in the background.
 
     The memory of a batch is used again once no tensor refers to it.
 
     Args:
-        store: The store to read.
-        batch_pairs: P, pairs per batch on this rank.
+        plan: Which segments of which store make which batch.
         threads: Threads that copy a batch together.
         pin_memory: Assemble in page-locked memory, for asynchronous copies to a GPU.
-        options: Those of `PairLoader`: the order, the length and the form of the segments.
+        options: Those of `Loader`: the form and the leads of the segments.
 
     Raises:
-        EcgfastError: an argument out of range, or too few recordings to fill one batch; while
-            iterating: a file of the store was replaced or cut since it was opened.
+        EcgfastError: an argument out of range; while iterating: a file of the store was replaced or cut since
+            it was opened.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        batch_pairs: int,
-        *,
-        threads: int = 2,
-        pin_memory: bool = False,
-        **options: Any,
-    ) -> None:
-        check_positive(threads=threads)
-        super().__init__(store, batch_pairs, **options)
+    def __init__(self, plan: Plan, *, threads: int = 2, pin_memory: bool = False, **options: Any) -> None:
+        if threads < 1:
+            raise EcgfastError(f"threads: got {threads}, want 1 or more")
+        super().__init__(plan, **options)
         self._threads = threads
-        self._gather = _Gather(store, self._lead_index, threads)
+        self._gather = _Gather(plan.store, self._lead_index, threads)
         self._allocate = _pinned if pin_memory else _Buffers()
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         return _prefetched(self._assembled(epoch, start))
 
     def _assembled(self, epoch: int, start: int) -> Iterator[Batch]:
-        segments = self._segments(epoch)
+        plan = self.plan
+        segments = plan.segments(epoch)
         looked = -_LOOK
         with ThreadPoolExecutor(self._threads, "ecgfast-gather") as pool:
-            for i in range(start, len(self)):
+            for i in range(start, len(plan)):
                 # a map of a file that was cut ends the process when it is read
                 if time.monotonic() - looked >= _LOOK:
-                    self.store.check_unchanged()
+                    plan.store.check_unchanged()
                     looked = time.monotonic()
-                yield self._assemble(Segments(*(column[self._rows(i)] for column in segments)), pool)
+                yield self._assemble(Segments(*(column[plan.rows(i)] for column in segments)), pool)
 
     def _assemble(self, rows: Segments, pool: ThreadPoolExecutor) -> Batch:
-        shape = (len(rows.recording), len(self._lead_index), self.segment_samples)
+        shape = (len(rows.recording), len(self._lead_index), self.plan.segment_samples)
         signal = self._allocate(shape, DTYPES[self.dtype])
-        self._gather(signal.numpy(), rows.recording, rows.start, pool)
+        self._gather(signal.numpy(), rows, pool)
         return Batch(
             signal=signal,
             sample_ids=torch.from_numpy(rows.sample_id.copy()),
-            groups=torch.from_numpy(self._patients[rows.recording]),
+            patients=torch.from_numpy(self._patients[rows.recording]),
             leads=torch.from_numpy(self._present[rows.recording]),
+            recording=torch.from_numpy(rows.recording.copy()),
+            lengths=None if self.plan.whole else torch.from_numpy(rows.length.copy()),
         )
 
 
@@ -128,22 +126,18 @@ class _Gather:
         self._lead_index = lead_index
         self._threads = threads
 
-    def __call__(
-        self,
-        out: np.ndarray,
-        recording: np.ndarray,
-        starts: np.ndarray,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        lengths = self._n_samples[recording]
-        if (starts < 0).any() or (starts + out.shape[2] > lengths).any():
+    def __call__(self, out: np.ndarray, rows: Segments, pool: ThreadPoolExecutor) -> None:
+        n_samples = self._n_samples[rows.recording]
+        start, length = rows.start, rows.length
+        if (start < 0).any() or (length > out.shape[2]).any() or (start + length > n_samples).any():
             raise IndexError("a segment reaches past its recording")
-        addresses = self._address[recording]
+        addresses = self._address[rows.recording]
         crop = _copy_segments if out.dtype == np.int16 else _convert_segments
         bounds = np.linspace(0, len(out), self._threads + 1).astype(int)
         parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
         crops = [
-            pool.submit(crop, out[p], addresses[p], lengths[p], starts[p], self._lead_index) for p in parts
+            pool.submit(crop, out[p], addresses[p], n_samples[p], start[p], length[p], self._lead_index)
+            for p in parts
         ]
         for done in crops:
             done.result()
@@ -161,26 +155,40 @@ def _int16_pointer(typingctx: Any, address: Any) -> Any:
 
 @numba.njit(nogil=True, cache=True)
 def _copy_segments(
-    out: np.ndarray, addresses: np.ndarray, lengths: np.ndarray, starts: np.ndarray, leads: np.ndarray
+    out: np.ndarray,
+    addresses: np.ndarray,
+    n_samples: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    leads: np.ndarray,
 ) -> None:
     for i in range(out.shape[0]):
-        block = numba.carray(_int16_pointer(addresses[i]), (N_LEADS, lengths[i]))
+        block = numba.carray(_int16_pointer(addresses[i]), (N_LEADS, n_samples[i]))
+        length = lengths[i]
         for k in range(out.shape[1]):
-            row = block[leads[k], starts[i] : starts[i] + out.shape[2]]
-            for t in range(out.shape[2]):  # becomes a vector loop, twice as fast as assigning the slice
+            row = block[leads[k], starts[i] : starts[i] + length]
+            for t in range(length):  # becomes a vector loop, twice as fast as assigning the slice
                 out[i, k, t] = row[t]
+            out[i, k, length:] = 0
 
 
 @numba.njit(nogil=True, cache=True)
 def _convert_segments(
-    out: np.ndarray, addresses: np.ndarray, lengths: np.ndarray, starts: np.ndarray, leads: np.ndarray
+    out: np.ndarray,
+    addresses: np.ndarray,
+    n_samples: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    leads: np.ndarray,
 ) -> None:
     for i in range(out.shape[0]):
-        block = numba.carray(_int16_pointer(addresses[i]), (N_LEADS, lengths[i]))
+        block = numba.carray(_int16_pointer(addresses[i]), (N_LEADS, n_samples[i]))
+        length = lengths[i]
         for k in range(out.shape[1]):
-            row = block[leads[k], starts[i] : starts[i] + out.shape[2]]
-            for t in range(out.shape[2]):
+            row = block[leads[k], starts[i] : starts[i] + length]
+            for t in range(length):
                 out[i, k, t] = np.float32(row[t]) * _MILLIVOLT
+            out[i, k, length:] = 0
 
 
 def _prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made import write_record
 
-from ecgfast.data import ResidentLoader, SegmentLoader, Store, prepare
+from ecgfast.data import AdjacentPairs, Batch, ResidentLoader, SegmentLoader, Store, prepare
 from ecgfast.data.store.writer import StoreWriter
 from ecgfast.errors import EcgfastError
+from tests.data.made import write_record
 
 T = 500
 
@@ -32,37 +32,50 @@ def store(tmp_path_factory):
     return Store(folder / "store")
 
 
+def pairs_of(store, pairs=4, **options):
+    return AdjacentPairs(store, pairs, **{"segment_samples": T} | options)
+
+
+def _parts(options):
+    """Those of the loader, and those of the plan."""
+    form = {name: options.pop(name) for name in ("dtype", "leads") if name in options}
+    return form, options
+
+
 def loader(store, pairs=4, **options):
-    return SegmentLoader(store, pairs, segment_samples=T, **options)
+    form, options = _parts(options)
+    return SegmentLoader(pairs_of(store, pairs, **options), **form)
 
 
-def resident(store, pairs=4, **options):
-    return ResidentLoader(store, pairs, segment_samples=T, device="cpu", **options)
+def resident(store, pairs=4, device="cpu", **options):
+    form, options = _parts(options)
+    return ResidentLoader(pairs_of(store, pairs, **options), device=device, **form)
 
 
 def assert_same_batches(a, b):
     a, b = list(a), list(b)
     assert len(a) == len(b) > 0
     for one, other in zip(a, b, strict=True):
-        for x, y in zip(one, other, strict=True):
+        assert one.lengths is other.lengths is None
+        for x, y in zip(one[:-1], other[:-1], strict=True):
             assert x.dtype == y.dtype
             assert torch.equal(x, y)
 
 
 def collect(batches):
-    """sample id -> its signal, group and leads, in order."""
+    """sample id -> its signal, patient and leads, in order."""
     out = {}
     for batch in batches:
         for i, key in enumerate(batch.sample_ids.tolist()):
             assert key not in out
-            row = (batch.signal[i].numpy().tobytes(), batch.groups[i].item())
+            row = (batch.signal[i].numpy().tobytes(), batch.patients[i].item())
             out[key] = (*row, tuple(batch.leads[i].tolist()))
     return out
 
 
 def test_batches_hold_adjacent_segments(store):
     feed = loader(store)
-    assert (feed.n_pairs, feed.n_too_short, len(feed)) == (20 + 3 * 3, 3, 29 // 4)
+    assert (feed.plan.n_units, feed.plan.n_too_short, len(feed)) == (20 + 3 * 3, 3, 29 // 4)
     patients = store.patient_numbers()
     where = {}  # content of a first segment -> recording, start
     for i in range(len(store)):
@@ -71,14 +84,15 @@ def test_batches_hold_adjacent_segments(store):
     for batch in feed:
         assert batch.signal.shape == (8, 12, T)
         assert batch.signal.dtype == torch.int16
-        assert batch.sample_ids.dtype == batch.groups.dtype == torch.int64
+        assert batch.sample_ids.dtype == batch.patients.dtype == torch.int64
         assert batch.leads.shape == (8, 12)
         assert batch.leads.dtype == torch.bool
         for a in range(4):
             i, start = where[batch.signal[a].numpy().tobytes()]
             second = store.signal(i)[:, start + T : start + 2 * T]
             np.testing.assert_array_equal(batch.signal[a + 4].numpy(), second)
-            assert batch.groups[a] == batch.groups[a + 4] == patients[i]
+            assert batch.patients[a] == batch.patients[a + 4] == patients[i]
+            assert batch.recording[a] == batch.recording[a + 4] == i
             want = [0 if i != 4 else None, 1, 6]
             assert torch.nonzero(batch.leads[a]).flatten().tolist() == [
                 lead for lead in want if lead is not None
@@ -113,7 +127,7 @@ def test_ranks_share_the_pairs_without_overlap(store, world_size, offsets):
 def test_last_batch_can_be_kept(store):
     assert len(collect(loader(store, 4, drop_last=False))) == 2 * 29
     parts = [list(loader(store, 5, drop_last=False, rank=rank, world_size=2)) for rank in range(2)]
-    assert [[len(b.groups) for b in part] for part in parts] == [[10, 10, 8]] * 2
+    assert [[len(b.patients) for b in part] for part in parts] == [[10, 10, 8]] * 2
 
 
 def test_random_offsets_move_with_the_epoch(store):
@@ -305,7 +319,7 @@ def test_a_store_changed_under_it_is_told(store, tmp_path, monkeypatch, change):
 @pytest.mark.parametrize("device", ["tpu", "mps", "cuda:99"])
 def test_devices_that_are_not_there(store, device):
     with pytest.raises(EcgfastError, match=rf"device: got '{device}'"):
-        ResidentLoader(store, 4, segment_samples=T, device=device)
+        resident(store, device=device)
 
 
 @pytest.mark.cuda
@@ -313,23 +327,21 @@ def test_devices_that_are_not_there(store, device):
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
 def test_resident_on_a_gpu(store, dtype):
     options = {"dtype": dtype, "leads": ["V1", "II"], "offsets": "random"}
-    kept = ResidentLoader(store, 4, segment_samples=T, device="cuda", **options)
+    kept = resident(store, device="cuda", **options)
     for on_device, batch in zip(kept, loader(store, **options), strict=True):
-        assert all(x.is_cuda for x in on_device)
-        assert_same_batches([[x.cpu() for x in on_device]], [batch])
+        assert all(x.is_cuda for x in on_device[:-1])
+        assert_same_batches([Batch(*(x.cpu() for x in on_device[:-1]))], [batch])
 
 
-@pytest.mark.parametrize(
-    "make", [SegmentLoader, lambda *args, **kw: ResidentLoader(*args, device="cpu", **kw)]
-)
+@pytest.mark.parametrize("make", [loader, resident])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"dtype": "float16"}, "dtype: got 'float16', want 'int16' or 'float32'"),
         ({"leads": ["MLII"]}, "got unknown lead 'MLII'"),
         ({"leads": []}, "leads must be at least one lead, got none"),
-        ({"batch_pairs": 0}, "batch_pairs: got 0"),
-        ({"batch_pairs": 30}, "29 pairs of 500 samples .* one batch of 30 x 1"),
+        ({"pairs": 0}, "batch_size: got 0"),
+        ({"pairs": 30}, "29 pairs of 500 samples .* one batch of 30 x 1"),
         ({"segment_samples": 99999}, "0 pairs"),
         ({"rank": 2, "world_size": 2}, "rank: got 2, want 0 to 1"),
         ({"offsets": "sliding"}, "offsets: got 'sliding'"),
@@ -337,7 +349,6 @@ def test_resident_on_a_gpu(store, dtype):
     ],
 )
 def test_refused(store, make, options, message):
-    options = {"batch_pairs": 4, "segment_samples": T} | options
     with pytest.raises(EcgfastError, match=message):
         make(store, **options)
 
