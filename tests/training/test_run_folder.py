@@ -132,8 +132,8 @@ def test_second_process_is_kept_out(folder):
 def test_failed_write_keeps_the_old_state(folder):
     folder.save_state({"step": 1, "model": {"w": torch.ones(2)}})
 
-    def fail(file):
-        file.write(b"half")
+    def fail(path):
+        path.write_bytes(b"half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):

@@ -22,7 +22,7 @@ from ecgfast.data.store.store import store_description
 from ecgfast.data.store.writer import StoreWriter, finished_store
 from ecgfast.data.values import text_of
 from ecgfast.errors import EcgfastError
-from ecgfast.files import partial_folder
+from ecgfast.files import partial_path
 from ecgfast.leads import OWN_NAMES
 
 _SHOWN_NAMES = 8  # of signals that were not taken
@@ -119,7 +119,7 @@ def prepare(
         raise EcgfastError(f"names: must be left out for format {opened.format}, whose leads are known")
     settings, listed, n_records = _settings(opened, preprocessing, progress)
     report = _finished(store, settings)
-    if report is not None and not partial_folder(store).exists():
+    if report is not None and not partial_path(store).exists():
         return report
     with StoreWriter(store, settings) as writer:
         # finished just now by another import, or by one that was killed before it tidied up

@@ -28,7 +28,7 @@ from ecgfast.data.store.reasons import Reasons
 from ecgfast.data.store.recording import Recording
 from ecgfast.data.store.store import INDEX_SCHEMA, block_checksum, file_checksum, read_store_json, shard_name
 from ecgfast.errors import EcgfastError
-from ecgfast.files import check_creatable, partial_folder, sync_file, sync_folder
+from ecgfast.files import check_creatable, move_into_place, partial_path, sync
 from ecgfast.leads import N_LEADS
 
 SHARD_ELEMENTS = 2**29
@@ -77,7 +77,7 @@ class StoreWriter:
         self._amplitudes: Counter[float] = Counter()
         self._resumes = resume
         self._shard_elements = shard_elements
-        self._partial = partial_folder(path)
+        self._partial = partial_path(path)
         self._folder = self._partial / "store"
         self._journal_path = self._partial / "journal.jsonl"
         self._pending: list[str] = []
@@ -213,10 +213,9 @@ class StoreWriter:
         with _naming(self._folder / "store.json"):
             write_json(self._folder / "store.json", self.settings | counts)
         with _naming(self._folder):
-            sync_folder(self._folder)
+            sync(self._folder)
         with _naming(self.path):
-            self._folder.rename(self.path)
-            sync_folder(self.path.parent)
+            move_into_place(self._folder, self.path)
         with _naming(self._partial):
             self._remove_partial()
             rejected_beside(self.path).unlink(missing_ok=True)
@@ -278,7 +277,7 @@ class StoreWriter:
                 write_json(settings, self.settings)
         self._open_shard(self._shard, self._end)
         self._journal_path.touch()
-        sync_folder(self._partial)
+        sync(self._partial)
 
     def _empty_partial(self) -> None:
         for stale in self._partial.iterdir():
@@ -329,7 +328,7 @@ class StoreWriter:
             self._file.write(_npy_header(end))
             self._file.seek(_NPY_HEADER + 2 * end)
             self._file.truncate()
-            sync_folder(self._folder)
+            sync(self._folder)
         self._shard, self._end = shard, end
 
     def _close_shard(self) -> None:
@@ -352,7 +351,7 @@ class StoreWriter:
                 rows = self._rows()
                 while group := list(itertools.islice(rows, _ROW_GROUP)):
                     table.write_table(_table(group))
-            sync_file(index)
+            sync(index)
         self._write_list(self._folder / "rejected.csv", "reason", self._rejects())
         self._write_list(self._folder / "warnings.csv", "warning", self._warned())
 
@@ -393,7 +392,7 @@ class StoreWriter:
                 written = csv.writer(file, lineterminator="\n")
                 written.writerow(["source", what])
                 written.writerows(rows)
-            sync_file(path)
+            sync(path)
 
 
 def rejected_beside(path: Path) -> Path:
@@ -468,7 +467,7 @@ def lock_folder(folder: Path) -> int:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON for people and programs, the same bytes for the same content, safely on disk."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    sync_file(path)
+    sync(path)
 
 
 def _journal_entries(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

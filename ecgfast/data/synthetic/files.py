@@ -15,7 +15,7 @@ from ecgfast.data.store.store import store_description
 from ecgfast.data.store.writer import StoreWriter, finished_store
 from ecgfast.data.synthetic.records import Recipe, SyntheticRecord, map_chunks
 from ecgfast.errors import EcgfastError
-from ecgfast.files import check_creatable, partial_folder
+from ecgfast.files import check_creatable, move_into_place, partial_path
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
 from ecgfast.units import UNITS_PER_MILLIVOLT
 
@@ -65,7 +65,7 @@ def write_synthetic(
             return 0
         raise EcgfastError(f"out: {out} is not empty, and holds other than these records")
     check_creatable(out, "out")
-    partial = partial_folder(out)
+    partial = partial_path(out)
     if partial.exists():
         if _settings_in(partial) is None:
             raise EcgfastError(f"out: {partial} is in the way")
@@ -76,7 +76,7 @@ def write_synthetic(
     with Progress("writing", len(which), shown=progress) as bar:
         for written in map_chunks(bind(_write_records, partial, recipe), which, workers):
             bar.update(written)
-    partial.rename(out)
+    move_into_place(partial, out, durable=False)
     return len(which)
 
 
@@ -109,7 +109,7 @@ def synthetic_store(
     recipe = Recipe(patients, records, seconds, seed)
     store = Path(store)
     settings = store_description(Preprocessing(), {"importer": "synthetic"} | _describe(recipe))
-    if finished_store(store, settings) is not None and not partial_folder(store).exists():
+    if finished_store(store, settings) is not None and not partial_path(store).exists():
         return 0
     with StoreWriter(store, settings) as writer:
         # finished just now by another run, or by one that was killed before it tidied up
