@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ecgfast.errors import EcgfastError
-from ecgfast.training.checkpoint import RunFolder, write_atomically
+from ecgfast.files import write_atomically
+from ecgfast.training.checkpoint import RunFolder
 
 
 def description(**config):

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from test_importing import files
 
 from ecgfast.data import Store, prepare, summarize
 from ecgfast.data.store.writer import StoreWriter
 from ecgfast.errors import one_line
 from tests.data.made import sines, write_record
+from tests.data.sources.test_importing import files
 
 
 def test_warnings_survive_an_interruption(tmp_path, monkeypatch):

@@ -5,13 +5,13 @@ import time
 
 import numpy as np
 import pytest
-from test_code15 import write_two_parts
 
 from ecgfast.data.signal.preprocess import Preprocessing, Rejected
 from ecgfast.data.sources import open_source
 from ecgfast.data.store.recording import Recording
 from ecgfast.errors import EcgfastError
 from tests.data.made import mimic_row, ptbxl_row, sines, write_csv, write_mimic, write_ptbxl
+from tests.data.sources.test_code15 import write_two_parts
 
 PIECES = [
     b"'",
