@@ -1,13 +1,9 @@
 """ecgfast: fused kernels, encoders and training for self-supervised learning on electrocardiograms."""
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("ecgfast")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
+from ecgfast._version import __version__
 
 if TYPE_CHECKING:
     from ecgfast import ops

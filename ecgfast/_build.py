@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from ecgfast._version import __version__
+
 _HERE = Path(__file__).resolve().parent
 _CUDA_LIBRARY = _HERE / "libecgfast_cuda.so"
 
@@ -81,8 +83,6 @@ def build_info() -> dict[str, str]:
 
 def config() -> dict[str, str]:
     """What was built and what runs: see :func:`show_config`."""
-    from ecgfast import __version__
-
     built = build_info()
     cuda = built["cuda_architectures"]
     return {

@@ -1,9 +1,15 @@
 """Parses a command's arguments with tyro, and turns its error boxes into one line each."""
 
 import contextlib
+import dataclasses
+import functools
+import inspect
 import io
 import os
 import re
+import shutil
+import sys
+import textwrap
 from ast import literal_eval
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,18 +20,51 @@ from ecgfast._suggest import did_you_mean
 from ecgfast.errors import EcgfastError
 
 _HELP = ("-h", "--help")
+_asked: list[tyro.constructors.PrimitiveTypeInfo] = []
+_READABLE = tyro.constructors.ConstructorRegistry()
 
 
-def parse(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:
-    """What `function` returns, called with the arguments in `args`; prints its help where they ask for it.
+@_READABLE.primitive_rule
+def _readable(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Tyro's own rule for a type, with a readable name of its values in the help."""
+    if _asked and info is _asked[-1]:
+        return None  # the rules after this one are tyro's
+    _asked.append(info)
+    try:
+        spec = tyro.constructors.ConstructorRegistry.get_primitive_spec(info)
+    finally:
+        _asked.pop()
+    if isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):
+        return dataclasses.replace(spec, metavar=_metavar(spec.metavar))
+    return spec
+
+
+def _metavar(shown: str) -> str:
+    """``INT|None`` of ``{None}|INT``, ``STR ...`` of ``[STR [STR ...]]``; others as they are."""
+    if found := re.fullmatch(r"\{None\}\|(.*)", shown):
+        return f"{found[1].strip('{}') if ' ' in found[1] else found[1]}|None"
+    if found := re.fullmatch(r"\[(.*) \[\1 \.\.\.\]\]", shown):
+        return f"{found[1]} ..."
+    return shown
+
+
+def bind(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Callable[[], Any]:
+    """A command's function with the arguments in `args`, to be called; prints its help where they ask for it.
 
     Raises:
         EcgfastError: the arguments don't fit; one line, with the near names of one that is mistyped.
     """
+    # tyro keeps the line breaks of a description, wherever its own fall.
+    function.__doc__ = re.sub(r"(?<=\S)\n {8,}(?=\S)", " ", inspect.cleandoc(function.__doc__ or ""))
+
+    @functools.wraps(function)
+    def bound(*positional: Any, **keywords: Any) -> Callable[[], Any]:
+        return functools.partial(function, *positional, **keywords)
+
     if any(arg in _HELP for arg in args):
         plain = {"TERM": "dumb"} if os.environ.get("NO_COLOR") else {}
-        with _environment(**plain):
-            return tyro.cli(function, prog=prog, args=args)
+        with _environment(**plain), contextlib.redirect_stdout(_Folded(sys.stdout)):
+            return _call(bound, prog, args)
     errors, unused = _Text(), _Text()
     try:
         # So wide that no line of an error is broken. What tyro draws depends on stdout, also on stderr.
@@ -34,12 +73,37 @@ def parse(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:
             contextlib.redirect_stderr(errors),
             _environment(COLUMNS="10000"),
         ):
-            return tyro.cli(function, prog=prog, args=args)
+            return _call(bound, prog, args)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-    message = _one_line(errors.getvalue(), args, lambda: _help(function, prog))
+    message = _one_line(errors.getvalue(), args, lambda: _help(bound, prog))
     raise EcgfastError(f"{message} ({prog} --help lists the options)")
+
+
+def _call(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:
+    with _READABLE:
+        return tyro.cli(function, prog=prog, args=args, config=(tyro.conf.PositionalMetavarFromFieldName,))
+
+
+class _Folded:
+    """A file in which lines too long for the terminal are broken between words, as tyro does in boxes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        width = shutil.get_terminal_size().columns
+        lines = (
+            textwrap.fill(line, width, subsequent_indent="  " * line.startswith("- "))
+            if len(line) > width and "\x1b" not in line
+            else line
+            for line in text.split("\n")
+        )
+        return self._file.write("\n".join(lines))
 
 
 class _Text(io.TextIOWrapper):
@@ -70,7 +134,7 @@ def _help(function: Callable[..., Any], prog: str) -> str:
     text = _Text()
     # Wide enough for every name, and too narrow for boxes side by side.
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit), _environment(COLUMNS="100"):
-        tyro.cli(function, prog=prog, args=["--help"])
+        _call(function, prog, ["--help"])
     return text.getvalue()
 
 

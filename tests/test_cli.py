@@ -78,6 +78,7 @@ def test_help_shows_the_presets_values(capsys):
         main(["pretrain", "--preset", "paper", "--help"])
     text = capsys.readouterr().out
     assert "(default: 5e-05)" in text
+    assert "--model.n-masked INT|None" in text
     assert "(default: 768)" in text
 
 
@@ -195,13 +196,38 @@ def test_errors_of_parsing(args, wanted, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_reads_well_on_a_terminal(command, capsys, monkeypatch):
+    """No line is broken by the terminal, and values have names, not types in brackets."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"] if command else ["--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "{None}" not in text
+    assert "[STR" not in text
+
+
+def test_help_breaks_long_lines_between_words(capsys, monkeypatch):
+    def show_config():
+        """Print it.
+
+        - one: a sentence in a list that is so long that no terminal of eighty columns can show it in a line.
+        """
+
+    monkeypatch.setattr("ecgfast.commands.show_config.show_config", show_config)
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["show-config", "--help"])
+    assert re.search(r"\n- one: a sentence .*\n  .*can show it in a line\.\n", capsys.readouterr().out)
+
+
 def test_help_breaks_no_line_early(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         main(["inspect", "--help"])
     text = capsys.readouterr().out
     assert re.search("its name: its leads, a rhythm strip, heart rate and +│? *\n", text)
-    assert "{None}" not in text
     assert "(default: None)" not in text
 
 
@@ -336,7 +362,7 @@ def test_missing_modules_keep_their_traceback(monkeypatch):
     def show_config():
         import no_such_module  # noqa: F401
 
-    monkeypatch.setitem(COMMANDS, "show-config", ("", lambda args: show_config))
+    monkeypatch.setattr("ecgfast.commands.show_config.show_config", show_config)
     with pytest.raises(ModuleNotFoundError):
         main(["show-config"])
 
@@ -386,7 +412,7 @@ def test_other_broken_pipes_are_errors(monkeypatch, capsys):
     def show_config():
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setitem(COMMANDS, "show-config", ("", lambda args: show_config))
+    monkeypatch.setattr("ecgfast.commands.show_config.show_config", show_config)
     assert "Broken pipe" in error_of(capsys, "show-config")
 
 

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import ecgfast
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_public_name_is_there():
@@ -18,6 +21,14 @@ def test_every_public_name_is_there():
         assert callable(getattr(ecgfast.ops, name))
 
 
-def test_help_does_not_wait_for_torch():
-    code = "import sys, ecgfast.cli; assert 'torch' not in sys.modules"
+def test_help_waits_for_nothing():
+    code = "import sys, ecgfast.cli; assert not {'torch', 'tyro', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_build_reads_the_version_and_imports_nothing():
+    pytest.importorskip("setuptools")
+    code = "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_path('setup.py', run_name='__main__');"
+    code += "assert 'ecgfast' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split()[-1] == ecgfast.__version__

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ecgfast
+from ecgfast._version import __version__
 from ecgfast.errors import EcgfastError
 from ecgfast.files import move_into_place, sync, write_atomically
 from ecgfast.nn import EncoderConfig
@@ -42,7 +42,7 @@ def describe_run(
     index = file_digest(store / "index.parquet")
     description = {
         "task": "pretrain",
-        "ecgfast_version": ecgfast.__version__,
+        "ecgfast_version": __version__,
         "store": {"path": str(store), "index_sha256": index},
         "world_size": world_size,
         **({"init": init} if init is not None else {}),

@@ -1,4 +1,4 @@
-"""The official form of each op, as fairseq-signals computes it, written again in plain PyTorch and NumPy.
+"""The official variant of each op, as fairseq-signals computes it, written again in plain PyTorch and NumPy.
 
 Each function does the work of the official code at that place of the training step, materialises the
 same intermediates and draws from the same generators (torch's or NumPy's global one). Arguments that

@@ -1,16 +1,16 @@
-"""The baselines compute what the ops' references compute, so that a ratio of times means something."""
+"""The variants compute what the ops' references compute, so that a ratio of times means something."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.baselines import official, tuned
 from ecgfast import ops
+from ecgfast.benchmarking.variants import official, tuned
 from tests.ops.helpers import assert_close, generator
 
 DTYPES = (torch.float32, torch.bfloat16)
-# The baselines round intermediates to bf16 where the reference rounds inputs and outputs only.
+# The variants round intermediates to bf16 where the reference rounds inputs and outputs only.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
 
 
@@ -44,9 +44,9 @@ def check(function, reference, leaves, dtype, args=(), reference_args=None):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", [official.patch_embed, tuned.patch_embed])
+@pytest.mark.parametrize("variant", [official.patch_embed, tuned.patch_embed])
 @pytest.mark.parametrize("samples", [160, 157])
-def test_patch_embed(form, dtype, samples):
+def test_patch_embed(variant, dtype, samples):
     g = generator(1)
     signal, keep = torch.randn(3, 5, samples, generator=g), torch.rand(3, 5, generator=g) > 0.3
     shapes = [(8, 5, 2), (8, 8, 2), (8, 8, 2)]
@@ -56,28 +56,28 @@ def test_patch_embed(form, dtype, samples):
     def call(function):
         return lambda s, *rest: function(s, keep, rest[:3], *rest[3:])
 
-    check(call(form), call(ops.patch_embed_reference), [signal, *weights, *affine], dtype)
+    check(call(variant), call(ops.patch_embed_reference), [signal, *weights, *affine], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", [official.gumbel_quantize, tuned.gumbel_quantize])
-def test_gumbel_quantize(form, dtype):
+@pytest.mark.parametrize("variant", [official.gumbel_quantize, tuned.gumbel_quantize])
+def test_gumbel_quantize(variant, dtype):
     g = generator(2)
     logits, codebook = torch.randn(14, 2 * 9, generator=g) * 2, torch.randn(2, 9, 4, generator=g)
     noise = -torch.empty(14, 18).exponential_(generator=g).log()
     check(
-        lambda x, c: form(x, c, 1.7, noise),
+        lambda x, c: variant(x, c, 1.7, noise),
         lambda x, c: ops.gumbel_quantize_reference(x, c, 1.7, noise=noise.double()),
         [logits, codebook],
         dtype,
     )
 
 
-@pytest.mark.parametrize("form", [official.gumbel_quantize, tuned.gumbel_quantize])
-def test_gumbel_noise_follows_the_softmax(form):
+@pytest.mark.parametrize("variant", [official.gumbel_quantize, tuned.gumbel_quantize])
+def test_gumbel_noise_follows_the_softmax(variant):
     torch.manual_seed(3)
     logits = torch.tensor([0.0, 1.0, 2.0]).repeat(20_000, 1)
-    _, codes, probs = form(logits, torch.randn(1, 3, 2), 1.0)
+    _, codes, probs = variant(logits, torch.randn(1, 3, 2), 1.0)
     share = torch.bincount(codes.flatten(), minlength=3) / len(codes)
     assert_close(share, probs[0], 0.03, "share of each entry")
 
@@ -91,7 +91,7 @@ def test_local_contrastive(name, dtype):
     predictions, targets = torch.randn(3, 11, 16, generator=g), table[codes[..., 0]]
     index = ops.draw_negatives(ops.make_rng(5), torch.arange(3), 11, 6)
 
-    def form(p, t):
+    def variant(p, t):
         if name == "official":
             return official.local_contrastive(p, t, 6, 0.1, index)
         return tuned.local_contrastive(p, t, codes, 6, 0.1, index)
@@ -99,20 +99,20 @@ def test_local_contrastive(name, dtype):
     def reference(p, t):
         return ops.local_contrastive_reference(p, t, codes=codes, negative_index=index)
 
-    check(form, reference, [predictions, targets], dtype)
+    check(variant, reference, [predictions, targets], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "form", [official.global_contrastive, tuned.global_contrastive, tuned.global_contrastive_compiled]
+    "variant", [official.global_contrastive, tuned.global_contrastive, tuned.global_contrastive_compiled]
 )
-def test_global_contrastive(form, dtype, monkeypatch):
+def test_global_contrastive(variant, dtype, monkeypatch):
     monkeypatch.setattr(tuned._GlobalContrastive, "ROWS", 4)
     g = generator(6)
     groups = torch.randperm(10, generator=g), torch.randperm(10, generator=g)
     leaves = [torch.randn(10, 12, generator=g), torch.randn(10, 12, generator=g)]
     check(
-        lambda a, b: form(a, b, *groups, 0.1),
+        lambda a, b: variant(a, b, *groups, 0.1),
         lambda a, b: ops.global_contrastive_reference(a, b, *groups),
         leaves,
         dtype,
@@ -120,9 +120,9 @@ def test_global_contrastive(form, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", [official.positional_conv, tuned.positional_conv])
+@pytest.mark.parametrize("variant", [official.positional_conv, tuned.positional_conv])
 @pytest.mark.parametrize(("n", "kernel"), [(13, 8), (5, 12), (20, 7), (1, 13)])
-def test_positional_conv(form, dtype, n, kernel):
+def test_positional_conv(variant, dtype, n, kernel):
     g = generator(8)
     x, weight = torch.randn(2, n, 12, generator=g), torch.randn(12, 4, kernel, generator=g) * 0.3
 
@@ -131,14 +131,14 @@ def test_positional_conv(form, dtype, n, kernel):
         return x + F.gelu(y[..., :n].transpose(1, 2))
 
     leaves = [x, weight, torch.randn(12, generator=g)]
-    check(lambda *a: form(*a, 3), reference, leaves, dtype)
+    check(lambda *a: variant(*a, 3), reference, leaves, dtype)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int16])
 @pytest.mark.parametrize(
-    "form", [official.gather_segments, tuned.gather_segments, tuned.gather_segments_compiled]
+    "variant", [official.gather_segments, tuned.gather_segments, tuned.gather_segments_compiled]
 )
-def test_gather_segments(form, dtype):
+def test_gather_segments(variant, dtype):
     g = generator(10)
     n_samples = torch.tensor([20, 35, 50])
     store = torch.randint(-5000, 5000, (12 * 105,), generator=g).to(torch.int16)
@@ -146,23 +146,23 @@ def test_gather_segments(form, dtype):
     which = torch.tensor([2, 0, 1, 1])
     args = store, offset[which], torch.tensor([33, 0, 18, 4]), n_samples[which], 17
     want = ops.gather_segments_reference(*args, dtype=dtype)
-    got = form(*args, dtype)
+    got = variant(*args, dtype)
     assert got.dtype == dtype
     # bf16: rounding before or after the scale.
     assert_close(got, want, {torch.float32: 1e-7, torch.bfloat16: 1e-2, torch.int16: 0}[dtype], "signal")
 
 
-@pytest.mark.parametrize("form", [official.masks, tuned.masks])
-def test_masks(form):
+@pytest.mark.parametrize("variant", [official.masks, tuned.masks])
+def test_masks(variant):
     torch.manual_seed(9)
     np.random.seed(9)  # noqa: NPY002
-    keep, mask = form(400, 12, 0.5, 156, 0.65, 10)
+    keep, mask = variant(400, 12, 0.5, 156, 0.65, 10)
     assert keep.shape == (400, 12)
     assert abs(keep.float().mean() - 0.5) < 0.03
     _, ours = ops.span_mask(torch.arange(400), 156, 0.65, 10, ops.make_rng(9), n_masked=None)
     counts = mask.sum(1)
     assert (counts == counts[0]).all()
-    # The cut to the batch minimum; the official form draws the number of spans once for all rows.
+    # The cut to the batch minimum; the official variant draws the number of spans once for all rows.
     assert abs(counts[0] - ours.sum(1)[0]) <= 10
     runs = (mask[:, 1:] != mask[:, :-1]).sum(1).float().mean()
     assert abs(runs - (ours[:, 1:] != ours[:, :-1]).sum(1).float().mean()) < 6

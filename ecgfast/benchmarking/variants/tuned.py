@@ -1,7 +1,7 @@
-"""The best PyTorch forms that we could write, without a kernel of our own.
+"""The tuned variant of each op: the best PyTorch that we could write, without a kernel of our own.
 
-They use the same shortcuts as the kernels (DESIGN: all are exact) and are the peers that count. Each is
-run eagerly and under ``torch.compile``; where the two want different forms, there are two functions.
+They use the same exact shortcuts as the kernels, and are what the kernels must beat. Each runs eagerly and
+under ``torch.compile``; where the two want different code, there are two functions.
 """
 
 import functools

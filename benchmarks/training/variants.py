@@ -1,4 +1,4 @@
-"""Puts other people's forms in the place of ``ecgfast.ops`` while a model runs."""
+"""Puts other people's variants in the place of ``ecgfast.ops`` while a model runs."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.baselines import official, tuned
 from ecgfast import ops
+from ecgfast.benchmarking.variants import official, tuned
 
 
 def _millivolts(signal: Tensor, dtype: torch.dtype) -> Tensor:
@@ -24,28 +24,28 @@ def _lower(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(torch.get_autocast_dtype(device)) for t in tensors)
 
 
-def _shared(form: Any) -> dict[str, Callable[..., Any]]:
-    """The ops whose official and tuned forms take the same arguments."""
+def _shared(variant: Any) -> dict[str, Callable[..., Any]]:
+    """The ops whose official and tuned variants take the same arguments."""
 
     def patch_embed(
         signal: Tensor, keep: Tensor, weights: list[Tensor], gn_weight: Tensor, gn_bias: Tensor, **_: Any
     ) -> Tensor:
         parameters = _lower(*weights, gn_weight, gn_bias)
         signal = _millivolts(signal, parameters[0].dtype)
-        return form.patch_embed(signal, keep, parameters[:-2], *parameters[-2:])
+        return variant.patch_embed(signal, keep, parameters[:-2], *parameters[-2:])
 
     def gumbel_quantize(
         logits: Tensor, codebook: Tensor, temperature: Tensor, **_: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return form.gumbel_quantize(logits, codebook, temperature)
+        return variant.gumbel_quantize(logits, codebook, temperature)
 
     def global_contrastive(
         a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, *, temperature: float, **_: Any
     ) -> Tensor:
-        return form.global_contrastive(a, b, group_a, group_b, temperature)
+        return variant.global_contrastive(a, b, group_a, group_b, temperature)
 
     def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
-        return form.positional_conv(*_lower(x, weight, bias), groups)
+        return variant.positional_conv(*_lower(x, weight, bias), groups)
 
     functions = (patch_embed, gumbel_quantize, global_contrastive, positional_conv)
     return {f.__name__: f for f in functions}
@@ -92,9 +92,9 @@ def _tuned() -> dict[str, Callable[..., Any]]:
 
 
 @contextmanager
-def ops_of(form: str) -> Iterator[None]:
-    """Models run the ops of ``form``: "official", "tuned" or "ecgfast"."""
-    replaced = {"official": _official, "tuned": _tuned, "ecgfast": dict}[form]()
+def ops_of(variant: str) -> Iterator[None]:
+    """Models run the ops of ``variant``: "official", "tuned" or "ecgfast"."""
+    replaced = {"official": _official, "tuned": _tuned, "ecgfast": dict}[variant]()
     previous = {name: getattr(ops, name) for name in replaced}
     try:
         for name, function in replaced.items():
