@@ -43,6 +43,15 @@ MAY_IMPORT = {
     "_parsing": {"base"},
     "cli": {"base", "_parsing", "commands"},
 }
+# The same of the rooms of `data`. Its own modules know none: any room may import them.
+ROOMS = {
+    "signal": set(),
+    "store": {"signal"},
+    "wfdb": {"signal"},
+    "sources": {"signal", "store", "wfdb"},
+    "synthetic": {"signal", "store"},
+    "batches": {"store"},
+}
 # The front door, which opens every part when it is asked for, and the program.
 OUTSIDE = {"ecgfast", "ecgfast.__main__"}
 
@@ -168,6 +177,21 @@ def test_packages_import_each_other_one_way():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_rooms_of_data_import_down():
+    def room_of(module: str) -> str | None:
+        inside = module.removeprefix("ecgfast.data.").split(".")[0]
+        return inside if f"ecgfast.data.{inside}" in PACKAGES else None
+
+    assert {room_of(module) for module in MODULES if part_of(module) == "data"} - {None} == set(ROOMS)
+    up = {
+        (found.module, found.target)
+        for found in IMPORTS
+        if part_of(found.module) == part_of(found.target) == "data" and found.module != "ecgfast.data"
+        if room_of(found.target) not in {None, room_of(found.module), *ROOMS.get(room_of(found.module), ())}
+    }
+    assert sorted(up) == []
 
 
 def test_nothing_imports_the_package_that_gathers_it():

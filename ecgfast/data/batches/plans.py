@@ -82,7 +82,7 @@ class Plan(ABC):
 
     @abstractmethod
     def _last_part(self, rest: int) -> tuple[int, int]:
-        """From which of the `rest` units, those that fill no batch on all ranks, to which are this rank's."""
+        """Bounds of this rank's part of the last `rest` units, which fill no batch on all ranks."""
 
     def rows(self, batch: int) -> slice:
         """Where a batch's segments lie among those of its epoch."""

@@ -1,4 +1,4 @@
-"""The kinds of folders that `prepare` takes.
+"""What records come from: the kinds of folders that `prepare` takes, arrays, and importing them.
 
 Where a folder fits several, the first in `FORMATS` is it: tables before bare records, and these before
 arrays.
