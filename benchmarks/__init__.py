@@ -1,1 +1,1 @@
-"""Benchmarks of ecgfast's ops against other forms of the same computation; see README.md."""
+"""Benchmarks of ecgfast's ops against other variants of the same computation; see README.md."""

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _NEEDED = {"pytest", "hypothesis", "numpy", "numba", "pyarrow", "safetensors", "scipy", "tqdm", "torch"}
 # What is worth most first; then what else there is.
 _OPS = ("patch_embed", "local_contrastive", "positional_conv", "gumbel_quantize", "global_contrastive")
-# The compiled form takes longer to compile than all else to measure.
+# The compiled variant takes longer to compile than all else to measure.
 _VARIANTS = ("official", "tuned_eager", "ecgfast")
 
 

@@ -175,7 +175,7 @@ training() {
   part libraries 30 "${shell[@]}" libraries
   if $dry; then
     part step 130 "$PYTHON" -m benchmarks.training.step --json "$work/step.json" \
-      --preset tiny --forms official ecgfast --rounds 1 --steps 1
+      --preset tiny --variants official ecgfast --rounds 1 --steps 1
     for tool in memcheck racecheck; do skip "$tool" "a dry run has no card"; done
   else
     part step 130 "$PYTHON" -m benchmarks.training.step --json "$work/step.json" --device cuda --preset paper

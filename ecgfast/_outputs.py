@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ecgfast.errors import EcgfastError
+from ecgfast.files import write_atomically
 
 PICTURES = ("png", "pdf", "svg")
 """Kinds of pictures, by the end of a file's name."""
@@ -56,9 +57,4 @@ def make_folder(argument: str, folder: Path) -> None:
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write(partial)` fill a file beside `path`, then put it there; nothing stays where that fails."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, write, durable=False)

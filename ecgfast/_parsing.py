@@ -7,6 +7,9 @@ import inspect
 import io
 import os
 import re
+import shutil
+import sys
+import textwrap
 from ast import literal_eval
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -60,7 +63,7 @@ def bind(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Callab
 
     if any(arg in _HELP for arg in args):
         plain = {"TERM": "dumb"} if os.environ.get("NO_COLOR") else {}
-        with _environment(**plain):
+        with _environment(**plain), contextlib.redirect_stdout(_Folded(sys.stdout)):
             return _call(bound, prog, args)
     errors, unused = _Text(), _Text()
     try:
@@ -81,6 +84,26 @@ def bind(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Callab
 def _call(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:
     with _READABLE:
         return tyro.cli(function, prog=prog, args=args, config=(tyro.conf.PositionalMetavarFromFieldName,))
+
+
+class _Folded:
+    """A file in which lines too long for the terminal are broken between words, as tyro does in boxes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        width = shutil.get_terminal_size().columns
+        lines = (
+            textwrap.fill(line, width, subsequent_indent="  " * line.startswith("- "))
+            if len(line) > width and "\x1b" not in line
+            else line
+            for line in text.split("\n")
+        )
+        return self._file.write("\n".join(lines))
 
 
 class _Text(io.TextIOWrapper):

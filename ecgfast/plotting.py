@@ -12,10 +12,11 @@ import numpy as np
 
 from ecgfast._outputs import PICTURES, check_output, write_whole
 from ecgfast._suggest import did_you_mean
-from ecgfast.data.codes import with_name
-from ecgfast.data.rhythm import heart_rate
+from ecgfast.data.signal.rhythm import heart_rate
+from ecgfast.data.store.codes import with_name
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS, STANDARD_LEADS, find_lead
+from ecgfast.units import UNITS_PER_MILLIVOLT
 
 
 class _Panel(NamedTuple):
@@ -200,10 +201,8 @@ def plot_recording(
     check_output("out", out, PICTURES)
     leads, strip = _check_recording(signal, present, rate, start, rhythm)
     first = int(start * rate)
-    page = {
-        lead: signal[STANDARD_LEADS.index(lead), first : first + int(_PAGE_SECONDS * rate)] / 1000.0
-        for lead in leads
-    }
+    last = first + int(_PAGE_SECONDS * rate)
+    page = {lead: signal[STANDARD_LEADS.index(lead), first:last] / UNITS_PER_MILLIVOLT for lead in leads}
     beats = heart_rate(np.stack(list(page.values())), rate)
     shown = ", ".join(map(with_name, labels)) or "no labels"
     head = _wrap(title) + _wrap(f"HR {'?' if beats is None else f'{beats:.0f} /min'}   {shown}")

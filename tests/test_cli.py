@@ -208,6 +208,20 @@ def test_help_reads_well_on_a_terminal(command, capsys, monkeypatch):
     assert "[STR" not in text
 
 
+def test_help_breaks_long_lines_between_words(capsys, monkeypatch):
+    def show_config():
+        """Print it.
+
+        - one: a sentence in a list that is so long that no terminal of eighty columns can show it in a line.
+        """
+
+    monkeypatch.setattr("ecgfast.commands.show_config.show_config", show_config)
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["show-config", "--help"])
+    assert re.search(r"\n- one: a sentence .*\n  .*can show it in a line\.\n", capsys.readouterr().out)
+
+
 def test_help_breaks_no_line_early(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.baselines.official_import import import_folder
 from benchmarks.data.harness import compare, main, row
+from benchmarks.data.official_import import import_folder
 from benchmarks.data.records import write_cinc_folder
 from ecgfast.data import prepare
 
@@ -41,7 +41,7 @@ def official(source: Path, target: Path, workers: int, resample: bool) -> None:
 
 
 def clear(*targets: Path) -> None:
-    """Remove what was written, and let the disk finish with it: no form waits for the other's writes."""
+    """Remove what was written, and let the disk finish with it: no variant waits for the other's writes."""
     for target in targets:
         shutil.rmtree(target, ignore_errors=True)
     os.sync()
@@ -64,12 +64,12 @@ def measure(folder: Path, turns: int) -> tuple[list[dict[str, Any]], str]:
     for rate in (500, 1000):
         source = write_cinc_folder(folder / f"records{rate}", RECORDS, rate)
         for workers in (1, 2):
-            forms = {
+            variants = {
                 "official": partial(official, source, segments, workers, rate != 500),
                 "ecgfast": partial(prepare, source, store, workers=workers, progress=False),
             }
             what = f"{RECORDS:,} records of 10 s at {rate} Hz, {workers} processes"
-            times = compare(forms, turns, before=partial(clear, store, segments))
+            times = compare(variants, turns, before=partial(clear, store, segments))
             rows.append(row(what, times, "official", "ecgfast"))
     one = write_cinc_folder(folder / "one", 1)
     with tempfile.TemporaryDirectory() as cache:
@@ -77,7 +77,7 @@ def measure(folder: Path, turns: int) -> tuple[list[dict[str, Any]], str]:
     few = write_cinc_folder(folder / "few", RECORDS // 10)
     peaks = [run(_PEAKS, source, store)[1].split() for source in (few, folder / "records500")]
     about = (
-        f"Median time of whole imports, each form in turn, warm page cache, nothing left to write from "
+        f"Median time of whole imports, each variant in turn, warm page cache, nothing left to write from "
         f"the turn before, synced to disk by ecgfast only; official: linecache, `wfdb.rdrecord`, `loadmat`, "
         f"`resample_poly` where the rate is another, a `savemat` per 5 s. A process that imports one record "
         f"takes {cold:.1f} s with an empty Numba cache and {warm:.1f} s after that. Peak resident memory of "

@@ -22,16 +22,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.baselines.official_loader import SegmentFiles, collate, write_segments
+from benchmarks.data.official_loader import SegmentFiles, collate, write_segments
 from ecgfast.benchmarking import machine
-from ecgfast.data import ResidentLoader, SegmentLoader, Store
-from ecgfast.data.store import STORE_VERSION
-from ecgfast.data.writer import Recording, StoreWriter
+from ecgfast.benchmarking.report import variant_of
+from ecgfast.data import AdjacentPairs, ResidentLoader, SegmentLoader, Store
+from ecgfast.data.store.recording import Recording
+from ecgfast.data.store.store import STORE_VERSION
+from ecgfast.data.store.writer import StoreWriter
 from ecgfast.leads import STANDARD_LEADS
 
 SAMPLES = 2500
 PAIRS = 64
-WORKERS = 2  # threads or processes of every form
+WORKERS = 2  # threads or processes of every variant
 _OFFICIAL = ("official, 2 processes", "official, 2 threads")
 
 
@@ -86,41 +88,39 @@ def official_threads(files: list[Path]) -> Callable[[], Iterator[Any]]:
     return batches
 
 
-def all_forms(store: Store, files: list[Path]) -> dict[str, Callable[[], Iterator[Any]]]:
+def all_variants(store: Store, files: list[Path]) -> dict[str, Callable[[], Iterator[Any]]]:
     """What is compared; each gives the batches of an epoch."""
-    forms = dict(zip(_OFFICIAL, (official_processes(files), official_threads(files)), strict=True))
+    variants = dict(zip(_OFFICIAL, (official_processes(files), official_threads(files)), strict=True))
     for dtype in ("float32", "int16"):
-        options = {"segment_samples": SAMPLES, "dtype": dtype}
-        forms[f"SegmentLoader, {dtype}"] = partial(
-            iter, SegmentLoader(store, PAIRS, threads=WORKERS, **options)
+        plan = AdjacentPairs(store, PAIRS, segment_samples=SAMPLES)
+        variants[f"SegmentLoader, {dtype}"] = partial(iter, SegmentLoader(plan, threads=WORKERS, dtype=dtype))
+        variants[f"ResidentLoader on the CPU, {dtype}"] = partial(
+            iter, ResidentLoader(plan, device="cpu", dtype=dtype)
         )
-        forms[f"ResidentLoader on the CPU, {dtype}"] = partial(
-            iter, ResidentLoader(store, PAIRS, device="cpu", **options)
-        )
-    return forms
+    return variants
 
 
-def seconds_per_segment(form: Callable[[], Iterator[Any]]) -> float:
+def seconds_per_segment(variant: Callable[[], Iterator[Any]]) -> float:
     """One epoch, start and end included; its batches are let go one by one."""
     n, start = 0, time.perf_counter()
-    for batch in form():
+    for batch in variant():
         n += len(batch[0])
     return (time.perf_counter() - start) / n
 
 
-def measure(forms: dict[str, Callable[[], Iterator[Any]]], turns: int) -> list[dict[str, Any]]:
+def measure(variants: dict[str, Callable[[], Iterator[Any]]], turns: int) -> list[dict[str, Any]]:
     """Medians of epochs in turn, after one epoch each that warms the page cache and compiles."""
-    times: dict[str, list[float]] = {name: [] for name in forms}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(turns + 1):
-        for name, form in forms.items():
-            seconds = seconds_per_segment(form)
+        for name, variant in variants.items():
+            seconds = seconds_per_segment(variant)
             if turn > 0:
                 times[name].append(seconds)
     median = {name: statistics.median(values) for name, values in times.items()}
     official = min(median[name] for name in _OFFICIAL)
     return [
         {
-            "form": name,
+            "variant": name,
             "microseconds_per_segment": round(1e6 * seconds, 2),
             "segments_per_second": round(1 / seconds),
             "int16_gb_per_s": round(2 * 12 * SAMPLES / seconds / 1e9, 3),
@@ -139,17 +139,17 @@ def describe(result: dict[str, Any]) -> str:
         f"torch {result['torch']}, commit {result['commit']}, {result['date']}, `{result['command']}`",
         "",
         f"{result['recordings']:,} recordings of 10 s, batches of 2 x {PAIRS} segments of 12 x {SAMPLES}, "
-        f"{WORKERS} workers, warm page cache; medians of {result['turns']} epochs of each form in turn. "
-        f"Against the faster official form. Copied in the same run: {result['copy_gb_per_s']} GB/s "
+        f"{WORKERS} workers, warm page cache; medians of {result['turns']} epochs of each variant in turn. "
+        f"Against the faster official variant. Copied in the same run: {result['copy_gb_per_s']} GB/s "
         "(read + written).",
         "",
-        "| form | us per segment | (least to most) | segments/s | int16 read, GB/s | vs official |",
+        "| variant | us per segment | (least to most) | segments/s | int16 read, GB/s | vs official |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
         spread = " to ".join(f"{value:.4g}" for value in row["spread"])
         lines.append(
-            f"| {row['form']} | {row['microseconds_per_segment']:.4g} | {spread} "
+            f"| {variant_of(row)} | {row['microseconds_per_segment']:.4g} | {spread} "
             f"| {row['segments_per_second']:,} | {row['int16_gb_per_s']:.3g} "
             f"| {row['times_faster_than_official']:.3g}x |"
         )
@@ -176,7 +176,7 @@ def main() -> None:
         "recordings": len(store),
         "turns": args.turns,
         "copy_gb_per_s": machine.rates("cpu", quick=False)["copy_gb_per_s"],
-        "rows": measure(all_forms(store, files), args.turns),
+        "rows": measure(all_variants(store, files), args.turns),
     }
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

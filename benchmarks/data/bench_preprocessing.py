@@ -11,8 +11,8 @@ from scipy import signal as sp
 from scipy.ndimage import median_filter
 
 from benchmarks.data.harness import compare, main, row
-from ecgfast.data import filters
-from ecgfast.data.resampling import resample
+from ecgfast.data.signal import filters
+from ecgfast.data.signal.resampling import resample
 
 _RATE = 500
 
@@ -48,8 +48,8 @@ def measure(folder: Path, turns: int) -> tuple[list[dict[str, Any]], str]:
         times = compare({"official": official, "ecgfast": own}, turns, calls=5)
         rows.append(row(what, times, "official", "ecgfast"))
     about = (
-        "Median time per call on one core, float64, 5 calls of each form in turn; official: `resample_poly`, "
-        "`sosfiltfilt`, `median_filter` of scipy."
+        "Median time per call on one core, float64, 5 calls of each variant in turn; official: "
+        "`resample_poly`, `sosfiltfilt`, `median_filter` of scipy."
     )
     return rows, about
 

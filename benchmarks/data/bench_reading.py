@@ -12,8 +12,8 @@ import wfdb
 
 from benchmarks.data.harness import compare, main, row
 from benchmarks.data.records import write_cinc_folder, write_record
-from ecgfast.data.wfdb_header import check_files, read_header
-from ecgfast.data.wfdb_signals import read_signals
+from ecgfast.data.wfdb.header import check_files, read_header
+from ecgfast.data.wfdb.signals import read_signals
 
 
 def read(path: Path) -> np.ndarray:
@@ -30,10 +30,10 @@ def measure(folder: Path, turns: int) -> tuple[list[dict[str, Any]], str]:
     rows = []
     for what, path in records.items():
         np.testing.assert_array_equal(read(path), wfdb.rdrecord(str(path)).p_signal.T)
-        forms = {"official": partial(wfdb.rdrecord, str(path)), "ecgfast": partial(read, path)}
-        rows.append(row(what, compare(forms, turns, calls=20), "official", "ecgfast"))
+        variants = {"official": partial(wfdb.rdrecord, str(path)), "ecgfast": partial(read, path)}
+        rows.append(row(what, compare(variants, turns, calls=20), "official", "ecgfast"))
     about = (
-        "Median time per record on one core, warm page cache, 20 calls of each form in turn; "
+        "Median time per record on one core, warm page cache, 20 calls of each variant in turn; "
         "official: `wfdb.rdrecord`. Both give the same numbers, which is checked first."
     )
     return rows, about

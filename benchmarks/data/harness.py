@@ -1,4 +1,4 @@
-"""Timing forms of the same work in turn, and writing down what came out."""
+"""Timing variants of the same work in turn, and writing down what came out."""
 
 import argparse
 import json
@@ -15,25 +15,25 @@ from ecgfast.benchmarking import machine
 
 
 def compare(
-    forms: dict[str, Callable[[], Any]],
+    variants: dict[str, Callable[[], Any]],
     turns: int,
     calls: int = 1,
     before: Callable[[], Any] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds per call of every form: `turns` times in turn, after one call each that warms up.
+    """Seconds per call of every variant: `turns` times in turn, after one call each that warms up.
 
-    `before` runs ahead of every turn of a form, and does not count.
+    `before` runs ahead of every turn of a variant, and does not count.
     """
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for form in forms.values():
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for variant in variants.values():
         before()
-        form()
+        variant()
     for _ in range(turns):
-        for name, form in forms.items():
+        for name, variant in variants.items():
             before()
             start = time.perf_counter()
             for _ in range(calls):
-                form()
+                variant()
             times[name].append((time.perf_counter() - start) / calls)
     return times
 

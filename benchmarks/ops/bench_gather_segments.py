@@ -1,4 +1,4 @@
-"""`gather_segments` against its other forms."""
+"""`gather_segments` against its other variants."""
 
 from benchmarks.ops.harness import benchmark_of
 

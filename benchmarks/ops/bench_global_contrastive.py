@@ -1,4 +1,4 @@
-"""`global_contrastive` against its other forms."""
+"""`global_contrastive` against its other variants."""
 
 from benchmarks.ops.harness import benchmark_of
 

@@ -1,4 +1,4 @@
-"""`gumbel_quantize` against its other forms."""
+"""`gumbel_quantize` against its other variants."""
 
 from benchmarks.ops.harness import benchmark_of
 

@@ -1,4 +1,4 @@
-"""`local_contrastive` against its other forms."""
+"""`local_contrastive` against its other variants."""
 
 from benchmarks.ops.harness import benchmark_of
 

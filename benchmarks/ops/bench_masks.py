@@ -1,4 +1,4 @@
-"""`lead_mask` and `span_mask`, alone and one after the other, against their other forms."""
+"""`lead_mask` and `span_mask`, alone and one after the other, against their other variants."""
 
 from benchmarks.ops.harness import benchmark_of
 

@@ -1,4 +1,4 @@
-"""`patch_embed` against its other forms."""
+"""`patch_embed` against its other variants."""
 
 from benchmarks.ops.harness import benchmark_of
 

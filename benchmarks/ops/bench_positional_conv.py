@@ -1,4 +1,4 @@
-"""`positional_conv` against its other forms."""
+"""`positional_conv` against its other variants."""
 
 from benchmarks.ops.harness import benchmark_of
 

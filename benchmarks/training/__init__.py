@@ -1,1 +1,1 @@
-"""The whole training step, with the ops in ecgfast's, the official and the tuned form."""
+"""The whole training step, with the ops in ecgfast's, the official and the tuned variant."""

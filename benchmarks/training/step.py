@@ -2,9 +2,9 @@
 
     python -m benchmarks.training.step --device cuda --preset paper --json out.json
 
-Forms: ``official`` (its ops, eager), ``tuned_compiled`` (the tuned ops, the model under torch.compile),
+Variants: ``official`` (its ops, eager), ``tuned_compiled`` (the tuned ops, the model under torch.compile),
 ``ecgfast``, ``ecgfast_graph`` (the step as one CUDA graph) and ``ecgfast_compiled``. All share the
-transformer (scaled_dot_product_attention), bf16 autocast and the fused AdamW. The official form draws its
+transformer (scaled_dot_product_attention), bf16 autocast and the fused AdamW. The official variant draws its
 masks on the host, with as many masked tokens as the fewest in the batch; the others mask 62 of each segment.
 """
 
@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.training.forms import ops_of
+from benchmarks.training.variants import ops_of
 from ecgfast.benchmarking import machine
+from ecgfast.benchmarking.report import variant_of
 from ecgfast.nn import EncoderConfig
 from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
 from ecgfast.ops import make_rng
@@ -29,7 +30,7 @@ from ecgfast.training import PRESETS, PretrainConfig
 from ecgfast.training.optim import make_optimizer
 
 # In the order in which they are prepared: what is worth most first, for where time runs out.
-FORMS = ("ecgfast", "official", "ecgfast_graph", "ecgfast_compiled", "tuned_compiled")
+VARIANTS = ("ecgfast", "official", "ecgfast_graph", "ecgfast_compiled", "tuned_compiled")
 _MASKED = 62
 
 
@@ -43,12 +44,12 @@ def tiny() -> PretrainConfig:
 
 
 class Step:
-    """One form's model, optimiser and batch; a call is an update."""
+    """One variant's model, optimiser and batch; a call is an update."""
 
-    def __init__(self, form: str, config: PretrainConfig, device: str) -> None:
+    def __init__(self, variant: str, config: PretrainConfig, device: str) -> None:
         torch.manual_seed(0)
-        self.ops, _, mode = form.partition("_")
-        n_masked = None if form == "official" else _MASKED
+        self.ops, _, mode = variant.partition("_")
+        n_masked = None if variant == "official" else _MASKED
         self.model = W2VCMSC(dataclasses.replace(config.model, n_masked=n_masked)).to(device).train()
         self.forward = torch.compile(self.model, dynamic=False) if mode == "compiled" else self.model
         self.optimizer = make_optimizer(self.model.parameters(), config.optim)
@@ -115,15 +116,15 @@ class Step:
 def measure(
     config: PretrainConfig,
     device: str,
-    forms: list[str],
+    variants: list[str],
     rounds: int,
     steps: int,
     keep: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """Medians of turns of all forms (A B C A B C ...), each of some steps.
+    """Medians of turns of all variants (A B C A B C ...), each of some steps.
 
-    ``keep`` is called with the result so far after each form's preparation, with a turn of its own, and after
-    each round.
+    ``keep`` is called with the result so far after each variant's preparation, with a turn of its own, and
+    after each round.
     """
     built: dict[str, tuple[Step, float | None]] = {}
     taken: dict[str, list[float]] = {}
@@ -139,50 +140,50 @@ def measure(
     }
 
     def tell() -> None:
-        result["rows"] = [_row(form, *built[form], taken[form]) for form in built]
+        result["rows"] = [_row(variant, *built[variant], taken[variant]) for variant in built]
         keep(result)
 
-    for form in forms:
+    for variant in variants:
         try:
-            step = Step(form, config, device)
+            step = Step(variant, config, device)
             for _ in range(3):
                 step()
-            built[form] = step, step.peak_mib()
+            built[variant] = step, step.peak_mib()
         except RuntimeError as error:
-            result["failed"].append({"form": form, "error": str(error).split("\n")[0][:200]})
+            result["failed"].append({"variant": variant, "error": str(error).split("\n")[0][:200]})
         else:
-            taken[form] = [step.seconds(steps)]
+            taken[variant] = [step.seconds(steps)]
         tell()
     for i in range(rounds):
-        for form, (step, _) in built.items():
+        for variant, (step, _) in built.items():
             turn = step.seconds(steps)
-            taken[form] = [turn] if i == 0 else [*taken[form], turn]
+            taken[variant] = [turn] if i == 0 else [*taken[variant], turn]
         tell()
     return result
 
 
-def _row(form: str, step: Step, peak: float | None, taken: list[float]) -> dict[str, Any]:
+def _row(variant: str, step: Step, peak: float | None, taken: list[float]) -> dict[str, Any]:
     seconds = statistics.median(taken)
-    row = {"form": form, "ms": round(seconds * 1e3, 3), "peak_mib": peak, "turns": len(taken)}
+    row = {"variant": variant, "ms": round(seconds * 1e3, 3), "peak_mib": peak, "turns": len(taken)}
     return row | {"segments_per_second": round(len(step.ids) / seconds, 1)}
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a table, with ratios to the official form."""
-    official = next((row["ms"] for row in result["rows"] if row["form"] == "official"), None)
+    """The result as a table, with ratios to the official variant."""
+    official = next((row["ms"] for row in result["rows"] if variant_of(row) == "official"), None)
     size = f"{result['segments']} segments, {result['parameters'] / 1e6:.1f} M parameters"
     lines = [
         f"## Training step: {size}, bf16",
         "",
-        "| form | ms | segments/s | vs official | MiB over weights and moments |",
+        "| variant | ms | segments/s | vs official | MiB over weights and moments |",
         "|---|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
         ratio = f"{official / row['ms']:.2f}x" if official else "–"
         peak = "–" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
         speed = f"{row['segments_per_second']:,.0f}"
-        lines.append(f"| {row['form']} | {row['ms']:.2f} | {speed} | {ratio} | {peak} |")
-    lines += [f"\nNot measured: {failure['form']}: {failure['error']}" for failure in result["failed"]]
+        lines.append(f"| {variant_of(row)} | {row['ms']:.2f} | {speed} | {ratio} | {peak} |")
+    lines += [f"\nNot measured: {variant_of(failure)}: {failure['error']}" for failure in result["failed"]]
     return "\n".join(lines) + "\n"
 
 
@@ -191,7 +192,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Time the pre-training step.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--preset", choices=(*PRESETS, "tiny"), default="paper")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    # --forms is its old name.
+    parser.add_argument("--variants", "--forms", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5, help="steps in a turn")
     parser.add_argument("--json", type=Path)
@@ -202,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.json is not None:
             args.json.write_text(json.dumps(result, indent=1) + "\n")
 
-    result = measure(config, args.device, args.forms, args.rounds, args.steps, keep)
+    result = measure(config, args.device, args.variants, args.rounds, args.steps, keep)
     print(markdown(result), end="")
 
 

@@ -1,10 +1,7 @@
-"""Benchmarks of the ops: the official form, tuned PyTorch and ecgfast in one interleaved run.
+"""Benchmarks of the ops: the official variant, tuned PyTorch ones and ecgfast in one interleaved run."""
 
-The other forms live in the repository's ``benchmarks/baselines``; an installed wheel measures ecgfast alone.
-"""
-
-from ecgfast.benchmarking.cases import CASES
+from ecgfast.benchmarking.cases import CASES, VARIANTS
 from ecgfast.benchmarking.report import markdown
-from ecgfast.benchmarking.runner import PAGES, VARIANTS, bench, run
+from ecgfast.benchmarking.runner import PAGES, bench, run
 
 __all__ = ["CASES", "PAGES", "VARIANTS", "bench", "markdown", "run"]

@@ -1,23 +1,21 @@
-"""What is measured: each op's sizes, inputs, forms and least work."""
+"""What is measured: each op's sizes, inputs, variants and least work."""
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import ecgfast
 from ecgfast import ops
 from ecgfast._suggest import did_you_mean
+from ecgfast.benchmarking.variants import official, tuned
 from ecgfast.errors import EcgfastError
 
 Sizes = dict[str, int]
-Form = Callable[..., Any]
+Variant = Callable[..., Any]
 
-_ROOT = Path(ecgfast.__file__).resolve().parents[1]
+VARIANTS = ("official", "tuned_eager", "tuned_compiled", "ecgfast")
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,12 @@ class Case:
     Args:
         sizes: the default sizes; a size not listed here does not exist.
         quick: sizes that take milliseconds, for tests and warm-up.
-        inputs: makes the arguments that every form takes; tensors that require a gradient are leaves.
-        forms: the forms, given the modules of baselines (None where they are absent).
-        products: floating-point operations of the matrix products that no form can do without, forward
+        inputs: makes the arguments that every variant takes; tensors that require a gradient are leaves.
+        variants: makes the variants, by name.
+        products: floating-point operations of the matrix products that no variant can do without, forward
             and forward + backward.
         read_bytes: bytes of the arguments that must be read, where that is not all of them.
-        direct: operations of the op's direct form, forward and forward + backward, by which a rate is
+        direct: operations of the op computed directly, forward and forward + backward, by which a rate is
             stated; those of ``products`` if None.
         others: further sizes that ``ecgfast bench all`` measures, by suffix.
         cuda: sizes in place of the defaults on CUDA, where 128 segments are a batch.
@@ -42,7 +40,7 @@ class Case:
     sizes: Sizes
     quick: Sizes
     inputs: Callable[[Sizes, torch.dtype, torch.Generator], tuple]
-    forms: Callable[[Any, Any], dict[str, Form]]
+    variants: Callable[[], dict[str, Variant]]
     products: Callable[[Sizes], tuple[float, float]] = lambda sizes: (0.0, 0.0)
     direct: Callable[[Sizes], tuple[float, float]] | None = None
     read_bytes: Callable[[Sizes], int] | None = None
@@ -53,20 +51,9 @@ class Case:
     cuda_others: dict[str, Sizes] = field(default_factory=dict)
 
 
-def baselines() -> tuple[Any, Any]:
-    """The modules of official and tuned forms, or (None, None) outside a checkout."""
-    if not (_ROOT / "benchmarks" / "baselines" / "official.py").exists():
-        return None, None
-    if str(_ROOT) not in sys.path:
-        sys.path.insert(0, str(_ROOT))
-    from benchmarks.baselines import official, tuned
-
-    return official, tuned
-
-
-def forms(op: str) -> dict[str, Form]:
-    """The forms of an op that can be measured here, by variant."""
-    return CASES[op].forms(*baselines())
+def variants_of(op: str) -> dict[str, Variant]:
+    """The variants of an op, by name; not every op has all of :data:`VARIANTS`."""
+    return CASES[op].variants()
 
 
 def flatten(tree: Any) -> Iterator[Tensor]:
@@ -97,10 +84,8 @@ def merge_sizes(op: str, given: Sizes | None, quick: bool, device: str = "cpu") 
     return sizes
 
 
-def _three(official: Any, tuned: Any, name: str, ours: Form, compiled: str = "") -> dict[str, Form]:
-    """The usual forms: all take the same arguments. The compiled one may have a form of its own."""
-    if official is None:
-        return {"ecgfast": ours}
+def _usual(name: str, ours: Variant, compiled: str = "") -> dict[str, Variant]:
+    """All variants, which take the same arguments. The compiled one may have a function of its own."""
     return {
         "official": getattr(official, name),
         "tuned_eager": getattr(tuned, name),
@@ -129,8 +114,8 @@ def _patch_embed_products(s: Sizes) -> tuple[float, float]:
     return first + rest, 2 * first + 3 * rest  # no gradient of the signal
 
 
-def _patch_embed(official: Any, tuned: Any) -> dict[str, Form]:
-    return _three(official, tuned, "patch_embed", ops.patch_embed)
+def _patch_embed() -> dict[str, Variant]:
+    return _usual("patch_embed", ops.patch_embed)
 
 
 def _gumbel_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
@@ -138,13 +123,13 @@ def _gumbel_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
     return logits, _randn(g, dtype, s["G"], s["V"], s["D"] // s["G"]), 2.0
 
 
-def _gumbel(official: Any, tuned: Any) -> dict[str, Form]:
+def _gumbel() -> dict[str, Variant]:
     rng = _Rng()
 
     def ours(logits: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, ...]:
         return ops.gumbel_quantize(logits, codebook, temperature, rng=rng(logits))
 
-    return _three(official, tuned, "gumbel_quantize", ours)
+    return _usual("gumbel_quantize", ours)
 
 
 def _local_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
@@ -156,7 +141,7 @@ def _local_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
     return predictions, targets.to(dtype).requires_grad_(), codes.to(torch.int32), s["K"], 0.1
 
 
-def _local(official: Any, tuned: Any) -> dict[str, Form]:
+def _local() -> dict[str, Variant]:
     rng = _Rng()
 
     def ours(p: Tensor, t: Tensor, codes: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
@@ -165,10 +150,9 @@ def _local(official: Any, tuned: Any) -> dict[str, Form]:
             p, t, codes=codes, n_negatives=k, temperature=temperature, rng=rng(p), sample_ids=ids
         )
 
-    found = _three(official, tuned, "local_contrastive", ours)
-    if official is not None:
-        # It compares the target vectors.
-        found["official"] = lambda p, t, codes, *rest: official.local_contrastive(p, t, *rest)
+    found = _usual("local_contrastive", ours)
+    # It compares the target vectors.
+    found["official"] = lambda p, t, codes, *rest: official.local_contrastive(p, t, *rest)
     return found
 
 
@@ -178,11 +162,11 @@ def _global_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
     return a, b, groups, groups.clone(), 0.1
 
 
-def _global(official: Any, tuned: Any) -> dict[str, Form]:
+def _global() -> dict[str, Variant]:
     def ours(a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperature: float) -> Tensor:
         return ops.global_contrastive(a, b, group_a, group_b, temperature=temperature)
 
-    return _three(official, tuned, "global_contrastive", ours, "global_contrastive_compiled")
+    return _usual("global_contrastive", ours, "global_contrastive_compiled")
 
 
 def _positional_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
@@ -196,8 +180,8 @@ def _positional_direct(s: Sizes) -> tuple[float, float]:
     return product, 3 * product
 
 
-def _positional(official: Any, tuned: Any) -> dict[str, Form]:
-    return _three(official, tuned, "positional_conv", ops.positional_conv)
+def _positional() -> dict[str, Variant]:
+    return _usual("positional_conv", ops.positional_conv)
 
 
 def _gather_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
@@ -208,15 +192,14 @@ def _gather_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
     return store, offset, start, torch.full_like(start, s["S"]), s["T"], dtype
 
 
-def _gather(official: Any, tuned: Any) -> dict[str, Form]:
+def _gather() -> dict[str, Variant]:
     def ours(
         store: Tensor, offset: Tensor, start: Tensor, n_samples: Tensor, length: int, dtype: torch.dtype
     ) -> Tensor:
         return ops.gather_segments(store, offset, start, n_samples, length, dtype=dtype)
 
-    found = _three(official, tuned, "gather_segments", ours, "gather_segments_compiled")
-    if official is not None:
-        found["official"] = lambda store, *rest: official.gather_segments(store.cpu(), *rest).to(store.device)
+    found = _usual("gather_segments", ours, "gather_segments_compiled")
+    found["official"] = lambda store, *rest: official.gather_segments(store.cpu(), *rest).to(store.device)
     return found
 
 
@@ -224,14 +207,11 @@ def _lead_mask_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple
     return torch.arange(s["B"]), s["L"], 0.5
 
 
-def _lead_mask(official: Any, tuned: Any) -> dict[str, Form]:
+def _lead_mask() -> dict[str, Variant]:
     rng = _Rng()
 
     def ours(ids: Tensor, n_leads: int, p: float) -> Tensor:
         return ops.lead_mask(ids, n_leads, p, rng(ids))
-
-    if official is None:
-        return {"ecgfast": ours}
 
     def plain(ids: Tensor, n_leads: int, p: float) -> Tensor:
         return tuned.lead_mask(ids.shape[0], n_leads, p, device=ids.device)
@@ -248,25 +228,25 @@ def _span_mask_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple
     return torch.arange(s["B"]), s["N"], 0.65, 10
 
 
-def _span_mask(official: Any, tuned: Any) -> dict[str, Form]:
+def _span_mask() -> dict[str, Variant]:
     rng = _Rng()
 
     def ours(ids: Tensor, n_tokens: int, prob: float, length: int) -> tuple[Tensor, ...]:
         return ops.span_mask(ids, n_tokens, prob, length, rng(ids), n_masked=None)
 
-    found: dict[str, Form] = {"ecgfast": ours}
-    if official is not None:
-        # The count of masked tokens depends on the draw, so there is no one graph to compile.
-        found["official"] = lambda ids, *rest: official.span_mask(len(ids), *rest).to(ids.device)
-        found["tuned_eager"] = lambda ids, *rest: tuned.span_mask(len(ids), *rest, device=ids.device)
-    return found
+    # The count of masked tokens depends on the draw, so there is no one graph to compile.
+    return {
+        "official": lambda ids, *rest: official.span_mask(len(ids), *rest).to(ids.device),
+        "tuned_eager": lambda ids, *rest: tuned.span_mask(len(ids), *rest, device=ids.device),
+        "ecgfast": ours,
+    }
 
 
 def _mask_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
     return torch.arange(s["B"]), s["L"], 0.5, s["N"], 0.65, 10
 
 
-def _masks(official: Any, tuned: Any) -> dict[str, Form]:
+def _masks() -> dict[str, Variant]:
     rng = _Rng()
 
     def ours(
@@ -276,12 +256,12 @@ def _masks(official: Any, tuned: Any) -> dict[str, Form]:
         keep = ops.lead_mask(ids, n_leads, p, state)
         return keep, *ops.span_mask(ids, n_tokens, prob, length, state, n_masked=None)
 
-    found: dict[str, Form] = {"ecgfast": ours}
-    if official is not None:
-        # The count of masked tokens depends on the draw, so there is no one graph to compile.
-        found["official"] = lambda ids, *rest: _to(ids, official.masks(len(ids), *rest))
-        found["tuned_eager"] = lambda ids, *rest: tuned.masks(len(ids), *rest, device=ids.device)
-    return found
+    # The count of masked tokens depends on the draw, so there is no one graph to compile.
+    return {
+        "official": lambda ids, *rest: _to(ids, official.masks(len(ids), *rest)),
+        "tuned_eager": lambda ids, *rest: tuned.masks(len(ids), *rest, device=ids.device),
+        "ecgfast": ours,
+    }
 
 
 def _to(like: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -291,13 +271,13 @@ def _to(like: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 class _Compiled:
     """Compiles at the first call, so that only who runs it loads the compiler."""
 
-    def __init__(self, form: Form) -> None:
-        self.form = form
-        self.compiled: Form | None = None
+    def __init__(self, variant: Variant) -> None:
+        self.variant = variant
+        self.compiled: Variant | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         if self.compiled is None:
-            self.compiled = torch.compile(self.form, dynamic=False)
+            self.compiled = torch.compile(self.variant, dynamic=False)
         return self.compiled(*arguments)
 
 
@@ -319,7 +299,7 @@ CASES: dict[str, Case] = {
         sizes={"B": 32, "L": 12, "T": 2500, "C": 256},
         quick={"B": 2, "L": 12, "T": 320, "C": 32},
         inputs=_patch_embed_inputs,
-        forms=_patch_embed,
+        variants=_patch_embed,
         products=_patch_embed_products,
         cuda={"B": 128},
     ),
@@ -327,7 +307,7 @@ CASES: dict[str, Case] = {
         sizes={"R": 992, "G": 2, "V": 320, "D": 256},
         quick={"R": 31, "G": 2, "V": 40, "D": 16},
         inputs=_gumbel_inputs,
-        forms=_gumbel,
+        variants=_gumbel,
         products=lambda s: (0.0, 2.0 * s["R"] * s["V"] * s["D"]),
         cuda={"R": 7936},
     ),
@@ -335,7 +315,7 @@ CASES: dict[str, Case] = {
         sizes={"B": 128, "M": 62, "D": 256, "K": 100},
         quick={"B": 2, "M": 13, "D": 32, "K": 10},
         inputs=_local_inputs,
-        forms=_local,
+        variants=_local,
         products=lambda s: (2.0 * s["B"] * s["M"] ** 2 * s["D"], 6.0 * s["B"] * s["M"] ** 2 * s["D"]),
         others={"b16": {"B": 16}},
     ),
@@ -343,7 +323,7 @@ CASES: dict[str, Case] = {
         sizes={"N": 4096, "D": 768},
         quick={"N": 48, "D": 32},
         inputs=_global_inputs,
-        forms=_global,
+        variants=_global,
         products=lambda s: (2.0 * s["N"] ** 2 * s["D"], 6.0 * s["N"] ** 2 * s["D"]),
         cuda={"N": 32768},
         cuda_others={"n64": {"N": 64}},
@@ -352,7 +332,7 @@ CASES: dict[str, Case] = {
         sizes={"B": 16, "N": 156, "E": 768, "K": 128, "G": 16},
         quick={"B": 2, "N": 20, "E": 64, "K": 8, "G": 2},
         inputs=_positional_inputs,
-        forms=_positional,
+        variants=_positional,
         direct=_positional_direct,
         cuda={"B": 128},
     ),
@@ -360,7 +340,7 @@ CASES: dict[str, Case] = {
         sizes={"B": 128, "T": 2500, "R": 512, "S": 5000},
         quick={"B": 4, "T": 40, "R": 6, "S": 100},
         inputs=_gather_inputs,
-        forms=_gather,
+        variants=_gather,
         passes=("forward",),
         dtypes=("float32", "bfloat16", "int16"),
         read_bytes=lambda s: 2 * s["B"] * 12 * s["T"],
@@ -369,7 +349,7 @@ CASES: dict[str, Case] = {
         sizes={"B": 128, "L": 12},
         quick={"B": 4, "L": 12},
         inputs=_lead_mask_inputs,
-        forms=_lead_mask,
+        variants=_lead_mask,
         dtypes=("bool",),
         passes=("forward",),
     ),
@@ -377,7 +357,7 @@ CASES: dict[str, Case] = {
         sizes={"B": 128, "N": 156},
         quick={"B": 4, "N": 40},
         inputs=_span_mask_inputs,
-        forms=_span_mask,
+        variants=_span_mask,
         dtypes=("bool",),
         passes=("forward",),
     ),
@@ -386,7 +366,7 @@ CASES: dict[str, Case] = {
         sizes={"B": 128, "L": 12, "N": 156},
         quick={"B": 4, "L": 12, "N": 40},
         inputs=_mask_inputs,
-        forms=_masks,
+        variants=_masks,
         dtypes=("bool",),
         passes=("forward",),
     ),

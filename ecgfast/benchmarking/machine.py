@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-import ecgfast
+from ecgfast._version import __version__
 
 _ISA_FLAGS = {
     "avx2": "AVX2",
@@ -55,7 +55,7 @@ def hardware(device: str) -> str:
 
 def commit() -> str:
     """``git describe`` of the checkout that is running, else ecgfast's version."""
-    root = Path(ecgfast.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
         try:
@@ -63,7 +63,7 @@ def commit() -> str:
             return done.stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             pass
-    return ecgfast.__version__
+    return __version__
 
 
 def synchronize(device: str) -> None:

@@ -29,6 +29,11 @@ def _least(rows: Iterable[dict[str, Any]], key: str) -> float | None:
     return min((row[key] for row in rows if row.get(key) is not None), default=None)
 
 
+def variant_of(row: dict[str, Any]) -> str:
+    """The variant that a row of a result is of; earlier results have it under ``form``."""
+    return row["variant"] if "variant" in row else row["form"]
+
+
 def _line(group: dict[str, dict[str, Any]]) -> str:
     def get(variant: str, key: str) -> float | None:
         return group.get(variant, {}).get(key)
@@ -36,7 +41,7 @@ def _line(group: dict[str, dict[str, Any]]) -> str:
     tuned = [row for variant, row in group.items() if variant.startswith("tuned")]
     ours, official = get("ecgfast", "median_ms"), get("official", "median_ms")
     any_row = next(iter(group.values()))
-    # The memory of the tuned form that is fastest: a form is chosen for its time.
+    # The memory of the tuned variant that is fastest: one is chosen for its time.
     fastest = min(tuned, key=lambda row: row["median_ms"], default={})
     memory = [get("official", "peak_mib"), fastest.get("peak_mib"), get("ecgfast", "peak_mib")]
     cells = [
@@ -95,10 +100,10 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         f"Measured in the same run: {', '.join([*products, copied])} (read + written).",
         "",
         'Medians in ms of interleaved runs. Pages "kept": the C allocator keeps its pages. Floor: the longer '
-        "of the products that no form can do without, at that rate, and arguments and results moved once. Of "
-        "GEMM rate: the direct form's operations in ecgfast's time over those of matrix products. "
-        "MiB: extra peak memory over the arguments, results and gradients included (tuned: of its faster "
-        "form).",
+        "of the products that no variant can do without, at that rate, and arguments and results moved once. "
+        "Of GEMM rate: the direct computation's operations in ecgfast's time over those of matrix products. "
+        "MiB: extra peak memory over the arguments, results and gradients included (tuned: of the faster "
+        "variant).",
         "",
     ]
     for result in results:

@@ -15,17 +15,15 @@ from typing import Any
 
 import torch
 
-import ecgfast
-from ecgfast._build import has_kernel
+from ecgfast._build import cpu_isa, has_kernel
 from ecgfast._outputs import check_output, make_folder, write_whole
 from ecgfast._suggest import did_you_mean
 from ecgfast.benchmarking import machine
-from ecgfast.benchmarking.cases import CASES, Sizes, baselines, merge_sizes, other_sizes
+from ecgfast.benchmarking.cases import CASES, VARIANTS, Sizes, merge_sizes, other_sizes
 from ecgfast.benchmarking.progress import listen
 from ecgfast.benchmarking.report import markdown
 from ecgfast.errors import EcgfastError
 
-VARIANTS = ("official", "tuned_eager", "tuned_compiled", "ecgfast")
 PAGES = ("plain", "kept")
 Log = Callable[[str], None]
 
@@ -41,7 +39,7 @@ def _environment(pages: str) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
     if pages == "kept":
         env["GLIBC_TUNABLES"] = _KEEP_PAGES
-    root = str(Path(ecgfast.__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
     return env
 
@@ -114,7 +112,7 @@ def _floor_ms(floor: dict[str, Any], rates: dict[str, float]) -> float:
 
 
 def _gemm_share(floor: dict[str, Any], rates: dict[str, float], ms: float) -> float | None:
-    """The direct form's operations in this time, over what matrix products would do in it."""
+    """The direct computation's operations in this time, over what matrix products would do in it."""
     flops = rates.get(f"gemm_{floor['dtype']}_gflops")
     if not flops or not floor["direct_flop"]:
         return None
@@ -136,8 +134,9 @@ def run(
 ) -> dict[str, Any]:
     """Measure one op.
 
-    Each pages mode is a process in which all forms run in turn; on the CPU each peak of memory is a process,
-    in the plain mode (Linux: highest resident memory over that before the op; CUDA: torch's allocator).
+    Each pages mode is a process in which all variants run in turn; on the CPU each peak of memory is a
+    process, in the plain mode (Linux: highest resident memory over that before the op; CUDA: torch's
+    allocator).
 
     Args:
         op: a name in ``CASES``.
@@ -150,7 +149,7 @@ def run(
 
     Returns:
         ``{"op", "device", "hardware", "torch", "commit", "sizes", "rows": [{"variant", "dtype", "pass",
-        "pages", "median_ms", "peak_mib", ...}], ...}``, ready for JSON. Forms that failed (for want of
+        "pages", "median_ms", "peak_mib", ...}], ...}``, ready for JSON. Variants that failed (for want of
         memory, say) are listed under ``failed`` and have no row.
 
     Raises:
@@ -166,8 +165,6 @@ def run(
     passes = _choose("pass", passes, case.passes) if len(case.passes) > 1 else list(case.passes)
     variants = _choose("variant", variants, VARIANTS)
     modes = ["plain"] if device == "cuda" or platform.libc_ver()[0] != "glibc" else list(PAGES)
-    if baselines() == (None, None):
-        log("benchmarks/baselines is not here (it is part of the repository): measuring ecgfast alone")
     request = {
         "op": op,
         "device": device,
@@ -234,7 +231,7 @@ def _result(
         "rows": rows,
         "failed": failed,
         "kernel": all(has_kernel(name, device) for name in _KERNELS_OF.get(op, (op,))),
-        "cpu_isa": ecgfast.cpu_isa(),
+        "cpu_isa": cpu_isa(),
         "threads": request["threads"],
         "rates": rates,
         "floors": first["floors"],

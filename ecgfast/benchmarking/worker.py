@@ -1,7 +1,7 @@
 """One measurement in a process of its own: a request as JSON on stdin, the answer on the last line of stdout.
 
 The process decides how the C allocator treats pages, so every pages mode is a process; so is, on the CPU,
-every peak of memory, whose highest mark must not be another form's.
+every peak of memory, whose highest mark must not be another variant's.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from typing import Any
 import torch
 
 from ecgfast.benchmarking import machine
-from ecgfast.benchmarking.cases import CASES, flatten, forms, merge_sizes
+from ecgfast.benchmarking.cases import CASES, flatten, merge_sizes, variants_of
 from ecgfast.benchmarking.progress import report
 
 _MIB = 2**20
-# A fast form may run several times per turn while it takes less than this share of the slowest form.
+# A fast variant may run several times per turn while it takes less than this share of the slowest one.
 _TURN_SHARE = 0.1
 _MOST_PER_TURN = 5
 _SLOW_MS = 2500.0  # of a call, from which there is no other before the rounds
 
 
 class Subject:
-    """One op at one size, dtype and pass: its arguments, and a call of any of its forms."""
+    """One op at one size, dtype and pass: its arguments, and a call of any of its variants."""
 
     def __init__(self, op: str, sizes: dict[str, int], dtype: str, backward: bool, device: str) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -42,19 +42,19 @@ class Subject:
         self.read_bytes = CASES[op].read_bytes(sizes) if CASES[op].read_bytes else None
         self.cotangents: list[torch.Tensor] | None = None
 
-    def __call__(self, form: Callable[..., Any]) -> Any:
+    def __call__(self, function: Callable[..., Any]) -> Any:
         if not self.leaves:
             with torch.no_grad():
-                return form(*self.arguments)
-        outputs = [t for t in flatten(form(*self.arguments)) if t.requires_grad]
+                return function(*self.arguments)
+        outputs = [t for t in flatten(function(*self.arguments)) if t.requires_grad]
         if self.cotangents is None:
             self.cotangents = [torch.randn_like(t) for t in outputs]
         return torch.autograd.grad(outputs, self.leaves, self.cotangents)
 
-    def least_bytes(self, form: Callable[..., Any]) -> tuple[int, int]:
+    def least_bytes(self, function: Callable[..., Any]) -> tuple[int, int]:
         """Bytes that must be moved (arguments and results once each), and bytes of the results."""
         with torch.no_grad():
-            outputs = list(flatten(form(*self.arguments)))
+            outputs = list(flatten(function(*self.arguments)))
         arguments = sum(t.nbytes for t in flatten(self.arguments))
         moved = arguments if self.read_bytes is None else self.read_bytes
         results = sum(t.nbytes for t in [*outputs, *self.leaves])  # a gradient is as large as its leaf
@@ -78,7 +78,7 @@ def _flush() -> torch.Tensor:
     return torch.empty(min(64 * gpu.L2_cache_size, gpu.total_memory // 8), dtype=torch.uint8, device="cuda")
 
 
-def _timed(subject: Subject, form: Callable[..., Any], device: str) -> float:
+def _timed(subject: Subject, function: Callable[..., Any], device: str) -> float:
     """Milliseconds of one call, its results' release included.
 
     On CUDA the device's, from an empty L2: what the host does counts where the device waits for it.
@@ -87,12 +87,12 @@ def _timed(subject: Subject, form: Callable[..., Any], device: str) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         _flush().zero_()
         start.record()
-        subject(form)
+        subject(function)
         end.record()
         end.synchronize()
         return start.elapsed_time(end)
     begin = time.perf_counter()
-    subject(form)
+    subject(function)
     return (time.perf_counter() - begin) * 1e3
 
 
@@ -108,19 +108,19 @@ def _faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def time_forms(request: dict[str, Any], dtype: str, direction: str) -> tuple[list[dict], list[dict]]:
-    """Medians of all forms, run in turn (A B C D A B C D ...) until the time is spent."""
+def time_variants(request: dict[str, Any], dtype: str, direction: str) -> tuple[list[dict], list[dict]]:
+    """Medians of all variants, run in turn (A B C D A B C D ...) until the time is spent."""
     op, device = request["op"], request["device"]
     subject = Subject(op, request["sizes"], dtype, direction == "forward_backward", device)
-    found = forms(op)
-    kinds = {variant: found[variant] for variant in request["variants"] if variant in found}
+    found = variants_of(op)
+    functions = {variant: found[variant] for variant in request["variants"] if variant in found}
     failed, cost = [], {}
-    for variant, form in kinds.items():
+    for variant, function in functions.items():
         try:
-            subject(form)
-            cost[variant] = _timed(subject, form, device)
+            subject(function)
+            cost[variant] = _timed(subject, function, device)
             if cost[variant] < _SLOW_MS:
-                cost[variant] = min(cost[variant], _timed(subject, form, device))
+                cost[variant] = min(cost[variant], _timed(subject, function, device))
             else:
                 report(f"{dtype}, {direction}: {variant} takes {cost[variant] / 1e3:.1f} s a call")
         except (RuntimeError, MemoryError) as error:
@@ -143,7 +143,7 @@ def time_forms(request: dict[str, Any], dtype: str, direction: str) -> tuple[lis
         for variant, turn in turns.items():
             for _ in range(turn):
                 before = _faults()
-                samples[variant].append(_timed(subject, kinds[variant], device))
+                samples[variant].append(_timed(subject, functions[variant], device))
                 faults[variant].append(_faults() - before)
         rounds += 1
     rows = [
@@ -160,7 +160,7 @@ def time_forms(request: dict[str, Any], dtype: str, direction: str) -> tuple[lis
     ]
     if device == "cuda":
         for row in rows:
-            row["peak_mib"] = round(_peak_on_cuda(subject, kinds[row["variant"]]), 2)
+            row["peak_mib"] = round(_peak_on_cuda(subject, functions[row["variant"]]), 2)
     return rows, failed
 
 
@@ -179,11 +179,11 @@ def task_time(request: dict[str, Any]) -> dict[str, Any]:
     if request["measure_rates"]:
         dtypes = rated_dtypes(request["op"], request["dtypes"])
         answer["rates"] = machine.rates(request["device"], request["quick"], dtypes, report)
-    ours = forms(request["op"])["ecgfast"]
+    ours = variants_of(request["op"])["ecgfast"]
     for dtype in request["dtypes"]:
         for direction in request["passes"]:
             report(f"{dtype}, {direction}")
-            rows, failed = time_forms(request, dtype, direction)
+            rows, failed = time_variants(request, dtype, direction)
             answer["rows"] += rows
             answer["failed"] += failed
             backward = direction == "forward_backward"
@@ -207,17 +207,17 @@ def _trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _peak_on_cpu(subject: Subject, form: Callable[..., Any], compiled: bool) -> float | None:
+def _peak_on_cpu(subject: Subject, function: Callable[..., Any], compiled: bool) -> float | None:
     """MiB of resident memory that a call adds at its highest.
 
-    Counted from before the first call, so that workspaces which a form keeps are its own; for a compiled
-    form from after it, since the first call holds the compiler too.
+    Counted from before the first call, so that workspaces which a variant keeps are its own; for a
+    compiled one from after it, since the first call holds the compiler too.
     """
     if not Path("/proc/self/clear_refs").exists():
         return None
     _trim()
     before = _status_kib("VmRSS")
-    subject(form)
+    subject(function)
     _trim()
     if compiled:
         before = _status_kib("VmRSS")
@@ -225,33 +225,33 @@ def _peak_on_cpu(subject: Subject, form: Callable[..., Any], compiled: bool) -> 
         # Made by the first call and held by the op's caller: the gradients of its outputs.
         before += sum(t.nbytes for t in subject.cotangents or []) // 1024
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark restarts from here
-    subject(form)
+    subject(function)
     return (_status_kib("VmHWM") - before) / 1024
 
 
-def _peak_on_cuda(subject: Subject, form: Callable[..., Any]) -> float:
+def _peak_on_cuda(subject: Subject, function: Callable[..., Any]) -> float:
     """MiB of torch's allocator that a call adds at its highest; it has been called before."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    subject(form)
+    subject(function)
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / _MIB
 
 
 def task_memory(request: dict[str, Any]) -> dict[str, Any]:
-    """The extra peak memory of one form, dtype and pass, over its inputs, on the CPU."""
+    """The extra peak memory of one variant, dtype and pass, over its inputs, on the CPU."""
     op, variant, dtype, direction = (request[key] for key in ("op", "variant", "dtype", "pass"))
     backward = direction == "forward_backward"
     if sys.platform == "linux":
         _limit_memory()
-    form = forms(op)[variant]
+    function = variants_of(op)[variant]
     # Small sizes first: libraries load their code and make their threads, which is not the op's memory.
     small = Subject(op, merge_sizes(op, None, quick=True), dtype, backward, "cpu")
-    small(form)
+    small(function)
     subject = Subject(op, request["sizes"], dtype, backward, "cpu")
     try:
-        peak = _peak_on_cpu(subject, form, variant == "tuned_compiled")
+        peak = _peak_on_cpu(subject, function, variant == "tuned_compiled")
     except (RuntimeError, MemoryError) as error:
         return {"peak_mib": None, "error": str(error).split("\n")[0][:200]}
     return {"peak_mib": None if peak is None else round(max(peak, 0.0), 2)}

@@ -20,7 +20,7 @@ def bench(
     budget: float = 10.0,
     quick: bool = False,
 ) -> None:
-    """Time an op against the official form and tuned PyTorch, in one interleaved run.
+    """Time an op against its official and tuned PyTorch variants, in one run.
 
     Args:
         op: patch_embed, gumbel_quantize, local_contrastive, global_contrastive, positional_conv,

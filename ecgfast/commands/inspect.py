@@ -31,7 +31,7 @@ def inspect(
         verify: Read every signal and compare it with its checksum.
     """
     from ecgfast.data import Store
-    from ecgfast.data.inspection import describe_recording, find_recording, summarize
+    from ecgfast.data.store.inspection import describe_recording, find_recording, summarize
 
     if plot is not None and record is None:
         raise EcgfastError("plot: want --record ID beside it")

@@ -1,6 +1,18 @@
 """Records in, stores, and batches out."""
 
-from ecgfast.data.augment import (
+from ecgfast.data.batches.batch import Batch
+from ecgfast.data.batches.loader import Loader
+from ecgfast.data.batches.plans import (
+    AdjacentPairs,
+    LabelledRecordings,
+    Plan,
+    SingleSegments,
+    TwoViews,
+    Windows,
+)
+from ecgfast.data.batches.resident import ResidentLoader
+from ecgfast.data.batches.streaming import SegmentLoader
+from ecgfast.data.signal.augment import (
     Augmenter,
     BaselineShift,
     BaselineWander,
@@ -8,36 +20,40 @@ from ecgfast.data.augment import (
     PowerlineNoise,
     TurnDipole,
 )
-from ecgfast.data.importing import PrepareReport, prepare, write_store
-from ecgfast.data.inspection import StoreSummary, summarize
-from ecgfast.data.loader import SegmentLoader
-from ecgfast.data.pairs import Batch, PairLoader
-from ecgfast.data.preprocess import Preprocessing
-from ecgfast.data.resident import ResidentLoader
-from ecgfast.data.rhythm import heart_rate
-from ecgfast.data.store import SAMPLE_RATE, Store
-from ecgfast.data.synthetic import SyntheticRecord, synthesize
-from ecgfast.data.synthetic_files import synthetic_store, write_synthetic
+from ecgfast.data.signal.preprocess import Preprocessing
+from ecgfast.data.signal.rhythm import heart_rate
+from ecgfast.data.sources.importing import PrepareReport, prepare, write_store
+from ecgfast.data.store.inspection import StoreSummary, summarize
+from ecgfast.data.store.store import Store
+from ecgfast.data.synthetic.files import synthetic_store, write_synthetic
+from ecgfast.data.synthetic.records import SyntheticRecord, synthesize
 from ecgfast.leads import LeadNames
+from ecgfast.units import SAMPLE_RATE
 
 __all__ = [
     "SAMPLE_RATE",
+    "AdjacentPairs",
     "Augmenter",
     "BaselineShift",
     "BaselineWander",
     "Batch",
     "EmgNoise",
+    "LabelledRecordings",
     "LeadNames",
-    "PairLoader",
+    "Loader",
+    "Plan",
     "PowerlineNoise",
     "PrepareReport",
     "Preprocessing",
     "ResidentLoader",
     "SegmentLoader",
+    "SingleSegments",
     "Store",
     "StoreSummary",
     "SyntheticRecord",
     "TurnDipole",
+    "TwoViews",
+    "Windows",
     "heart_rate",
     "prepare",
     "summarize",

@@ -5,8 +5,8 @@ A missing value is unknown. An odd one is too, with a warning: it never costs th
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,7 @@ _NO_SEX = frozenset(("u", "o", "x", "other", "unspecified", "undetermined"))
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 _DICOM_AGE = re.compile(r"(\d{1,3}) ?([dwmy])(?:ears?)?")
 _YEARS = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}
+_Read = TypeVar("_Read")
 _EXACT = {2: 2**11, 4: 2**24}  # by bytes: a float has not every whole number beyond
 
 
@@ -108,26 +109,17 @@ def number_of(value: Any) -> float | None:
 
 def identity(value: Any, warnings: list[str], name: str = "patient_id") -> str | None:
     """A patient's id; None where it is unknown: then the recording is of a patient of its own."""
-    if is_missing(value):
-        return None
-    text = text_of(value)
-    if text is None:
-        warnings.append(f"{name}: got {shown(value)}, want text or a whole number")
-    return text
+    return _understood(value, text_of, "text or a whole number", warnings, name)
 
 
 def years(value: Any, warnings: list[str], name: str = "age") -> float | None:
     """An age in years; text may be DICOM's ("063Y", "006M")."""
-    if is_missing(value):
-        return None
-    age = number_of(value)
-    if age is None and isinstance(plain(value), str):
-        told = _DICOM_AGE.fullmatch(plain(value).strip().casefold())
-        age = int(told[1]) * _YEARS[told[2]] if told else None
-    if age is None or not 0 <= age <= OLDEST:
-        warnings.append(f"{name}: got {shown(value)}, want 0 to {OLDEST:g} years")
-        return None
-    return age
+    return _understood(value, _age, f"0 to {OLDEST:g} years", warnings, name)
+
+
+def fold_of(value: Any, warnings: list[str], name: str = "fold") -> int | None:
+    """The number of a cross-validation fold."""
+    return _understood(value, _whole, "a whole number", warnings, name)
 
 
 def sex_of(value: Any, warnings: list[str], codes: Mapping[float, str] | None = None) -> str | None:
@@ -148,17 +140,6 @@ def sex_of(value: Any, warnings: list[str], codes: Mapping[float, str] | None = 
         want = "F or M" if codes is None else "F, M, " + ", ".join(f"{c:g} ({s})" for c, s in codes.items())
         warnings.append(f"sex: got {shown(value)}, want {want}")
     return sex
-
-
-def fold_of(value: Any, warnings: list[str], name: str = "fold") -> int | None:
-    """The number of a cross-validation fold."""
-    if is_missing(value):
-        return None
-    fold = number_of(value)
-    if fold is None or not fold.is_integer() or abs(fold) >= 2**31:
-        warnings.append(f"{name}: got {shown(value)}, want a whole number")
-        return None
-    return int(fold)
 
 
 def labels_of(value: Any, warnings: list[str]) -> list[str]:
@@ -191,3 +172,28 @@ def shown(value: Any) -> str:
     """A value as it is told: in one line, not too long."""
     text = " ".join(repr(plain(value)).split())
     return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def _understood(
+    value: Any, read: Callable[[Any], _Read | None], want: str, warnings: list[str], name: str
+) -> _Read | None:
+    """What `read` makes of a value; where that is nothing, there is a warning, unless it is missing."""
+    if is_missing(value):
+        return None
+    found = read(value)
+    if found is None:
+        warnings.append(f"{name}: got {shown(value)}, want {want}")
+    return found
+
+
+def _age(value: Any) -> float | None:
+    age = number_of(value)
+    if age is None and isinstance(plain(value), str):
+        told = _DICOM_AGE.fullmatch(plain(value).strip().casefold())
+        age = int(told[1]) * _YEARS[told[2]] if told else None
+    return age if age is not None and 0 <= age <= OLDEST else None
+
+
+def _whole(value: Any) -> int | None:
+    number = number_of(value)
+    return int(number) if number is not None and number.is_integer() and abs(number) < 2**31 else None

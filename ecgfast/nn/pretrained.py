@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ecgfast.errors import EcgfastError
+from ecgfast.files import move_into_place, write_beside
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -72,45 +72,34 @@ def write_model(
     tensors = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
     content = {"model_type": model_type, **config, **({ORIGIN: origin} if origin else {})}
     fresh = not folder.exists()
-    written: dict[str, str] = {}
+    weights: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_beside(folder, WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}), written)
-        digest = file_digest(written[WEIGHTS])
+        save = partial(save_file, tensors, metadata={"format": "pt"})
+        weights = write_beside(folder / WEIGHTS, save, shared=True)
+        digest = file_digest(weights)
         if (folder / WEIGHTS).is_file():
             # Until the new weights are in place the old ones must be readable too: a process may die here.
             both = [digest, file_digest(folder / WEIGHTS)]
-            _replace_config(folder, content | {DIGEST: both}, written)
-        os.replace(written[WEIGHTS], folder / WEIGHTS)
-        del written[WEIGHTS]
-        _replace_config(folder, content | {DIGEST: digest}, written)
+            _replace_config(folder, content | {DIGEST: both})
+        move_into_place(weights, folder / WEIGHTS, durable=False)
+        _replace_config(folder, content | {DIGEST: digest})
     except (OSError, SafetensorError) as error:
         raise EcgfastError(f"{folder}: cannot be written: {error}") from None
     finally:
-        for path in written.values():
-            Path(path).unlink(missing_ok=True)
+        if weights is not None:
+            weights.unlink(missing_ok=True)
         if fresh and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
-def _replace_config(folder: Path, content: Mapping[str, Any], written: dict[str, str]) -> None:
+def _replace_config(folder: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2) + "\n"
-    _write_beside(folder, CONFIG, lambda path: Path(path).write_text(text), written)
-    os.replace(written[CONFIG], folder / CONFIG)
-    del written[CONFIG]
-
-
-def _write_beside(folder: Path, name: str, write: Callable[[str], Any], written: dict[str, str]) -> None:
-    handle, path = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-    written[name] = path
-    os.close(handle)
-    write(path)
-    # mkstemp makes files for the owner alone; a model folder is to be shared like any other file.
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, 0o666 & ~umask)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    config = write_beside(folder / CONFIG, lambda path: path.write_text(text), shared=True)
+    try:
+        move_into_place(config, folder / CONFIG, durable=False)
+    finally:
+        config.unlink(missing_ok=True)
 
 
 def read_model(folder: Path | str) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -16,10 +16,10 @@ from ecgfast.ops._dispatch import (
     integer,
     readable,
 )
+from ecgfast.units import MILLIVOLTS_PER_UNIT
 
 _OP = "gather_segments"
 _DTYPES = (torch.int16, *FLOATS)
-_MILLIVOLT = 1e-3  # per unit of a store
 
 
 def _validate(
@@ -91,7 +91,7 @@ def gather_segments_reference(
     if dtype == torch.int16:
         return signal
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return (signal.to(wide) * _MILLIVOLT).to(dtype)
+    return (signal.to(wide) * MILLIVOLTS_PER_UNIT).to(dtype)
 
 
 def gather_segments(

@@ -24,9 +24,9 @@ from ecgfast.ops._dispatch import (
     tf32,
     wide,
 )
+from ecgfast.units import MILLIVOLTS_PER_UNIT
 
 _OP = "patch_embed"
-MILLIVOLTS_PER_UNIT = 1e-3
 
 
 def _list(name: str, tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ecgfast.errors import EcgfastError
+from ecgfast.files import sync, write_atomically
 from ecgfast.objectives import PretrainOutput
-from ecgfast.training.states import sync, write_atomically
 
 LOSS_TERMS = ("loss", "local", "diversity", "feature_penalty", "global")
 """Names of the logged loss terms: the total and what adds up to it, per masked token, in nats."""
@@ -152,7 +152,7 @@ class MetricLog:
                 warnings.warn(f"{self.path}: {bad} lines are no log points; a copy is kept in {aside.name}")
             kept = [point for point in points if point["step"] <= last]
             text = "".join(json.dumps(point) + "\n" for point in kept)
-            write_atomically(self.path, lambda file: file.write(text.encode()))
+            write_atomically(self.path, lambda path: path.write_bytes(text.encode()))
         except OSError as error:
             self._tell(error)
 

@@ -9,7 +9,17 @@ from typing import Any
 
 import torch
 
-from ecgfast.data import Batch, PairLoader, ResidentLoader, SegmentLoader, Store
+from ecgfast.data import (
+    AdjacentPairs,
+    Batch,
+    Loader,
+    Plan,
+    ResidentLoader,
+    SegmentLoader,
+    SingleSegments,
+    Store,
+    TwoViews,
+)
 from ecgfast.errors import EcgfastError
 from ecgfast.nn import EncoderConfig
 from ecgfast.objectives.base import Objective, Views
@@ -25,17 +35,29 @@ from ecgfast.training.watch import Watch, check_store
 TASK = "pretrain"
 
 
-class Pairs:
-    """The batches of a loader of pairs, as an objective sees them, from any one of the run on."""
+PLANS: dict[str, type[Plan]] = {
+    "adjacent_pairs": AdjacentPairs,
+    "single_segments": SingleSegments,
+    "two_views": TwoViews,
+}
+"""How the rows of an objective's batches belong together, see `ecgfast.objectives.base.Plan`."""
 
-    def __init__(self, loader: PairLoader) -> None:
-        self.loader = loader
-        self.rows = 2 * loader.batch_pairs
+
+class Batches:
+    """The batches of a loader, as an objective sees them, from any one of the run on.
+
+    Attributes:
+        rows: segments in a batch of one process.
+    """
+
+    def __init__(self, loader: Loader, rows: int) -> None:
+        self.loader, self.rows = loader, rows
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def batches(self, start: int) -> Iterator[Views]:
+        """Batches without end, from the run's number `start` on."""
         epoch, batch = divmod(start, len(self.loader))
         self.loader.load_state_dict(self.loader.state_dict() | {"epoch": epoch, "batch": batch})
         while True:
@@ -45,36 +67,39 @@ class Pairs:
 
 
 def _views(batch: Batch) -> Views:
-    return Views(batch.signal, batch.groups, batch.sample_ids)
+    return Views(batch.signal, batch.patients, batch.sample_ids, batch.lengths)
 
 
-def open_pairs(store: Store, config: PretrainConfig, world: World) -> tuple[Pairs, int]:
+def open_batches(store: Store, config: PretrainConfig, world: World) -> tuple[Batches, int]:
     """The batches of a run, and how many updates they make.
 
     Raises:
         EcgfastError: the store fills too few batches.
     """
-    options = {
-        "segment_samples": config.segment_samples,
-        "seed": config.seed,
-        "rank": world.rank,
-        "world_size": world.size,
-        "offsets": config.offsets,
-        "leads": config.model.encoder.leads,
-    }
+    kind = PLANS[objective_class(config.objective).plan]
+    rows = 2 * config.batch_pairs
+    plan = kind(
+        store,
+        rows // kind.rows_per_unit,
+        segment_samples=config.segment_samples,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.size,
+        offsets=config.offsets,
+    )
+    leads = config.model.encoder.leads
     if config.loader == "resident":
-        loader = ResidentLoader(store, config.batch_pairs, device=world.device, **options)
+        loader = ResidentLoader(plan, device=world.device, leads=leads)
     else:
-        pin = world.device.type == "cuda"
-        loader = SegmentLoader(store, config.batch_pairs, pin_memory=pin, **options)
+        loader = SegmentLoader(plan, leads=leads, pin_memory=world.device.type == "cuda")
     steps = count_steps(config, len(loader))
     if steps == 0:
         raise EcgfastError(
-            f"STORE: {str(store.path)!r} fills {len(loader)} batches of {config.batch_pairs} pairs in "
+            f"STORE: {str(store.path)!r} fills {len(loader)} batches of {plan.batch_size} {plan.unit} in "
             f"each of {config.epochs} epochs; at least one update of {config.accumulation} batches "
             "is needed"
         )
-    return Pairs(loader), steps
+    return Batches(loader, rows), steps
 
 
 def make_objective(config: PretrainConfig) -> Objective:
@@ -87,7 +112,7 @@ def make_objective(config: PretrainConfig) -> Objective:
     return objective
 
 
-def make_trainer(objective: Objective, source: Pairs, config: PretrainConfig, world: World) -> Trainer:
+def make_trainer(objective: Objective, source: Batches, config: PretrainConfig, world: World) -> Trainer:
     """A trainer of an objective, at the run's start."""
     return Trainer(
         objective,
@@ -201,7 +226,7 @@ def pretrain(
         if folder.finished and not lengthened:
             return False
         odd = check_store(opened, config.model.encoder.leads)
-        source, steps = open_pairs(opened, config, world)
+        source, steps = open_batches(opened, config, world)
         before = steps if old is None else count_steps(had_length(old, config), len(source))
         if folder.finished and steps <= before:
             return False

@@ -13,9 +13,10 @@ from typing import Any, Protocol, TypeVar
 
 from ecgfast._version import __version__
 from ecgfast.errors import EcgfastError
+from ecgfast.files import move_into_place, sync, write_atomically
 from ecgfast.nn.pretrained import file_digest
 from ecgfast.training.config import LoopConfig
-from ecgfast.training.states import States, sync, write_atomically
+from ecgfast.training.states import States
 
 Config = TypeVar("Config", bound=LoopConfig)
 
@@ -184,13 +185,13 @@ class RunFolder:
             _clear(partial)
             (partial / self.states.folder.name).mkdir(parents=True)
             self._write_description(partial / self.config.name, description)
-            os.replace(partial, target)
+            move_into_place(partial, target, durable=False)
         except OSError as error:
             raise EcgfastError(f"RUN: {str(self.path)!r} can't be made: {error.strerror}") from None
 
     def _write_description(self, path: Path, description: dict[str, Any]) -> None:
         text = json.dumps(description, indent=2) + "\n"
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_atomically(path, lambda partial: partial.write_bytes(text.encode()))
 
     def adopt(self, old: dict[str, Any], description: dict[str, Any], step: int) -> None:
         """Record settings that change when a run is taken up at `step`, the old ones in `history`."""
@@ -213,8 +214,7 @@ class RunFolder:
         """Put a finished run's model aside, as `model-STEP`: the run goes on."""
         aside = self.path / f"model-{step}"
         _clear(aside)
-        os.replace(self.model, aside)
-        sync(self.path)
+        move_into_place(self.model, aside)
 
     @contextmanager
     def claim(self) -> Iterator[None]:
@@ -243,8 +243,7 @@ class RunFolder:
         model.save_pretrained(partial)
         for path in (*partial.iterdir(), partial):
             sync(path)
-        os.replace(partial, self.model)
-        sync(self.path)
+        move_into_place(partial, self.model)
 
 
 def had_length(old: dict[str, Any], config: Config) -> Config:

@@ -4,49 +4,23 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from ecgfast.errors import EcgfastError
+from ecgfast.files import move_into_place, sync, write_atomically, write_beside
 from ecgfast.nn.pretrained import file_digest
 
 _TRIES = 3  # to read, while a run that goes on replaces the states
 _KEPT_DIGESTS = 3  # of the state being written, the last one and the one before it
 
 
-def sync(path: Path) -> None:
-    """Put a file's content, or a folder's entries, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-        sync(partial)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return partial
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write(file)` fill a temporary file, put it on the disk, and rename it to `path`."""
-    partial = _write_beside(path, write)
-    try:
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+def _save(state: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # given the path, torch tells less of what fails
+        torch.save(state, file)
 
 
 def _signature(status: os.stat_result) -> tuple[int, ...]:
@@ -89,15 +63,15 @@ class States:
                 self.previous.unlink(missing_ok=True)  # first, so that there is never room needed for three
             else:  # a damaged state must not push out the whole one before it
                 kept = self._digest_if_whole(self.previous)
-            partial = _write_beside(self.current, lambda file: torch.save(state, file))
+            partial = write_beside(self.current, lambda path: _save(state, path))
             new = file_digest(partial)
             # A run that reads meanwhile may have opened an older state.
             known = dict.fromkeys([new, *([kept] if kept else []), *(self._known_digests() or [])])
             listed = json.dumps(list(known)[:_KEPT_DIGESTS], indent=2) + "\n"
-            write_atomically(self.digests, lambda file: file.write(listed.encode()))
+            write_atomically(self.digests, lambda path: path.write_bytes(listed.encode()))
             if goes_back:
-                os.replace(self.current, self.previous)
-            os.replace(partial, self.current)
+                move_into_place(self.current, self.previous, durable=False)
+            move_into_place(partial, self.current, durable=False)
             self._seen = (_signature(self.current.stat()), new)
             sync(self.folder)
         except (OSError, RuntimeError) as error:

@@ -1,7 +1,7 @@
 """What makes a run learn nothing, told when it starts and while it trains."""
 
 from ecgfast.data import Store
-from ecgfast.data.store import block_checksum, shard_name
+from ecgfast.data.store.store import block_checksum, shard_name
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import lead_indices
 from ecgfast.training.config import PretrainConfig

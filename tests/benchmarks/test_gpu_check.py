@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import gpu_check
 from benchmarks.training import step
-from benchmarks.training.forms import ops_of
+from benchmarks.training.variants import ops_of
 from ecgfast import ops
 from ecgfast.errors import EcgfastError
 
@@ -52,7 +52,7 @@ def test_dry_run_does_every_part(dry_run):
     else:
         skipped = dict.fromkeys(("memcheck", "racecheck"), "skipped")
         assert parts_of(found) == dict.fromkeys(("libraries", "step"), "ok") | skipped
-        assert [row["form"] for row in found["step"]["rows"]] == ["official", "ecgfast"]
+        assert [row["variant"] for row in found["step"]["rows"]] == ["official", "ecgfast"]
         assert found["step"]["failed"] == []
         assert "## Training step: 4 segments" in page
 
@@ -175,42 +175,54 @@ def test_results_of_an_op_that_fails_are_told_and_others_kept(tmp_path, monkeypa
     assert "bench: no memory" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("form", ["official", "tuned", "ecgfast"])
-def test_a_step_in_every_form(form):
+@pytest.mark.parametrize("variant", ["official", "tuned", "ecgfast"])
+def test_a_step_in_every_variant(variant):
     names = ("patch_embed", "span_mask", "local_contrastive", "positional_conv")
     before = [getattr(ops, name) for name in names]
     torch.manual_seed(0)
-    update = step.Step(form, step.tiny(), "cpu")
+    update = step.Step(variant, step.tiny(), "cpu")
     first = [p.detach().clone() for p in update.model.parameters()]
     update()
     changed = [not torch.equal(p, q) for p, q in zip(first, update.model.parameters(), strict=True)]
     assert sum(changed) > 0.9 * len(changed)  # a bias before a softmax has no gradient
     assert all(torch.isfinite(p).all() for p in update.model.parameters())
-    with ops_of(form):
+    with ops_of(variant):
         inside = [getattr(ops, name) for name in names]
-    assert [a is b for a, b in zip(inside, before, strict=True)] == [form == "ecgfast"] * len(names)
+    assert [a is b for a, b in zip(inside, before, strict=True)] == [variant == "ecgfast"] * len(names)
     assert [getattr(ops, name) for name in names] == before
 
 
-def test_the_forms_compute_the_same_losses():
-    """With the same draws, all but the negatives, the losses of the forms differ by rounding alone."""
+def test_the_variants_compute_the_same_losses():
+    """With the same draws, all but the negatives, the losses of the variants differ by rounding alone."""
     config = step.tiny()
     losses = {}
-    for form in ("official", "tuned", "ecgfast"):
+    for variant in ("official", "tuned", "ecgfast"):
         update = step.Step("ecgfast", config, "cpu")
         update.model.eval()
         mask = ops.span_mask(update.ids, 100, 0.65, 10, update.rng, n_masked=60)
         keep = ops.lead_mask(update.ids, 12, 0.5, update.rng)
-        with ops_of(form), pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        with ops_of(variant), pytest.MonkeyPatch.context() as patch, torch.no_grad():
             patch.setattr(ops, "span_mask", lambda *_, found=mask, **__: found)
             patch.setattr(ops, "lead_mask", lambda *_, found=keep, **__: found)
-            noiseless = ops.gumbel_quantize if form == "ecgfast" else ops.gumbel_quantize_reference
+            noiseless = ops.gumbel_quantize if variant == "ecgfast" else ops.gumbel_quantize_reference
             patch.setattr(ops, "gumbel_quantize", noiseless)
-            losses[form] = update.model(update.signal, update.ids % 2, update.ids, update.rng)
-    for form in ("official", "tuned"):
+            losses[variant] = update.model(update.signal, update.ids % 2, update.ids, update.rng)
+    for variant in ("official", "tuned"):
         for name in ("feature_penalty", "diversity", "global_"):
-            got, want = getattr(losses[form], name), getattr(losses["ecgfast"], name)
+            got, want = getattr(losses[variant], name), getattr(losses["ecgfast"], name)
             torch.testing.assert_close(got.float(), want.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_old_names_of_variants_are_read(tmp_path):
+    """`--forms`, and rows that name their variant under "form"."""
+    path = tmp_path / "step.json"
+    step.main(f"--preset tiny --forms ecgfast --rounds 1 --steps 1 --json {path}".split())
+    result = json.loads(path.read_text())
+    assert [row["variant"] for row in result["rows"]] == ["ecgfast"]
+    old = result | {"rows": [{"form": row["variant"], **row} for row in result["rows"]]}
+    for row in old["rows"]:
+        del row["variant"]
+    assert step.markdown(old) == step.markdown(result)
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from benchmarks.baselines.official_import import import_folder
+from benchmarks.data.official_import import import_folder
 from benchmarks.data.records import write_cinc_folder
 from ecgfast.data import Store, prepare
 

@@ -8,7 +8,7 @@ import torch
 
 from ecgfast import ops, usable_cpu_isas
 from ecgfast.benchmarking import CASES, PAGES, VARIANTS, bench, machine, markdown, run, runner, worker
-from ecgfast.benchmarking.cases import forms, merge_sizes
+from ecgfast.benchmarking.cases import merge_sizes, variants_of
 from ecgfast.benchmarking.worker import Subject
 from ecgfast.cli import main
 from ecgfast.errors import EcgfastError
@@ -62,12 +62,12 @@ def test_sizes_on_cuda_are_a_batch_of_128():
 
 
 @pytest.mark.parametrize("op", list(CASES))
-def test_every_form_runs(op):
+def test_every_variant_runs(op):
     for dtype in CASES[op].dtypes:
         subject = Subject(op, merge_sizes(op, None, quick=True), dtype, len(CASES[op].passes) > 1, "cpu")
-        for variant, form in forms(op).items():
+        for variant, function in variants_of(op).items():
             if variant != "tuned_compiled":  # compiling takes long; its functions are tested eagerly
-                subject(form)
+                subject(function)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import io
 import re
 
 import pytest
-from made import mimic_row, write_mimic, write_record
 
 from ecgfast.data import prepare
 from ecgfast.data.progress import Progress, Speed, _Bar
+from tests.data.made import mimic_row, write_mimic, write_record
 
 
 class Clock:
@@ -110,6 +110,6 @@ def test_the_listing_is_counted(tmp_path, monkeypatch, kind):
         def update(self, n=1):
             counts[self._what] = counts.get(self._what, 0) + n
 
-    monkeypatch.setattr("ecgfast.data.importing.Progress", Counted)
+    monkeypatch.setattr("ecgfast.data.sources.importing.Progress", Counted)
     prepare(tmp_path / "in", tmp_path / "store")
     assert counts == {"listing": 6, "importing": 6}

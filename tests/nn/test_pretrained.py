@@ -24,6 +24,16 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
+def test_both_files_are_for_everyone_whom_the_umask_lets(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        Encoder(TINY).save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(mask)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert modes == {"model.safetensors": 0o640, "config.json": 0o640}
+
+
 def test_every_flipped_bit_is_seen(folder):
     file = folder / "model.safetensors"
     whole = file.read_bytes()

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgfast.data.store import STORE_VERSION
-from ecgfast.data.writer import Recording, StoreWriter
+from ecgfast.data.store.recording import Recording
+from ecgfast.data.store.store import STORE_VERSION
+from ecgfast.data.store.writer import StoreWriter
 from ecgfast.leads import STANDARD_LEADS
 from ecgfast.nn import EncoderConfig
 from ecgfast.objectives import W2VCMSCConfig

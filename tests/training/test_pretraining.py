@@ -23,14 +23,14 @@ from ecgfast.training import Interrupted, PretrainConfig, pretrain, read_metrics
 from ecgfast.training.loop import Trainer
 from ecgfast.training.metrics import LOSS_TERMS
 from ecgfast.training.parallel import World, resolve_device
-from ecgfast.training.pretrain import make_objective, make_trainer, open_pairs
+from ecgfast.training.pretrain import make_objective, make_trainer, open_batches
 
 CPU = World(0, 1, torch.device("cpu"))
 
 
 def trainer_of(config: PretrainConfig, store: Path, world: World = CPU) -> Trainer:
     """A trainer as `pretrain` makes it, before its first update."""
-    source, _ = open_pairs(Store(store), config, world)
+    source, _ = open_batches(Store(store), config, world)
     return make_trainer(make_objective(config), source, config, world)
 
 

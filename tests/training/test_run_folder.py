@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ecgfast.errors import EcgfastError
-from ecgfast.training.run_folder import RunFolder, write_atomically
+from ecgfast.files import write_atomically
+from ecgfast.training.run_folder import RunFolder
 
 
 def description(**config):
@@ -138,8 +139,8 @@ def test_second_process_is_kept_out(folder):
 def test_failed_write_keeps_the_old_state(folder):
     folder.save_state({"step": 1, "model": {"w": torch.ones(2)}})
 
-    def fail(file):
-        file.write(b"half")
+    def fail(path):
+        path.write_bytes(b"half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from ecgfast.data.preprocess import Preprocessing
-from ecgfast.data.writer import Recording
+from ecgfast.data.signal.preprocess import Preprocessing
+from ecgfast.data.store.recording import Recording
 
 
 def unseen() -> None:
@@ -65,7 +65,7 @@ class Source(ABC):
     Attributes:
         folder: The folder.
         unit: Unit of the signals, where the source tells none and takes one; None: its usual one.
-        form: Name of the format.
+        format: Name of the format.
         takes_unit: Whether it takes one.
         takes_names: Whether its signals may have other names, or none.
         wants: What a folder of this format holds, for people.
@@ -73,7 +73,7 @@ class Source(ABC):
 
     folder: Path
     unit: str | None = None
-    form: ClassVar[str]
+    format: ClassVar[str]
     takes_unit: ClassVar[bool] = False
     takes_names: ClassVar[bool] = True
     wants: ClassVar[str]
@@ -95,7 +95,7 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def read(self, item: Item, how: Preprocessing) -> Recording:
+    def read(self, item: Item, preprocessing: Preprocessing) -> Recording:
         """Read one record that is not refused.
 
         Raises:

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ecgfast.data.arrays import judged, plausible_block
-from ecgfast.data.folders import is_file
-from ecgfast.data.preprocess import Preprocessing, Rejected
-from ecgfast.data.signal_arrays import array_leads
+from ecgfast.data.signal.preprocess import Preprocessing, Rejected
+from ecgfast.data.sources.arrays import judged, plausible_block
 from ecgfast.data.sources.base import About, Item, Source, unseen
+from ecgfast.data.sources.folders import is_file
+from ecgfast.data.sources.signal_arrays import array_leads
 from ecgfast.data.sources.tables import find_files, table_rows
+from ecgfast.data.store.recording import Recording
 from ecgfast.data.values import is_missing, number_of, sex_of, shown, years
-from ecgfast.data.writer import Recording
 from ecgfast.errors import EcgfastError, one_line
 from ecgfast.leads import N_LEADS, STANDARD_LEADS
 
@@ -47,7 +47,7 @@ class Code15(Source):
     age or sex the table doesn't tell, or a label, is taken without it.
     """
 
-    form = "code15"
+    format = "code15"
     takes_unit = True
     takes_names = False
     wants = f"{_TABLE} beside exams_part*.hdf5"
@@ -97,11 +97,11 @@ class Code15(Source):
                 seen[at] = True
                 yield Item(name, _about(exams[at], odd.get(exam, ())), (part, row, str(exam)))
 
-    def read(self, item: Item, how: Preprocessing) -> Recording:
+    def read(self, item: Item, preprocessing: Preprocessing) -> Recording:
         part, row, exam = item.place
         signal = _tracing(_kept_open(self.folder / part, _changed(self.folder / part)), row)
         found, unit, _ = array_leads(signal, RATE, STANDARD_LEADS, self.unit)
-        block, present = plausible_block(found, how, unit)
+        block, present = plausible_block(found, preprocessing, unit)
         leads = [STANDARD_LEADS[i] for i in present]
         recording = Recording(exam, None, item.name, block, leads, [], None, None, RATE)
         return judged(item.about.applied(recording), unit)

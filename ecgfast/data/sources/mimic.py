@@ -17,7 +17,7 @@ class MimicIvEcg(Tabled):
     Leads are found by name: aVF comes before aVL in these records.
     """
 
-    form = "mimic"
+    format = "mimic"
     wants = _TABLE
 
     @classmethod

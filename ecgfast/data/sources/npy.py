@@ -5,13 +5,13 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ecgfast.data.arrays import FIELDS, array_recording
-from ecgfast.data.preprocess import Preprocessing, Rejected
+from ecgfast.data.signal.preprocess import Preprocessing, Rejected
+from ecgfast.data.sources.arrays import FIELDS, array_recording
 from ecgfast.data.sources.base import Item, Source, unseen
 from ecgfast.data.sources.tables import find_files, refused_path, safe_path, table_rows, with_unlisted
-from ecgfast.data.store import array_shape, map_array
+from ecgfast.data.store.recording import Recording
+from ecgfast.data.store.store import array_shape, map_array
 from ecgfast.data.values import is_missing
-from ecgfast.data.writer import Recording
 from ecgfast.errors import one_line
 
 _TABLE = "records.csv"
@@ -32,7 +32,7 @@ class Npy(Source):
     others are an error. Files that it doesn't list are refused; without it all files are taken.
     """
 
-    form = "npy"
+    format = "npy"
     takes_unit = True
     wants = "array (.npy file)"
 
@@ -46,7 +46,7 @@ class Npy(Source):
             return map(Item, found)
         return with_unlisted(_Rows(self.folder / _TABLE), found, _TABLE, seen)
 
-    def read(self, item: Item, how: Preprocessing) -> Recording:
+    def read(self, item: Item, preprocessing: Preprocessing) -> Recording:
         file, place = item.name, _IN_ARRAY.fullmatch(item.name)
         if place is not None:
             file = place["file"]
@@ -68,7 +68,7 @@ class Npy(Source):
         told |= {key: value for key, value in item.place if not _says_nothing(value)}
         if "gain" not in told and "gain" in dict(item.place):  # counts, in a unit that nobody tells
             told["gain"] = math.nan
-        return array_recording(told | {"signal": signal}, item.name, how)
+        return array_recording(told | {"signal": signal}, item.name, preprocessing)
 
 
 def _names(folder: Path, file: str) -> Iterator[str]:

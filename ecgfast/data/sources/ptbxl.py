@@ -24,7 +24,7 @@ class PtbXl(Tabled):
     codes, age, sex or fold can't be understood is taken without them.
     """
 
-    form = "ptbxl"
+    format = "ptbxl"
     wants = _TABLE
 
     @classmethod
@@ -45,7 +45,7 @@ class PtbXl(Tabled):
 class PtbXl100(PtbXl):
     """PTB-XL at 100 Hz."""
 
-    form = "ptbxl100"
+    format = "ptbxl100"
 
     @property
     def resolution(self) -> tuple[str, str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgfast.data.arrays import suggestion
-from ecgfast.data.folders import is_file, walk_folders
+from ecgfast.data.sources.arrays import suggestion
 from ecgfast.data.sources.base import Item, unseen
+from ecgfast.data.sources.folders import is_file, walk_folders
 from ecgfast.data.values import is_missing
 from ecgfast.errors import EcgfastError
 

@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from ecgfast.data.preprocess import Preprocessing, Rejected
+from ecgfast.data.signal.preprocess import Preprocessing, Rejected
 from ecgfast.data.sources.base import About, Item, Source, unseen
 from ecgfast.data.sources.tables import find_files
-from ecgfast.data.wfdb_source import find_records, read_recording
-from ecgfast.data.writer import Recording
+from ecgfast.data.sources.wfdb_records import find_records, read_recording
+from ecgfast.data.store.recording import Recording
 
 _PERSON = re.compile(r"Person_\d+")
 _OF_PERSON = re.compile(r"Person_\d+/rec_.*\.hea")
@@ -18,7 +18,7 @@ _OF_PERSON = re.compile(r"Person_\d+/rec_.*\.hea")
 class Wfdb(Source):
     """`.hea` files with their `.dat` or `.mat`, at any depth; comments tell age, sex, labels and patient."""
 
-    form = "wfdb"
+    format = "wfdb"
     wants = "WFDB record (.hea file)"
 
     @classmethod
@@ -28,14 +28,14 @@ class Wfdb(Source):
     def items(self, seen: Callable[[], object] = unseen) -> Iterator[Item]:
         return map(Item, find_records(self.folder))
 
-    def read(self, item: Item, how: Preprocessing) -> Recording:
-        return item.about.applied(read_recording(self.folder, item.name, how))
+    def read(self, item: Item, preprocessing: Preprocessing) -> Recording:
+        return item.about.applied(read_recording(self.folder, item.name, preprocessing))
 
 
 class EcgId(Wfdb):
     """The ECG-ID database: `Person_NN/rec_M.hea`, a folder for each patient."""
 
-    form = "ecgid"
+    format = "ecgid"
     wants = "record Person_NN/rec_M.hea"
 
     @classmethod
@@ -51,7 +51,7 @@ class EcgId(Wfdb):
 class Tabled(Source):
     """WFDB records that a table lists."""
 
-    def read(self, item: Item, how: Preprocessing) -> Recording:
+    def read(self, item: Item, preprocessing: Preprocessing) -> Recording:
         if not os.path.isfile(self.folder / item.name):  # False for a name too long, too
             raise Rejected("missing file: the table lists a record that is not there")
-        return item.about.applied(read_recording(self.folder, item.name, how))
+        return item.about.applied(read_recording(self.folder, item.name, preprocessing))

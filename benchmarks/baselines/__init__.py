@@ -1,1 +1,0 @@
-"""Other people's forms of the ops: the official one, and the best tuned PyTorch that we could write."""

@@ -1,0 +1,1 @@
+"""Which segments of a store make which batch, and how they get there; imports `store`."""

@@ -1,0 +1,1 @@
+"""Stores on the disk: written, opened, summed up; imports `signal`."""

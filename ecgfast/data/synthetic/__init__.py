@@ -1,0 +1,1 @@
+"""Records that a model of the heart makes; imports `signal` and `store`."""

@@ -1,0 +1,1 @@
+"""WFDB records read and checked; imports `signal`."""
