@@ -37,10 +37,11 @@ def config_from_dict(kind: type[Config], data: Any, source: str) -> Config:
     """A configuration from plain data: unknown fields are refused, absent ones take defaults.
 
     A field of the configuration's `BEFORE` that is absent takes the value there: the data were written before
-    there was such a field.
+    there was such a field. A field of its `RENAMED` that has the name there is the one that it became.
     """
     if not isinstance(data, Mapping):
         raise EcgfastError(f"{source}: takes a JSON object, got {type(data).__name__}")
+    data = renamed(kind, data)
     unknown = sorted(set(data) - {field.name for field in fields(kind)})
     if unknown:
         raise EcgfastError(f"{source}: unknown fields {', '.join(unknown)} for {kind.__name__}")
@@ -48,6 +49,12 @@ def config_from_dict(kind: type[Config], data: Any, source: str) -> Config:
         return kind(**{**getattr(kind, "BEFORE", {}), **data})
     except EcgfastError as error:
         raise EcgfastError(f"{source}: {error}") from None
+
+
+def renamed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration under their present names."""
+    names = getattr(kind, "RENAMED", {})
+    return {names.get(name, name): value for name, value in data.items()}
 
 
 @dataclass

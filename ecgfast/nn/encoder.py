@@ -13,13 +13,25 @@ from ecgfast.errors import EcgfastError
 from ecgfast.leads import lead_indices
 from ecgfast.nn.config import EncoderConfig, config_from_dict
 from ecgfast.nn.positional_conv import PositionalConv
-from ecgfast.nn.pretrained import load_tensors, read_model, write_model
+from ecgfast.nn.pretrained import ENCODER_TYPE, load_tensors, read_model, write_model
 from ecgfast.nn.stem import Stem, scale_gradient
 from ecgfast.nn.transformer import Transformer
 from ecgfast.ops._dispatch import INTS, as_int64, readable
 
-ENCODER_TYPE = "ecgfast_encoder"
-PRETRAINING_TYPES = ("ecgfast_w2v_cmsc",)
+
+
+class Features(NamedTuple):
+    """What the stem makes of segments.
+
+    Attributes:
+        features: [B, N, C], the stem's output after LayerNorm.
+        stem: [B, N, C], before it; zeros at padding, unless `config.norm_padding`.
+        padding: [B, N] bool, true for tokens past a segment's length; None without lengths.
+    """
+
+    features: Tensor
+    stem: Tensor
+    padding: Tensor | None
 
 
 class EncoderOutput(NamedTuple):
@@ -39,7 +51,8 @@ class EncoderOutput(NamedTuple):
 
 
 # By these names torch.export.save writes such outputs, and torch.export.load finds them after this import.
-_register_namedtuple(EncoderOutput, serialized_type_name="ecgfast.nn.EncoderOutput")
+for _kind in (Features, EncoderOutput):
+    _register_namedtuple(_kind, serialized_type_name=f"ecgfast.nn.{_kind.__name__}")
 
 
 def mean_tokens(tokens: Tensor, padding: Tensor | None) -> Tensor:
@@ -93,40 +106,87 @@ class Encoder(nn.Module):
             EcgfastError: an unknown lead, or a signal, lengths, keep or mask of another shape,
                 dtype or device than the one taken.
         """
+        features = self.features(signal, leads, lengths=lengths, keep=keep)
+        tokens = self.contextualize(features.features, mask=mask, padding=features.padding)
+        return EncoderOutput(tokens, *features)
+
+    def features(
+        self,
+        signal: Tensor,
+        leads: Sequence[str] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Features:
+        """What the stem makes of segments, token by token; arguments and errors as in `forward`."""
         channels = self._channels(leads)
         signal = self._check_signal(signal, self.config.n_leads if channels is None else len(channels))
         batch, n_leads, n_samples = signal.shape
-        n = self.config.n_tokens(n_samples)
         if keep is not None:
             _check("keep", keep, (batch, n_leads), (torch.bool,), signal.device)
-        if mask is not None:
-            _check("mask", mask, (batch, n), (torch.bool,), signal.device)
-        padding = outside = None
+        padding = None
         if lengths is not None:
             _check("lengths", lengths, (batch,), INTS, signal.device)
             _check_values(lengths, n_samples)
             lengths = as_int64(lengths)
-            padding = _past(lengths >> self.config.stem_layers, n)
+            padding = _past(lengths >> self.config.stem_layers, self.config.n_tokens(n_samples))
             if self.config.norm_padding:  # it sees padding, as zeros
                 signal, lengths = signal.masked_fill(_past(lengths, n_samples)[:, None], 0), None
-            else:
-                outside = padding[..., None]
 
         frozen = self.config.feature_grad_mult == 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             stem = self.stem(signal, keep, channels, lengths)
         stem = scale_gradient(stem, self.config.feature_grad_mult) if not frozen else stem
-        if outside is not None:  # these tokens hold nothing of the segment, and must get no gradient
-            stem = stem.masked_fill(outside, 0)
-        features = self.feature_norm(stem)
+        if self._zeroes(padding):  # these tokens hold nothing of the segment, and must get no gradient
+            stem = stem.masked_fill(padding[..., None], 0)
+        return Features(self.feature_norm(stem), stem, padding)
 
+    def contextualize(
+        self,
+        features: Tensor,
+        *,
+        mask: Tensor | None = None,
+        visible: Tensor | None = None,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """What the transformer makes of tokens that see each other.
+
+        Args:
+            features: [B, N, C], of `features`.
+            mask: [B, N] bool, tokens to replace by the mask token.
+            visible: [B, M] integer, 0..N-1: the only tokens that are seen, as by an encoder that is given
+                no masked ones. The others count as zeros for the position and are left out after it.
+            padding: [B, N] bool, tokens that are no part of a segment.
+
+        Returns:
+            [B, N, E]; [B, M, E] for visible tokens.
+
+        Raises:
+            EcgfastError: a mask, visible or padding of another shape, dtype or device than the one taken.
+        """
+        batch, n = features.shape[:2]
+        for name, x in (("mask", mask), ("padding", padding)):
+            if x is not None:
+                _check(name, x, (batch, n), (torch.bool,), features.device)
         x = self.dropout_input(self.projection(features))
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        if outside is not None:
-            x = x.masked_fill(outside, 0)  # as the position's convolution has it past the end
-        tokens = self.transformer(self.positional(x), padding)
-        return EncoderOutput(tokens, features, stem, padding)
+        if self._zeroes(padding):
+            x = x.masked_fill(padding[..., None], 0)  # as the position's convolution has it past the end
+        if visible is None:
+            return self.transformer(self.positional(x), padding)
+        if visible.ndim != 2:
+            raise EcgfastError(f"visible: takes shape [{batch}, M], got {list(visible.shape)}")
+        _check("visible", visible, (batch, visible.shape[1]), INTS, features.device)
+        visible = visible.long()
+        seen = torch.zeros(batch, n, dtype=torch.bool, device=x.device).scatter(1, visible, True)
+        x = self.positional(x.masked_fill(~seen[..., None], 0))
+        x = x.gather(1, visible[..., None].expand(-1, -1, x.shape[-1]))
+        return self.transformer(x, None if padding is None else padding.gather(1, visible))
+
+    def _zeroes(self, padding: Tensor | None) -> bool:
+        """Whether tokens of padding count as zeros, rather than as what the stem makes of padding."""
+        return padding is not None and not self.config.norm_padding
 
     def embed(
         self, signal: Tensor, leads: Sequence[str] | None = None, lengths: Tensor | None = None
@@ -151,14 +211,12 @@ class Encoder(nn.Module):
         Raises:
             EcgfastError: the folder is absent, of another kind, or not consistent.
         """
-        model_type, config, tensors = read_model(folder)
-        if model_type in PRETRAINING_TYPES:
+        model_type, config, tensors, start = read_model(folder)
+        if start is None:
+            raise EcgfastError(f"{folder}: must hold an encoder, got model_type {model_type!r} without one")
+        if start:
             config = config.get("encoder")
-            start = "encoder."
             tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-        elif model_type != ENCODER_TYPE:
-            known = ", ".join((ENCODER_TYPE, *PRETRAINING_TYPES))
-            raise EcgfastError(f"{folder}: has model_type {model_type!r}, takes {known}")
         with torch.device("meta"):
             encoder = cls(config_from_dict(EncoderConfig, config, f"{folder}/config.json"))
         load_tensors(encoder, tensors, folder)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from ecgfast.errors import EcgfastError
 from ecgfast.files import move_into_place, write_beside
 
+ENCODER_TYPE = "ecgfast_encoder"
+"""Kind of a model folder that is an encoder alone."""
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 DIGEST = "weights_sha256"
 ORIGIN = "origin"
-_NOT_OF_THE_MODEL = (DIGEST, ORIGIN)
+ENCODER_PREFIX = "encoder_prefix"
+_NOT_OF_THE_MODEL = (DIGEST, ORIGIN, ENCODER_PREFIX)
 
 
 def file_digest(file: Path | str | BinaryIO) -> str:
@@ -52,6 +55,7 @@ def write_model(
     config: Mapping[str, Any],
     module: nn.Module,
     *,
+    encoder_prefix: str = "",
     origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model folder; weights that were there before stay whole until both files are complete.
@@ -63,6 +67,8 @@ def write_model(
         model_type: kind of the model, for `config.json`.
         config: its configuration.
         module: its parameters.
+        encoder_prefix: how the names of its encoder's parameters begin, where it is more than an encoder; its
+            `config` then has the encoder's as `encoder`.
         origin: where it is from, kept in `config.json` for people.
 
     Raises:
@@ -70,7 +76,8 @@ def write_model(
     """
     folder = Path(folder)
     tensors = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
-    content = {"model_type": model_type, **config, **({ORIGIN: origin} if origin else {})}
+    content = {"model_type": model_type, **config}
+    content |= {name: value for name, value in ((ENCODER_PREFIX, encoder_prefix), (ORIGIN, origin)) if value}
     fresh = not folder.exists()
     weights: Path | None = None
     try:
@@ -102,8 +109,25 @@ def _replace_config(folder: Path, content: Mapping[str, Any]) -> None:
         config.unlink(missing_ok=True)
 
 
-def read_model(folder: Path | str) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """The model type, configuration and tensors of a model folder. Nothing in it is executed.
+class ModelFolder(NamedTuple):
+    """What a model folder holds.
+
+    Attributes:
+        model_type: kind of the model.
+        config: its configuration.
+        tensors: its parameters and buffers by name.
+        encoder_prefix: how the names of its encoder's begin; empty: the model is an encoder; None: it says
+            nothing of one.
+    """
+
+    model_type: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    encoder_prefix: str | None
+
+
+def read_model(folder: Path | str) -> ModelFolder:
+    """What a model folder holds. Nothing in it is executed.
 
     Raises:
         EcgfastError: the folder is absent, is not a model folder, or its weights are not those that
@@ -116,21 +140,30 @@ def read_model(folder: Path | str) -> tuple[str, dict[str, Any], dict[str, Tenso
         if not (folder / name).is_file():
             raise EcgfastError(f"{folder}: is not a model folder: no {name}")
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        content = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise EcgfastError(f"{folder / CONFIG}: is not readable JSON: {error}") from None
-    model_type = config.pop("model_type", None) if isinstance(config, dict) else None
+    model_type = content.pop("model_type", None) if isinstance(content, dict) else None
     if not isinstance(model_type, str):
         raise EcgfastError(f"{folder / CONFIG}: has no model_type")
-    told = config.get(DIGEST)
-    config = {name: value for name, value in config.items() if name not in _NOT_OF_THE_MODEL}
+    config = {name: value for name, value in content.items() if name not in _NOT_OF_THE_MODEL}
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise EcgfastError(f"{folder / WEIGHTS}: is not a safetensors file: {error}") from None
-    if told is not None:  # there were no digests at first
+    if (told := content.get(DIGEST)) is not None:  # there were no digests at first
         _check_digest(folder, told)
-    return model_type, config, tensors
+    return ModelFolder(model_type, config, tensors, _encoder_prefix(folder, model_type, content))
+
+
+def _encoder_prefix(folder: Path, model_type: str, content: Mapping[str, Any]) -> str | None:
+    if model_type == ENCODER_TYPE:
+        return ""
+    # Folders of version 0.1 do not say it.
+    prefix = content.get(ENCODER_PREFIX, "encoder." if isinstance(content.get("encoder"), dict) else None)
+    if not isinstance(prefix, str | None):
+        raise EcgfastError(f"{folder / CONFIG}: {ENCODER_PREFIX} must be a text, got {prefix!r}")
+    return prefix
 
 
 def _check_digest(folder: Path, told: Any) -> None:

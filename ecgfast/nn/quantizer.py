@@ -36,9 +36,9 @@ def perplexity(probs: Tensor) -> Tensor:
     return torch.exp(-(probs * torch.log(probs + 1e-7)).sum(-1)).sum()
 
 
-def code_usage(logits: Tensor, groups: int) -> Tensor:
+def code_usage(logits: Tensor, codebook_groups: int) -> Tensor:
     """Share of rows in which each entry has the largest logit: [R, G * V] -> [G, V]."""
-    logits = logits.detach().view(logits.shape[0], groups, -1)
+    logits = logits.detach().view(logits.shape[0], codebook_groups, -1)
     best = logits.argmax(-1).t()
     counts = torch.zeros(logits.shape[1:], device=logits.device)
     counts.scatter_add_(1, best, torch.ones_like(best, dtype=counts.dtype))
@@ -46,21 +46,23 @@ def code_usage(logits: Tensor, groups: int) -> Tensor:
 
 
 class Quantizer(nn.Module):
-    """Hard Gumbel-softmax over `groups` codebooks (wav2vec 2.0, section 2), straight-through.
+    """Hard Gumbel-softmax over the groups of a codebook (wav2vec 2.0, section 2), straight-through.
 
     Args:
         dim: width of the input.
-        groups: codebooks G.
+        codebook_groups: groups G.
         entries: rows V of each.
-        out_dim: width D of the output, a multiple of `groups`.
+        out_dim: width D of the output, a multiple of `codebook_groups`.
     """
 
-    def __init__(self, dim: int, groups: int = 2, entries: int = 320, out_dim: int = 256) -> None:
+    def __init__(
+        self, dim: int, codebook_groups: int = 2, entries: int = 320, out_dim: int = 256
+    ) -> None:
         super().__init__()
-        if out_dim % groups:
-            raise EcgfastError(f"out_dim {out_dim} is no multiple of groups {groups}")
-        self.projection = nn.Linear(dim, groups * entries)
-        self.codebook = nn.Parameter(torch.rand(groups, entries, out_dim // groups))
+        if out_dim % codebook_groups:
+            raise EcgfastError(f"out_dim {out_dim} is no multiple of codebook_groups {codebook_groups}")
+        self.projection = nn.Linear(dim, codebook_groups * entries)
+        self.codebook = nn.Parameter(torch.rand(codebook_groups, entries, out_dim // codebook_groups))
         nn.init.normal_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 

@@ -214,7 +214,7 @@ class Objective(nn.Module, ABC):
         Raises:
             EcgfastError: the folder is absent, of another kind, or not consistent.
         """
-        model_type, config, tensors = read_model(folder)
+        model_type, config, tensors, _ = read_model(folder)
         if model_type != cls.model_type:
             raise EcgfastError(f"{folder}: model_type must be {cls.model_type}, got {model_type!r}")
         with torch.device("meta"):
