@@ -16,7 +16,7 @@ from ecgfast.training import PretrainConfig, export, pretrain
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSIONS = ("v0_1",)
 ENCODER = {"stem_channels": 16, "width": 32, "layers": 1, "heads": 2, "ffn": 32, "conv_pos": 8}
-MODEL = {"final_dim": 16, "groups": 2, "entries": 8, "latent_dim": 16, "n_negatives": 10}
+MODEL = {"final_dim": 16, "codebook_groups": 2, "entries": 8, "latent_dim": 16, "n_negatives": 10}
 
 
 @pytest.fixture(params=VERSIONS)

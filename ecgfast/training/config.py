@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ecgfast._suggest import did_you_mean
 from ecgfast.errors import EcgfastError
 from ecgfast.nn.config import EncoderConfig, config_from_dict
+from ecgfast.nn.config import renamed as renamed_fields
 from ecgfast.objectives.base import ObjectiveConfig
 from ecgfast.objectives.registry import DEFAULT, objective_class, objective_config
 
@@ -152,7 +153,7 @@ def model_config(objective: str, data: Any, source: str) -> ObjectiveConfig:
     if not isinstance(data, Mapping):
         raise EcgfastError(f"{source}: takes a JSON object, got {type(data).__name__}")
     default = objective_config(objective, "paper", EncoderConfig())
-    given = _renamed_model(objective, data)
+    given = renamed_fields(type(default), data)
     if isinstance(encoder := given.get("encoder"), Mapping):
         newer = EncoderConfig.BEFORE.keys()
         if asdict(default.encoder).keys() - encoder.keys() - newer:
@@ -164,17 +165,13 @@ def model_config(objective: str, data: Any, source: str) -> ObjectiveConfig:
         raise EcgfastError(f"{source}: a value has the wrong type: {error}") from None
 
 
-def _renamed_model(objective: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    names = objective_class(objective).Config.RENAMED
-    return {names.get(name, name): value for name, value in model.items()}
-
-
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
     """The `config` part of a run's config.json with today's names for its settings."""
     model = config.get("model")
     if not isinstance(model, Mapping):
         return dict(config)
-    return {**config, "model": _renamed_model(config.get("objective", DEFAULT), model)}
+    kind = objective_class(config.get("objective", DEFAULT)).Config
+    return {**config, "model": renamed_fields(kind, model)}
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from ecgfast.errors import EcgfastError
-from ecgfast.nn.pretrained import check_new_folder, load_tensors, write_model
+from ecgfast.nn.pretrained import check_new_folder, load_tensors
 from ecgfast.objectives.registry import DEFAULT, objective_class
 from ecgfast.training.config import model_config
 from ecgfast.training.run_folder import RunFolder
@@ -47,7 +47,5 @@ def export(run: Path | str, out: Path | str) -> int:
         raise EcgfastError(f"{folder.state}: holds no model")
     load_tensors(model, state["model"], folder.state)
     origin = {"run": str(run), "step": state["step"]}
-    write_model(
-        out, model.model_type, config.to_dict(), model.eval(), encoder_prefix="encoder.", origin=origin
-    )
+    model.eval().save_pretrained(out, origin=origin)
     return state["step"]

@@ -44,7 +44,7 @@ def load_init(model: Objective, init: dict[str, Any]) -> None:
     folder = Path(init["path"])
     if describe_init(folder)["sha256"] != init["sha256"]:
         raise EcgfastError(f"init: {str(folder)!r} is not the model that the run was started from")
-    model_type, content, tensors = read_model(folder)
+    model_type, content, tensors, _ = read_model(folder)
     if model_type != model.model_type:
         try:
             encoder = Encoder.from_pretrained(folder)

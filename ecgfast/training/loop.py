@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from ecgfast.errors import EcgfastError
 from ecgfast.objectives.base import Losses, Metric
 from ecgfast.ops import make_rng
 from ecgfast.training.config import LoopConfig
-from ecgfast.training.metrics import MetricLog, MetricSums, check_finite
+from ecgfast.training.metrics import MetricLog, MetricSums, bar_text, check_finite
 from ecgfast.training.optim import learning_rate, make_optimizer, scale_gradients_
 from ecgfast.training.parallel import Replica, World, largest
 from ecgfast.training.run_folder import RunFolder
@@ -64,6 +64,8 @@ class Source(Protocol):
 
     rows: int
     """Segments in a batch of one process."""
+    samples: int
+    """Samples of each."""
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -73,9 +75,12 @@ class Source(Protocol):
 
 
 class Critic(Protocol):
-    """What looks at a run's log points while it trains."""
+    """What looks at a run while it trains."""
 
-    def point(self, point: dict[str, float]) -> list[str]:
+    def batch(self, losses: Losses, n_rows: int, n_samples: int) -> list[str]:
+        """What goes wrong with a batch of `n_rows` rows of `n_samples`, for people; never waits."""
+
+    def point(self, point: Mapping[str, float]) -> list[str]:
         """What goes wrong at a log point, for people."""
 
 
@@ -89,7 +94,7 @@ class Trainer:
         config: how to train it.
         world: the processes.
         metrics: what its log points tell.
-        watch: looks at them.
+        watch: looks at its batches and log points.
         process_group: what the losses contrast over; None: each process by itself.
     """
 
@@ -148,6 +153,7 @@ class Trainer:
                 losses.total.backward()
             self.sums.add_batch(losses)
             size += losses.size
+            self.tell(self.watch.batch(losses, self.source.rows, self.source.samples))
         # The gradients are means over processes.
         factor = self.world.size / self.world.sum_(size)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -181,7 +187,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any] | None:
         """The training state on the main process, None elsewhere; every process must call it."""
-        own: dict[str, Tensor] = {"torch": torch.get_rng_state(), "sums": self.sums.values.cpu()}
+        own: dict[str, Any] = {"torch": torch.get_rng_state(), **self.sums.state_dict()}
         if self.world.device.type == "cuda":
             own["cuda"] = torch.cuda.get_rng_state(self.world.device)
         ranks = self.world.gather(own)
@@ -209,7 +215,7 @@ class Trainer:
             self.replica.load_full_state(self.optimizer, state)
             self.rng.copy_(state["rng"])
             own = state["ranks"][self.world.rank]
-            self.sums.restore(own["sums"])
+            self.sums.load_state_dict(own)
             torch.set_rng_state(own["torch"])
             if "cuda" in own and self.world.device.type == "cuda":
                 torch.cuda.set_rng_state(own["cuda"], self.world.device)
@@ -233,7 +239,7 @@ class _Progress:
         self.trainer = trainer
         # A shorter run logged its last step out of turn; its state holds the sums before that.
         beyond = bool(trainer.sums.values.any()) and trainer.step < steps
-        self.log = MetricLog(run.path, trainer.step, drop_last=beyond) if main else None
+        self.log = MetricLog(run.path, trainer.metrics, trainer.step, drop_last=beyond) if main else None
         self.bar = tqdm(
             total=steps,
             initial=trainer.step,
@@ -253,8 +259,7 @@ class _Progress:
         point["segments_per_second"] = segments / seconds
         if self.log is not None:
             self.log.write(point)
-        told = [metric.bar.format(point[metric.name]) for metric in self.trainer.metrics if metric.bar]
-        self.bar.set_postfix_str(f"{' '.join(told)}, {point['segments_per_second']:.0f} segments/s")
+        self.bar.set_postfix_str(bar_text(self.trainer.metrics, point))
         self._mark()
 
     def close(self) -> None:

@@ -24,11 +24,11 @@ from ecgfast.errors import EcgfastError
 from ecgfast.nn import EncoderConfig
 from ecgfast.objectives.base import Objective, Views
 from ecgfast.objectives.registry import objective_class
-from ecgfast.plotting import plot_curves
 from ecgfast.training.config import PretrainConfig, completed, renamed
 from ecgfast.training.initial import describe_init, load_init
 from ecgfast.training.loop import Trainer, count_steps, train
 from ecgfast.training.parallel import World, open_world
+from ecgfast.training.reports import plot_run
 from ecgfast.training.run_folder import RunFolder, describe_run, had_length
 from ecgfast.training.watch import Watch, check_store
 
@@ -48,10 +48,13 @@ class Batches:
 
     Attributes:
         rows: segments in a batch of one process.
+        samples: of each.
     """
 
-    def __init__(self, loader: Loader, rows: int) -> None:
-        self.loader, self.rows = loader, rows
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self.rows = loader.plan.batch_size * loader.plan.rows_per_unit
+        self.samples = loader.plan.segment_samples
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -77,10 +80,9 @@ def open_batches(store: Store, config: PretrainConfig, world: World) -> tuple[Ba
         EcgfastError: the store fills too few batches.
     """
     kind = PLANS[objective_class(config.objective).plan]
-    rows = 2 * config.batch_pairs
     plan = kind(
         store,
-        rows // kind.rows_per_unit,
+        2 * config.batch_pairs // kind.rows_per_unit,
         segment_samples=config.segment_samples,
         seed=config.seed,
         rank=world.rank,
@@ -99,7 +101,7 @@ def open_batches(store: Store, config: PretrainConfig, world: World) -> tuple[Ba
             f"each of {config.epochs} epochs; at least one update of {config.accumulation} batches "
             "is needed"
         )
-    return Batches(loader, rows), steps
+    return Batches(loader), steps
 
 
 def make_objective(config: PretrainConfig) -> Objective:
@@ -120,7 +122,7 @@ def make_trainer(objective: Objective, source: Batches, config: PretrainConfig, 
         config,
         world,
         metrics=objective.metrics(config.model, rows_contrasted(config, world)),
-        watch=Watch(config),
+        watch=Watch(type(objective), config.model, config.optim.warmup_steps),
         process_group=world.group if config.global_batch else None,
     )
 
@@ -145,7 +147,7 @@ def _finish(trainer: Trainer, folder: RunFolder) -> None:
     if model is None:
         return
     try:
-        plot_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
+        plot_run(folder.path, folder.path / "curves.png")
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         warnings.warn(f"{folder.path / 'curves.png'}: the curves can't be drawn: {error!r}")
     folder.save_model(model)

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from ecgfast.errors import EcgfastError
-from ecgfast.objectives import W2VCMSCConfig
+from ecgfast.objectives import OBJECTIVES, W2VCMSCConfig, objective_config
+from ecgfast.objectives.registry import DEFAULT
 from ecgfast.training import PRESETS, OptimConfig, PretrainConfig
 from ecgfast.training.loop import count_steps
 
@@ -22,10 +23,21 @@ def test_paper_preset_is_the_papers():
     assert config.precision == "fp32"
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_json(name):
-    described = dataclasses.asdict(PRESETS[name]())
+def test_each_objective_has_the_presets(name, objective):
+    config = PRESETS[name](objective)
+    assert config.objective == objective
+    assert config.model == objective_config(objective, name, config.model.encoder)
+    assert config.model.encoder == PRESETS[name]().model.encoder
+    described = dataclasses.asdict(config)
     assert json.loads(json.dumps(described))["model"]["encoder"]["n_leads"] == 12
+
+
+def test_lead_masking_is_a_switch():
+    assert PRESETS["small"]().model.lead_mask_prob == 0.5
+    assert PRESETS["small"]("w2v_cmsc").model.lead_mask_prob == 0.0
+    assert PRESETS["small"]() == PRESETS["small"](DEFAULT)
 
 
 def make_config(optim=None, model=None, **changes):

@@ -21,7 +21,6 @@ from ecgfast.nn import Encoder
 from ecgfast.objectives import W2VCMSC
 from ecgfast.training import Interrupted, PretrainConfig, pretrain, read_metrics
 from ecgfast.training.loop import Trainer
-from ecgfast.training.metrics import LOSS_TERMS
 from ecgfast.training.parallel import World, resolve_device
 from ecgfast.training.pretrain import make_objective, make_trainer, open_batches
 
@@ -72,8 +71,10 @@ def assert_same_run(a: Path, b: Path):
 def test_run_leaves_everything(finished, tiny):
     points = read_metrics(finished / "metrics.jsonl")
     assert [point["step"] for point in points] == [1, 4, 8, 10]
+    terms = [metric.name for metric in W2VCMSC.metrics(tiny.model) if metric.term and metric.name != "loss"]
+    assert terms == ["local", "diversity", "feature_penalty", "global"]
     for point in points:
-        total = sum(point[name] for name in LOSS_TERMS[1:])
+        total = sum(point[name] for name in terms)
         assert point["loss"] == pytest.approx(total, rel=1e-5)
         assert 0 <= point["accuracy"] <= 1
         assert point["lr"] == tiny.optim.lr

@@ -8,11 +8,12 @@ import torch
 
 from ecgfast.data import Store
 from ecgfast.errors import EcgfastError
-from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
+from ecgfast.objectives import W2VCMSC, Losses, W2VCMSCConfig
 from ecgfast.training import PretrainConfig, pretrain, read_metrics, summarize_run
 from ecgfast.training.loop import Trainer
 from ecgfast.training.metrics import check_finite
-from ecgfast.training.watch import Watch, check_store, weak_settings
+from ecgfast.training.pretrain import rows_contrasted
+from ecgfast.training.watch import Watch, check_store
 from tests.training.conftest import write_store
 from tests.training.test_pretraining import CPU
 from tests.training.test_resuming import stop_at
@@ -23,7 +24,7 @@ def point(step: int, **values: float) -> dict[str, float]:
 
 
 def test_collapse_is_told_once(tiny):
-    watch = Watch(tiny)  # 2 groups of 4 entries
+    watch = Watch(W2VCMSC, tiny.model, 0)  # 2 groups of 4 entries
     assert watch.point(point(100, code_perplexity=3.1)) == []
     assert watch.point(point(10, code_perplexity=2.0)) == []  # the first steps
     (told,) = watch.point(point(100, code_perplexity=2.9))
@@ -31,28 +32,33 @@ def test_collapse_is_told_once(tiny):
     assert watch.point(point(120, code_perplexity=2.0)) == []
     (told,) = watch.point(point(140, local=0.0, accuracy_strict=0.0))
     assert "no masked token has a negative" in told
-    warm = dataclasses.replace(tiny, optim=dataclasses.replace(tiny.optim, warmup_steps=500))
-    assert Watch(warm).point(point(400, code_perplexity=2.0)) == []
+    assert Watch(W2VCMSC, tiny.model, 500).point(point(400, code_perplexity=2.0)) == []
 
 
 def test_masks_are_told_once(tiny):
-    assert Watch(tiny).masks(8) == []
-    (told,) = Watch(tiny).masks(20)
+    def masks(watch, n_masked):
+        return watch.batch(Losses(torch.zeros(()), 4 * n_masked, {}, {}), 4, 320)
+
+    assert masks(Watch(W2VCMSC, tiny.model, 0), 8) == []
+    (told,) = masks(Watch(W2VCMSC, tiny.model, 0), 20)
     assert "all 20 tokens of a batch's segments are masked" in told
-    watch = Watch(tiny)
-    (told,) = watch.masks(1)
+    watch = Watch(W2VCMSC, tiny.model, 0)
+    (told,) = masks(watch, 1)
     assert "they have no negatives" in told
-    assert watch.masks(1) == []
+    assert masks(watch, 1) == []
 
 
 def test_pairs_without_negatives(tiny):
+    def weaknesses(config, world):
+        return W2VCMSC.weaknesses(config.model, rows_contrasted(config, world))
+
     one = dataclasses.replace(tiny, batch_pairs=1)
-    (told,) = weak_settings(one, CPU)
+    (told,) = weaknesses(one, CPU)
     assert "take batch_pairs of at least 2" in told
-    assert weak_settings(tiny, CPU) == []
+    assert weaknesses(tiny, CPU) == []
     two = dataclasses.replace(CPU, size=2)
-    assert weak_settings(one, two)
-    assert weak_settings(dataclasses.replace(one, global_batch=True), two) == []
+    assert weaknesses(one, two)
+    assert weaknesses(dataclasses.replace(one, global_batch=True), two) == []
 
 
 @pytest.mark.parametrize(
@@ -74,8 +80,8 @@ def test_collapsed_run(store, tiny, tmp_path, monkeypatch):
     config = dataclasses.replace(tiny, batch_pairs=1, max_steps=24)
     make = Trainer.__init__
 
-    def make_collapsed(self, *args):
-        make(self, *args)
+    def make_collapsed(self, *args, **options):
+        make(self, *args, **options)
         with torch.no_grad():
             self.model.quantizer.projection.weight.zero_()
             self.model.quantizer.projection.bias.zero_()[::4] = 1e4
