@@ -134,8 +134,9 @@ def rows_contrasted(config: PretrainConfig, world: World) -> int:
 
 def as_started(old: dict[str, Any], config: PretrainConfig) -> PretrainConfig:
     """`config` with the architecture of the run `old`, whose version may not have had all its settings."""
-    model = old["config"].get("model") or {}
-    described = model.get("encoder") or {}
+    model = old["config"].get("model")
+    described = model.get("encoder") if isinstance(model, dict) else None
+    described = described if isinstance(described, dict) else {}
     absent = {name: value for name, value in EncoderConfig.BEFORE.items() if name not in described}
     encoder = dataclasses.replace(config.model.encoder, **absent)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))

@@ -160,6 +160,16 @@ def test_an_old_run_goes_on_by_its_config_file(tmp_path):
     assert main(command) == 0  # its own names now
 
 
+@pytest.mark.parametrize("model", [3, None, [], {"encoder": 3}, {}])
+def test_an_edited_run_is_told(finished, store, tiny, tmp_path, model):
+    run = shutil.copytree(finished, tmp_path / "run")
+    described = json.loads((run / "config.json").read_text())
+    described["config"]["model"] = model
+    (run / "config.json").write_text(json.dumps(described))
+    with pytest.raises(EcgfastError, match="was started with"):
+        pretrain(store, run, tiny, progress=False)
+
+
 def test_what_a_file_leaves_out_is_the_papers():
     config = config_from_json({"model": {"encoder": {"width": 64, "heads": 4}}, "max_steps": 3}, "config")
     assert config.model.encoder == EncoderConfig(width=64, heads=4)
