@@ -1,12 +1,11 @@
 """Pictures of runs and of recordings."""
 
-import json
 import math
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,124 +15,67 @@ from ecgfast.data.signal.rhythm import heart_rate
 from ecgfast.data.store.codes import with_name
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS, STANDARD_LEADS, find_lead
+from ecgfast.objectives.base import Metric, Panel
 from ecgfast.units import UNITS_PER_MILLIVOLT
 
 
-class _Panel(NamedTuple):
-    """A quantity of a run: the metrics that are drawn with their names in the legend (one needs none)."""
+def plot_curves(
+    points: Sequence[Mapping[str, float]], metrics: Sequence[Metric], out: Path, *, title: str = ""
+) -> None:
+    """Draw the curves of a run over the updates, one panel per quantity.
 
-    title: str
-    unit: str
-    metrics: dict[str, str]
-    chance: str = ""  # of `_chance`
-
-
-_PANELS = (
-    _Panel("Total loss", "nats", {"loss": ""}),
-    _Panel("Local loss (W2V)", "nats per masked token", {"local": ""}, "local"),
-    _Panel("Global loss (CMSC)", "nats", {"global": ""}, "global"),
-    _Panel("Diversity loss", "with its weight", {"diversity": ""}),
-    _Panel("Feature penalty", "with its weight", {"feature_penalty": ""}),
-    _Panel(
-        "Masked tokens found among negatives",
-        "share",
-        {"accuracy": "official count", "accuracy_strict": "ties are no success"},
-        "accuracy",
-    ),
-    _Panel(
-        "Codebook perplexity",
-        "entries in use, all groups",
-        {"code_perplexity": "chosen codes", "prob_perplexity": "mean probabilities"},
-    ),
-    _Panel("Gumbel-softmax temperature", "mean of the batches", {"temperature": ""}),
-    _Panel("Gradient norm", "before clipping", {"grad_norm": ""}),
-    _Panel("Learning rate", "of the update", {"lr": ""}),
-    _Panel("Throughput", "segments per second", {"segments_per_second": ""}),
-)
-
-
-def plot_curves(metrics: Path, out: Path) -> None:
-    """Draw the curves of a `metrics.jsonl` over the updates, one panel per quantity.
-
-    Quantities that the file lacks have no panel. Where the run's `config.json` lies beside it, dotted lines
-    show what guessing would reach: ln(K + 1) nats and 1 / (K + 1) of the tokens with K negatives in the local
-    loss, ln(P) nats with P pairs in the global one.
+    Metrics that no point has have no panel. Dotted lines show what guessing would reach, where it is known.
 
     Args:
-        metrics: The file, of a run's folder.
+        points: Log points, oldest first, with their `step`.
+        metrics: What to draw, panel by panel.
         out: PNG, PDF or SVG file to write, by the end of its name.
+        title: Line above the panels; the number of updates follows it.
 
     Raises:
-        EcgfastError: `metrics` holds no log point; `out` has another end or no folder.
+        EcgfastError: there is no log point; `out` has another end or no folder.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from ecgfast.training.metrics import read_metrics
-
     check_output("out", out, PICTURES)
-    points = read_metrics(metrics)
     if not points:
-        raise EcgfastError(f"{metrics}: no log point to plot")
-    chance = _chance(metrics.with_name("config.json"))
-    steps = [point["step"] for point in points]
-    panels = [panel for panel in _PANELS if any(name in point for name in panel.metrics for point in points)]
+        raise EcgfastError("points: must hold a log point, got none")
+    panels: dict[Panel, list[Metric]] = {}
+    for metric in metrics:
+        if any(metric.name in point for point in points):
+            panels.setdefault(metric.panel, []).append(metric)
     columns = 4 if len(panels) > 9 else 3
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.4 * columns, 3 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     for axes in figure.subplots(rows, columns, sharex=True, squeeze=False).flat[len(panels) :]:
         axes.remove()
-    for axes, panel in zip(figure.axes, panels, strict=True):
-        _draw_panel(axes, panel, steps, points, chance)
+    for axes, (panel, drawn) in zip(figure.axes, panels.items(), strict=True):
+        _draw_panel(axes, panel, drawn, points)
     for axes in figure.axes[-columns:]:
         axes.set_xlabel("update")
-    figure.suptitle(
-        "\n".join(textwrap.wrap(f"{metrics.parent}: {steps[-1]:,} updates", 120)), parse_math=False
-    )
+    head = f"{title}: {points[-1]['step']:,} updates".removeprefix(": ")
+    figure.suptitle("\n".join(textwrap.wrap(head, 120)), parse_math=False)
     _save(figure, out, dpi=110)
 
 
 def _draw_panel(
-    axes: Any,
-    panel: _Panel,
-    steps: Sequence[int],
-    points: Sequence[dict[str, float]],
-    chance: dict[str, tuple[float, str]],
+    axes: Any, panel: Panel, metrics: Sequence[Metric], points: Sequence[Mapping[str, float]]
 ) -> None:
-    logged = {
-        name: legend for name, legend in panel.metrics.items() if any(name in point for point in points)
-    }
-    for name, legend in logged.items():
-        values = [point.get(name, math.nan) for point in points]
-        axes.plot(
-            steps, values, marker="." if len(points) < 60 else "", label=legend if len(logged) > 1 else None
-        )
-    if panel.chance in chance:
-        value, name = chance[panel.chance]
-        axes.axhline(value, color="0.35", linestyle=":", label=f"chance: {name}")
+    steps = [point["step"] for point in points]
+    marker = "." if len(points) < 60 else ""
+    for metric in metrics:
+        values = [point.get(metric.name, math.nan) for point in points]
+        axes.plot(steps, values, marker=marker, label=metric.legend if len(metrics) > 1 else None)
+    for value, words in dict.fromkeys(metric.chance for metric in metrics if metric.chance):
+        axes.axhline(value, color="0.35", linestyle=":", label=f"chance: {words}")
     axes.set_title(panel.title)
     axes.set_ylabel(panel.unit)
     axes.grid(alpha=0.3)
     axes.xaxis.set_tick_params(labelbottom=True)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize="small")
-
-
-def _chance(config: Path) -> dict[str, tuple[float, str]]:
-    """What guessing reaches, with its formula, as far as the run's configuration is there and tells it."""
-    try:
-        run = json.loads(config.read_text(encoding="utf-8"))
-        negatives, pairs = run["config"]["model"]["n_negatives"], run["config"]["batch_pairs"]
-        if run["config"].get("global_batch"):
-            pairs *= run["world_size"]
-        return {
-            "local": (math.log(negatives + 1), f"ln {negatives + 1} = {math.log(negatives + 1):.2f}"),
-            "accuracy": (1 / (negatives + 1), f"1/{negatives + 1}"),
-            "global": (math.log(pairs), f"ln {pairs} = {math.log(pairs):.2f}"),
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _save(figure: Any, out: Path, **options: Any) -> None:

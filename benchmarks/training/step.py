@@ -24,7 +24,7 @@ from benchmarks.training.variants import ops_of
 from ecgfast.benchmarking import machine
 from ecgfast.benchmarking.report import variant_of
 from ecgfast.nn import EncoderConfig
-from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
+from ecgfast.objectives import W2VCMSC, Views, W2VCMSCConfig
 from ecgfast.ops import make_rng
 from ecgfast.training import PRESETS, PretrainConfig
 from ecgfast.training.optim import make_optimizer
@@ -57,8 +57,8 @@ class Step:
         b, leads = 2 * config.batch_pairs, config.model.encoder.n_leads
         g = torch.Generator().manual_seed(0)
         signal = torch.randint(-1000, 1000, (b, leads, config.segment_samples), generator=g)
-        self.signal = signal.to(device, torch.int16)
-        self.ids = torch.arange(b, device=device)
+        ids = torch.arange(b, device=device)
+        self.views = Views(signal.to(device, torch.int16), ids % (b // 2), ids)
         self.device = device
         self.graph = self._captured() if mode == "graph" else None
 
@@ -86,8 +86,8 @@ class Step:
 
     def _update(self) -> None:
         with ops_of(self.ops), torch.autocast(self.device, torch.bfloat16):
-            out = self.forward(self.signal, self.ids % (len(self.ids) // 2), self.ids, self.rng)
-        (out.loss / out.sample_size).backward()
+            losses = self.forward(self.views, self.rng)
+        (losses.total / losses.size).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.rng[1:].add_(1)

@@ -15,10 +15,8 @@ from ecgfast.errors import EcgfastError
 from ecgfast.interop.official_settings import Settings, conv_layers, describe_inputs
 from ecgfast.interop.torch_checkpoint import StoredTensor, TorchCheckpoint
 from ecgfast.nn import Encoder, EncoderConfig
-from ecgfast.nn.encoder import ENCODER_TYPE
-from ecgfast.nn.pretrained import check_new_folder, load_tensors, write_model
+from ecgfast.nn.pretrained import check_new_folder, load_tensors
 from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
-from ecgfast.objectives.w2v_cmsc import MODEL_TYPE
 
 _FIRST_CONV = "feature_extractor.conv_layers.0.0.weight"
 _SAMPLE_RATE = 500
@@ -126,13 +124,12 @@ def convert_fairseq(checkpoint: Path | str, out: Path | str) -> Conversion:
             text = str(error).removeprefix(f"{checkpoint}: ")
             raise EcgfastError(f"{checkpoint}: {text}") from None
     _warn_of_inputs(checkpoint, inputs)
-    model_type = MODEL_TYPE if heads else ENCODER_TYPE
     origin = {"format": "fairseq-signals", "checkpoint": Path(checkpoint).name, "inputs": inputs}
-    write_model(out, model_type, converted.config.to_dict(), converted, origin=origin)
+    converted.save_pretrained(out, origin=origin)
     others = [str(name) for name, value in root.items() if name not in ("cfg", "args", "model") and value]
     kept = {prefix + name for name in stored}
     return Conversion(
-        model_type,
+        converted.model_type,
         tuple(stored),
         tuple(name for name in model if name not in kept),
         tuple(others),
@@ -439,7 +436,7 @@ def _pretraining_config(
     return W2VCMSCConfig(
         encoder=encoder,
         final_dim=final_dim,
-        groups=groups,
+        codebook_groups=groups,
         entries=entries,
         latent_dim=latent_dim,
         n_negatives=settings.get("model", "num_negatives", 100),
@@ -447,7 +444,7 @@ def _pretraining_config(
         mask_length=settings.get("model", "mask_length", 10),
         local_temperature=settings.get("model", "logit_temp", 0.1),
         global_temperature=settings.get("criterion", "temp", 0.1),
-        temperature=temperature,
+        gumbel_temperature=temperature,
         diversity_weight=weights[0],
         feature_penalty_weight=weights[1],
         dropout_features=settings.get("model", "dropout_features", 0.0),

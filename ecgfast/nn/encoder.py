@@ -1,8 +1,8 @@
 """The ECG encoder: stem, projection, convolutional position, transformer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from ecgfast.nn.pretrained import ENCODER_TYPE, load_tensors, read_model, write_
 from ecgfast.nn.stem import Stem, scale_gradient
 from ecgfast.nn.transformer import Transformer
 from ecgfast.ops._dispatch import INTS, as_int64, readable
-
 
 
 class Features(NamedTuple):
@@ -69,6 +68,8 @@ class Encoder(nn.Module):
     Args:
         config: the architecture; the paper's by default.
     """
+
+    model_type = ENCODER_TYPE
 
     def __init__(self, config: EncoderConfig | None = None) -> None:
         super().__init__()
@@ -200,9 +201,14 @@ class Encoder(nn.Module):
         output = self(signal, leads, lengths=lengths)
         return mean_tokens(output.tokens, output.padding)
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write `model.safetensors` and `config.json` into a folder, made if need be."""
-        write_model(folder, ENCODER_TYPE, self.config.to_dict(), self)
+    def save_pretrained(self, folder: Path | str, *, origin: Mapping[str, Any] | None = None) -> None:
+        """Write `model.safetensors` and `config.json` into a folder, made if need be.
+
+        Args:
+            folder: where to.
+            origin: where the encoder is from, kept in `config.json` for people.
+        """
+        write_model(folder, self.model_type, self.config.to_dict(), self, origin=origin)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:

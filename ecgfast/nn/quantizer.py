@@ -55,9 +55,7 @@ class Quantizer(nn.Module):
         out_dim: width D of the output, a multiple of `codebook_groups`.
     """
 
-    def __init__(
-        self, dim: int, codebook_groups: int = 2, entries: int = 320, out_dim: int = 256
-    ) -> None:
+    def __init__(self, dim: int, codebook_groups: int = 2, entries: int = 320, out_dim: int = 256) -> None:
         super().__init__()
         if out_dim % codebook_groups:
             raise EcgfastError(f"out_dim {out_dim} is no multiple of codebook_groups {codebook_groups}")

@@ -1,4 +1,4 @@
-"""What an objective is: its configuration, what it sees of a batch, its losses, and what it tells of itself."""
+"""What an objective is: its settings, what it sees of a batch, its losses, and what it tells of itself."""
 
 import math
 from abc import ABC, abstractmethod
@@ -80,8 +80,9 @@ class Metric(NamedTuple):
     Attributes:
         name: in `metrics.jsonl`, in TensorBoard and in the summary.
         panel: where it is drawn.
-        of: what is summed: "total", or the name of a term or a count.
+        of: what is summed: "total", or the name of a term or a count; empty: it is no sum.
         per: what that is divided by: "size", "batches", or the name of a count.
+        term: whether it is the loss or one of its terms.
         legend: its name in a panel of several.
         bar: how the progress bar shows it, such as "local {:.3f}"; empty: it doesn't.
         row: format in the summary at the end, such as ".4f"; empty: it is not in it.
@@ -93,6 +94,7 @@ class Metric(NamedTuple):
     panel: Panel
     of: str
     per: str = "size"
+    term: bool = False
     legend: str = ""
     bar: str = ""
     row: str = ""
@@ -203,9 +205,22 @@ class Objective(nn.Module, ABC):
         """
         return {}
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write `model.safetensors` and `config.json` into a folder, made if need be."""
-        write_model(folder, self.model_type, self.config.to_dict(), self, encoder_prefix="encoder.")
+    @classmethod
+    def batch_troubles(
+        cls, config: ObjectiveConfig, losses: Losses, n_rows: int, n_samples: int
+    ) -> dict[str, str]:
+        """What goes wrong with a batch of `n_rows` rows of `n_samples`, see `troubles`; never waits."""
+        return {}
+
+    def save_pretrained(self, folder: Path | str, *, origin: Mapping[str, Any] | None = None) -> None:
+        """Write `model.safetensors` and `config.json` into a folder, made if need be.
+
+        Args:
+            folder: where to.
+            origin: where the model is from, kept in `config.json` for people.
+        """
+        config = self.config.to_dict()
+        write_model(folder, self.model_type, config, self, encoder_prefix="encoder.", origin=origin)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:

@@ -5,8 +5,9 @@ the names that model folders and converted checkpoints know, and methods that dr
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,10 @@ from ecgfast.errors import EcgfastError
 from ecgfast.nn.config import EncoderConfig, check_flags, check_integers, check_numbers
 from ecgfast.nn.encoder import EncoderOutput, mean_tokens
 from ecgfast.nn.quantizer import Quantizer, QuantizerOutput, perplexity
-from ecgfast.objectives.base import Metric, Objective, ObjectiveConfig, Panel, Views, chance_of
+from ecgfast.objectives.base import Losses, Metric, Objective, ObjectiveConfig, Panel, Views, chance_of
 from ecgfast.ops._dispatch import wide
 
-LOSS = Metric("loss", Panel("Total loss", "nats"), "total", row=".4f")
+LOSS = Metric("loss", Panel("Total loss", "nats"), "total", term=True, row=".4f")
 
 # About what the paper's spans leave of 156 tokens at its batch size; fixed, so that shapes are static.
 _N_MASKED = 64
@@ -85,7 +86,10 @@ class LocalConfig(LeadMaskingConfig):
         dropout_features: on the features that targets are made from.
     """
 
-    RENAMED = {"groups": "codebook_groups", "temperature": "gumbel_temperature"}
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "groups": "codebook_groups",
+        "temperature": "gumbel_temperature",
+    }
 
     final_dim: int = 256
     codebook_groups: int = 2
@@ -335,6 +339,7 @@ class Local(LeadMasking):
                 "local",
                 Panel("Local loss (W2V)", "nats per masked token"),
                 "local",
+                term=True,
                 bar="local {:.3f}",
                 row=".4f",
                 chance=chance_of(k + 1),
@@ -343,6 +348,7 @@ class Local(LeadMasking):
                 "diversity",
                 Panel("Diversity loss", "with its weight"),
                 "diversity",
+                term=True,
                 bar="diversity {:.4f}",
                 row=".4f",
             ),
@@ -350,6 +356,7 @@ class Local(LeadMasking):
                 "feature_penalty",
                 Panel("Feature penalty", "with its weight"),
                 "feature_penalty",
+                term=True,
                 bar="penalty {:.3f}",
                 row=".4f",
             ),
@@ -394,7 +401,7 @@ class Local(LeadMasking):
 
     @classmethod
     def local_troubles(
-        cls, config: LocalConfig, point: dict[str, float], *, settled: bool
+        cls, config: LocalConfig, point: Mapping[str, float], *, settled: bool
     ) -> dict[str, str]:
         """Targets that collapse, and a local loss without negatives: see `Objective.troubles`."""
         told = {}
@@ -412,6 +419,20 @@ class Local(LeadMasking):
                 "optim.warmup_steps may help, in a new run folder"
             )
         return told
+
+    @classmethod
+    def batch_troubles(
+        cls, config: LocalConfig, losses: Losses, n_rows: int, n_samples: int
+    ) -> dict[str, str]:
+        """Masks that leave no context or no negatives: see `Objective.batch_troubles`."""
+        n_tokens, n_masked = config.encoder.n_tokens(n_samples), int(losses.size) // n_rows
+        if n_masked >= n_tokens:
+            what = f"all {n_tokens} tokens of a batch's segments are masked: there is no context left"
+            return {"masks": f"{what}; take a lower model.mask_prob or set model.n_masked"}
+        if n_masked < 2:
+            what = f"{n_masked} tokens of each segment of a batch are masked: they have no negatives"
+            return {"masks": f"{what}; take a higher model.mask_prob or set model.n_masked"}
+        return {}
 
 
 @torch.no_grad()
@@ -467,9 +488,7 @@ class Global(LeadMasking):
 
     config: GlobalConfig
 
-    def global_loss(
-        self, encoded: EncoderOutput, views: Views, process_group: ProcessGroup | None
-    ) -> Tensor:
+    def global_loss(self, encoded: EncoderOutput, views: Views, process_group: ProcessGroup | None) -> Tensor:
         """The loss of pairs, 0-dim: a mean over positives."""
         tokens, patients = encoded.tokens, views.patients
         z = mean_tokens(tokens, encoded.padding)
@@ -493,7 +512,8 @@ class Global(LeadMasking):
         """The metric of the loss of n_rows / 2 pairs."""
         chance = chance_of(None if n_rows is None else n_rows // 2)
         panel = Panel("Global loss (CMSC)", "nats")
-        return (Metric("global", panel, "global", bar="global {:.3f}", row=".4f", chance=chance),)
+        bar = "global {:.3f}"
+        return (Metric("global", panel, "global", term=True, bar=bar, row=".4f", chance=chance),)
 
     @classmethod
     def global_weaknesses(cls, n_rows: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The objectives by the names under which they are chosen; a name's module is imported when it is asked for."""
+"""The objectives by their names; a name's module is imported when it is asked for."""
 
 from importlib import import_module
 from typing import Any, NamedTuple

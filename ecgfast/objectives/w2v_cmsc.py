@@ -127,9 +127,7 @@ class W2VCMSC(Local, Global):
         encoded = self.encoder(views.signal, views.leads, lengths=views.lengths, keep=keep, mask=mask)
         local = self.local_losses(encoded, index, views, rng)
         terms = local.terms | {"global": self.global_loss(encoded, views, process_group) * local.size}
-        return Losses(
-            sum_terms(terms), local.size, terms, local.counts, local.details if details else None
-        )
+        return Losses(sum_terms(terms), local.size, terms, local.counts, local.details if details else None)
 
     @classmethod
     def metrics(cls, config: W2VCMSCConfig, n_rows: int | None = None) -> tuple[Metric, ...]:
@@ -141,9 +139,7 @@ class W2VCMSC(Local, Global):
         return cls.global_weaknesses(n_rows)
 
     @classmethod
-    def troubles(
-        cls, config: W2VCMSCConfig, point: Mapping[str, float], *, settled: bool
-    ) -> dict[str, str]:
+    def troubles(cls, config: W2VCMSCConfig, point: Mapping[str, float], *, settled: bool) -> dict[str, str]:
         return cls.local_troubles(config, point, settled=settled)
 
 

@@ -5,72 +5,73 @@ import math
 import os
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ecgfast.errors import EcgfastError
 from ecgfast.files import sync, write_atomically
-from ecgfast.objectives import PretrainOutput
+from ecgfast.objectives.base import Losses, Metric, Panel
 
-LOSS_TERMS = ("loss", "local", "diversity", "feature_penalty", "global")
-"""Names of the logged loss terms: the total and what adds up to it, per masked token, in nats."""
+COMMON = (
+    Metric("grad_norm", Panel("Gradient norm", "before clipping"), "grad_norm", "steps"),
+    Metric("lr", Panel("Learning rate", "of the update"), ""),
+    Metric("segments_per_second", Panel("Throughput", "segments per second"), "", bar="{:.0f} segments/s"),
+)
+"""What every training reports besides the metrics of its objective."""
 
-_PER_BATCH = ("code_perplexity", "prob_perplexity", "temperature")
-_SUMS = (
-    *(*LOSS_TERMS, "n_correct", "sample_size", *_PER_BATCH, "batches", "grad_norm", "steps"),
-    *("n_strict", "strict_size"),  # at the end: states of earlier versions do not have them
+# The sums in states of version 0.1, which do not name them; at first they were without the last two.
+_FIRST_SUMS = (
+    *("total", "local", "diversity", "feature_penalty", "global", "n_correct", "size"),
+    *("code_perplexity", "prob_perplexity", "temperature", "batches", "grad_norm", "steps"),
+    *("n_strict", "strict_size"),
 )
 
 
 class MetricSums:
-    """Sums over the steps since the last log point; float64, on the device, never waited for."""
+    """Sums over the steps since the last log point; float64, on the device, never waited for.
 
-    def __init__(self, device: torch.device) -> None:
-        self.values = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+    Args:
+        metrics: what is to be known at a log point.
+        device: where the losses are.
+    """
 
-    def _add(self, **terms: Tensor | float) -> None:
-        for name, term in terms.items():
-            value = term.detach() if isinstance(term, Tensor) else term
-            self.values[_SUMS.index(name)].add_(value)
+    def __init__(self, metrics: Sequence[Metric], device: torch.device) -> None:
+        self._metrics = [metric for metric in (*metrics, *COMMON) if metric.of]
+        self.names = list(dict.fromkeys(name for m in self._metrics for name in (m.of, m.per)))
+        self.values = torch.zeros(len(self.names), dtype=torch.float64, device=device)
 
-    def add_batch(self, out: PretrainOutput) -> None:
-        self._add(
-            loss=out.loss,
-            local=out.local,
-            diversity=out.diversity,
-            feature_penalty=out.feature_penalty,
-            n_correct=out.n_correct,
-            sample_size=out.sample_size,
-            code_perplexity=out.code_perplexity,
-            prob_perplexity=out.prob_perplexity,
-            temperature=out.temperature,
-            batches=1,
-            **{"global": out.global_},
-        )
-        if out.n_strict is not None:
-            self._add(n_strict=out.n_strict, strict_size=out.sample_size)
+    def _add(self, terms: Mapping[str, Tensor | float]) -> None:
+        for name in self.names:
+            if name in terms:
+                term = terms[name]
+                value = term.detach() if isinstance(term, Tensor) else term
+                self.values[self.names.index(name)].add_(value)
+
+    def add_batch(self, losses: Losses) -> None:
+        self._add({**losses.terms, **losses.counts, "total": losses.total, "size": losses.size, "batches": 1})
 
     def add_step(self, grad_norm: Tensor) -> None:
-        self._add(grad_norm=grad_norm, steps=1)
+        self._add({"grad_norm": grad_norm, "steps": 1})
 
-    def restore(self, values: Tensor) -> None:
-        """Take up sums that were read from `values` before; those of an earlier version are fewer."""
-        self.values.zero_()
-        self.values[: len(values)].copy_(values)
+    def state_dict(self) -> dict[str, Any]:
+        """The sums and their names, for a training state."""
+        return {"sums": self.values.cpu(), "sum_names": list(self.names)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the sums of `state_dict`; those of an earlier version are fewer, and without names."""
+        values = state["sums"]
+        known = dict(zip(state.get("sum_names", _FIRST_SUMS), values.tolist(), strict=False))
+        self.values.copy_(torch.tensor([known.get(name, 0.0) for name in self.names], dtype=torch.float64))
 
     def read(self) -> dict[str, float]:
         """The means of what was summed, and start again. Waits for the device."""
-        sums = dict(zip(_SUMS, self.values.tolist(), strict=True))
+        sums = dict(zip(self.names, self.values.tolist(), strict=True))
         self.values.zero_()
-        tokens = max(sums["sample_size"], 1.0)
-        means = {name: sums[name] / tokens for name in LOSS_TERMS}
-        means["accuracy"] = sums["n_correct"] / tokens
-        means["accuracy_strict"] = sums["n_strict"] / max(sums["strict_size"], 1.0)
-        means |= {name: sums[name] / sums["batches"] for name in _PER_BATCH}
-        means["grad_norm"] = sums["grad_norm"] / sums["steps"]
-        return means
+        return {m.name: sums[m.of] / max(sums[m.per], 1.0) for m in self._metrics}
 
 
 def check_finite(what: str, value: float, step: int, saved: int | None = None) -> None:
@@ -126,14 +127,16 @@ class MetricLog:
 
     Args:
         run: the run's folder.
+        metrics: what is logged: TensorBoard shows the loss and its terms together.
         start: last step that the run's state knows of.
         drop_last: drop the log point of `start` too: it was the last of a shorter run.
     """
 
-    def __init__(self, run: Path, start: int, *, drop_last: bool = False) -> None:
+    def __init__(self, run: Path, metrics: Sequence[Metric], start: int, *, drop_last: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second of imports
 
         self.path = run / "metrics.jsonl"
+        self._terms = {metric.name for metric in metrics if metric.term}
         self._told = False
         self._continue(start - drop_last)
         self._events = run / "tensorboard"
@@ -184,7 +187,7 @@ class MetricLog:
         try:
             for name, value in point.items():
                 if name not in ("step", "epoch"):
-                    panel = f"loss/{name}" if name in LOSS_TERMS else f"train/{name}"
+                    panel = f"loss/{name}" if name in self._terms else f"train/{name}"
                     self._writer.add_scalar(panel, value, point["step"])
         except OSError as error:
             self._drop_events(error)
@@ -209,35 +212,24 @@ class MetricLog:
                 self._drop_events(error)
 
 
-def _row(name: str, first: dict[str, float], last: dict[str, float], form: str, unit: str) -> str:
+def bar_text(metrics: Sequence[Metric], point: Mapping[str, float]) -> str:
+    """What the progress bar shows of a log point."""
+    shown = [m.bar.format(point[m.name]) for m in (*metrics, *COMMON) if m.bar and m.name in point]
+    *some, last = shown
+    return f"{' '.join(some)}, {last}" if some else last
+
+
+def _row(metric: Metric, first: dict[str, float], last: dict[str, float]) -> str:
     # Points of earlier versions, or of a damaged file, lack some values.
-    values = [f"{point[name]:>9{form}}" if name in point else f"{'-':>9}" for point in (first, last)]
-    return f"{name:<17}{values[0]}{values[1]}   {unit}".rstrip()
+    values = [
+        f"{point[metric.name]:>9{metric.row}}" if metric.name in point else f"{'-':>9}"
+        for point in (first, last)
+    ]
+    return f"{metric.name:<17}{values[0]}{values[1]}   {metric.note}".rstrip()
 
 
-def summarize_run(run: Path) -> str:
-    """What the run in `run` learned and where its files are, for people; a few lines."""
-    points = read_metrics(run / "metrics.jsonl")
-    if not points and not (run / "model").is_dir():
-        raise EcgfastError(f"{run}: no metrics.jsonl with a log point")
-    rows = _describe_points(points[0], points[-1]) if points else [f"{run}: metrics.jsonl can't be read"]
-    files = {
-        "model": "model.safetensors, config.json",
-        "metrics.jsonl": "every log point",
-        "tensorboard": "the same for TensorBoard",
-        "curves.png": "the same as a picture",
-        "checkpoint": "training state",
-    }
-    rows += [f"{run / name!s:<32} {text}" for name, text in files.items()]
-    return "\n".join(rows)
-
-
-def _describe_points(first: dict[str, float], last: dict[str, float]) -> list[str]:
+def summarize_points(points: Sequence[dict[str, float]], metrics: Sequence[Metric]) -> list[str]:
+    """The first and the last log point as lines of a table, for people."""
+    first, last = points[0], points[-1]
     rows = [f"{'':<17}{'first':>9}{'last':>9}   (update {first['step']}, {last['step']})"]
-    for name in LOSS_TERMS:
-        unit = "per masked token" if name == "loss" else ""
-        rows.append(_row(name, first, last, ".4f", unit))
-    rows.append(_row("accuracy", first, last, ".1%", "of masked tokens told from their negatives"))
-    if "accuracy_strict" in last and last["accuracy_strict"] != last.get("accuracy"):
-        rows.append(_row("accuracy_strict", first, last, ".1%", "without ties, of those with a negative"))
-    return rows
+    return rows + [_row(metric, first, last) for metric in metrics if metric.row and metric.name in last]

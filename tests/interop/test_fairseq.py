@@ -112,7 +112,7 @@ def test_pretraining_checkpoint(model, save, tmp_path):
     for name, value in model.state_dict().items():
         assert torch.equal(converted.state_dict()[name], value), name
     config = converted.config
-    assert config.temperature == (1.5, 0.25, 0.9)
+    assert config.gumbel_temperature == (1.5, 0.25, 0.9)
     assert (config.diversity_weight, config.feature_penalty_weight) == (0.2, 5.0)
     assert config.global_temperature == 0.05
     assert config.encoder.norm_first

@@ -60,7 +60,7 @@ def test_pretrained(form, protocol, zipped, model, save, tmp_path):
         assert torch.equal(converted.state_dict()[name], value), name
     config = converted.config
     assert (config.diversity_weight, config.feature_penalty_weight) == (0.2, 5.0)
-    assert config.temperature == (2.0, 0.5, 0.999995)
+    assert config.gumbel_temperature == (2.0, 0.5, 0.999995)
     assert (config.encoder.dropout_input, config.encoder.feature_grad_mult) == (0.1, 0.1)
     assert "48 tensors of the encoder and 7 of the pre-training heads" in str(told)
     assert "left behind: optimizer_history, extra_state, last_optimizer_state" in str(told)

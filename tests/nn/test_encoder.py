@@ -344,8 +344,16 @@ def edit_config(folder, **changes):
         (lambda f: (f / "config.json").write_text("{"), "not readable JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "has no model_type"),
         (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "not readable JSON"),
-        (lambda f: edit_config(f, model_type="bert"), "has model_type 'bert', takes ecgfast"),
-        (lambda f: edit_config(f, model_type="ecgfast_w2v_cmsc"), "takes a JSON object"),
+        (
+            lambda f: edit_config(f, model_type="bert"),
+            "must hold an encoder, got model_type 'bert' without one",
+        ),
+        (lambda f: edit_config(f, model_type="ecgfast_w2v_cmsc"), "must hold an encoder"),
+        (lambda f: edit_config(f, model_type="other", encoder_prefix="encoder."), "takes a JSON object"),
+        (
+            lambda f: edit_config(f, model_type="other", encoder_prefix=3),
+            "encoder_prefix must be a text, got 3",
+        ),
         (lambda f: edit_config(f, colour=1), "unknown fields colour"),
         (lambda f: edit_config(f, width=-1), "width takes an integer"),
         (lambda f: edit_config(f, layers=3), "lacks 12 tensors of the model: transformer.layers.2"),
@@ -376,3 +384,41 @@ def test_transformer_initialisation():
     weights = torch.cat([m.weight.detach().flatten() for m in linears])
     assert float(weights.std()) == pytest.approx(0.02, rel=0.05)
     assert all(not m.bias.any() for m in linears)
+
+
+def test_two_steps_are_one():
+    torch.manual_seed(0)
+    encoder = Encoder(replace(CONFIG, norm_padding=False)).eval()
+    signal, lengths = torch.randn(3, 12, 320), torch.tensor([320, 200, 48])
+    keep, mask = torch.rand(3, 12) > 0.3, torch.rand(3, 20) > 0.5
+    whole = encoder(signal, lengths=lengths, keep=keep, mask=mask)
+    made = encoder.features(signal, lengths=lengths, keep=keep)
+    assert torch.equal(made.features, whole.features)
+    assert torch.equal(made.stem, whole.stem)
+    tokens = encoder.contextualize(made.features, mask=mask, padding=made.padding)
+    assert torch.equal(tokens, whole.tokens)
+
+
+def test_visible_tokens_are_all_that_is_seen():
+    torch.manual_seed(0)
+    encoder = Encoder(CONFIG).eval()
+    features = torch.randn(2, 20, CONFIG.stem_channels)
+    everything = torch.arange(20).expand(2, 20)
+    torch.testing.assert_close(
+        encoder.contextualize(features, visible=everything), encoder.contextualize(features)
+    )
+    visible = torch.stack([torch.tensor([1, 2, 7, 15]), torch.tensor([0, 3, 4, 19])])
+    tokens = encoder.contextualize(features, visible=visible)
+    assert tokens.shape == (2, 4, CONFIG.width)
+    hidden = torch.ones(2, 20, dtype=torch.bool).scatter(1, visible, False)
+    changed = features.masked_fill(hidden[..., None], 9.0)
+    assert torch.equal(encoder.contextualize(changed, visible=visible), tokens)
+    padding = torch.arange(20) >= torch.tensor([[20], [4]])
+    padded = encoder.contextualize(features, visible=visible, padding=padding)
+    assert torch.isfinite(padded).all()
+    for wrong, message in (
+        (visible[0], r"visible: takes shape \[2, M\], got \[4\]"),
+        (visible.float(), "visible: takes torch.int64"),
+    ):
+        with pytest.raises(EcgfastError, match=message):
+            encoder.contextualize(features, visible=wrong)

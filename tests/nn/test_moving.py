@@ -10,7 +10,7 @@ import torch
 
 from ecgfast import ops
 from ecgfast.nn import Encoder
-from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
+from ecgfast.objectives import W2VCMSC, Views, W2VCMSCConfig
 from tests.ops.test_transforms import CONFIG
 
 # What a fresh process does with files that another wrote: it knows the ops and outputs after this import.
@@ -35,12 +35,12 @@ def same_state(a, b):
 def test_whole_models_are_pickled_and_copied():
     torch.manual_seed(0)
     model = W2VCMSC(W2VCMSCConfig(encoder=CONFIG, final_dim=8, latent_dim=8, entries=4, dropout_features=0))
-    x, ids, groups = torch.randn(4, 12, 160), torch.arange(4), torch.tensor([0, 1, 0, 1])
-    want = model(x, groups, ids, ops.make_rng(1)).loss
+    views = Views(torch.randn(4, 12, 160), torch.tensor([0, 1, 0, 1]), torch.arange(4))
+    want = model(views, ops.make_rng(1)).total
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         same_state(other, model)
         assert other.config == model.config
-        got = other(x, groups, ids, ops.make_rng(1)).loss
+        got = other(views, ops.make_rng(1)).total
         assert torch.equal(got, want)
         got.backward()
 

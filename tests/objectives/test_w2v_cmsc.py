@@ -12,10 +12,12 @@ from torch.nn import functional as F
 from ecgfast import ops
 from ecgfast.errors import EcgfastError
 from ecgfast.nn import Encoder, EncoderConfig
-from ecgfast.objectives import W2VCMSC, Draws, W2VCMSCConfig
-from ecgfast.objectives.w2v_cmsc import gumbel_temperature
+from ecgfast.nn.config import config_from_dict
+from ecgfast.objectives import W2VCMSC, Views, W2VCMSCConfig
+from ecgfast.objectives.parts import temperature_at
 from tests.fixtures.golden import GOLDEN, load_golden
 from tests.fixtures.make_golden import PATH, run
+from tests.objectives.draws import Draws, given
 
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
@@ -60,8 +62,8 @@ def use_reference(request):
 def test_official_numbers(name, shared, use_reference):
     golden = load_golden(shared(f"golden/{name}.safetensors"))
     output = golden.step()
-    output.loss.backward()
-    details, out = output.intermediates, golden.out
+    output.total.backward()
+    details, out = output.details, golden.out
     batch, n_masked = details.mask_index.shape
 
     for ours, official in (
@@ -77,21 +79,21 @@ def test_official_numbers(name, shared, use_reference):
     assert torch.equal(details.quantizer.codes.view(-1, 2).long(), out["codes"])
     logits = out["logits"].permute(1, 2, 0).flatten(0, 1)
     each = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="none")
-    assert distance(details.local.flatten(), each) < LOSS_TOLERANCE
+    assert distance(details.each.flatten(), each) < LOSS_TOLERANCE
 
     for ours, official in (
-        (output.local, "loss_local"),
-        (output.diversity, "loss_diversity"),
-        (output.feature_penalty, "loss_features_pen"),
-        (output.global_, "loss_global"),
-        (output.loss, "loss_total"),
-        (output.code_perplexity, "code_perplexity"),
-        (output.prob_perplexity, "prob_perplexity"),
-        (output.temperature, "temperature"),
+        (output.terms["local"], "loss_local"),
+        (output.terms["diversity"], "loss_diversity"),
+        (output.terms["feature_penalty"], "loss_features_pen"),
+        (output.terms["global"], "loss_global"),
+        (output.total, "loss_total"),
+        (output.counts["code_perplexity"], "code_perplexity"),
+        (output.counts["prob_perplexity"], "prob_perplexity"),
+        (output.counts["temperature"], "temperature"),
     ):
         assert distance(ours, out[official]) < LOSS_TOLERANCE, official
-    assert output.n_correct == out["n_correct"]
-    assert output.sample_size == out["sample_size"] == batch * n_masked
+    assert output.counts["n_correct"] == out["n_correct"]
+    assert output.size == out["sample_size"] == batch * n_masked
     check_gradients({n: p.grad for n, p in golden.model.named_parameters()}, golden.grad)
 
 
@@ -102,7 +104,7 @@ def test_official_position_and_logits(name, shared, use_reference):
     model.encoder.positional.register_forward_hook(
         lambda _, args, output: found.update(position=output - args[0])
     )
-    details = golden.step().intermediates
+    details = golden.step().details
     assert distance(found["position"], golden.out["conv_pos"]) < VALUE_TOLERANCE
 
     index = golden.draws.negative_index
@@ -133,7 +135,7 @@ def test_own_numbers(use_reference):
     def part(name: str) -> dict[str, Tensor]:
         return {k.removeprefix(name): v for k, v in stored.items() if k.startswith(name)}
 
-    model = W2VCMSC(W2VCMSCConfig(**config))
+    model = W2VCMSC(config_from_dict(W2VCMSCConfig, config, str(PATH)))
     model.load_state_dict(part("param."))
     results = run(model, part("input."))
     for name, value in part("out.").items():
@@ -148,11 +150,11 @@ def test_own_numbers(use_reference):
     )
 
 
-def make_batch(pairs: int = 2, samples: int = 320, seed: int = 0) -> tuple[Tensor, ...]:
+def make_batch(pairs: int = 2, samples: int = 320, seed: int = 0) -> Views:
     generator = torch.Generator().manual_seed(seed)
     signal = torch.randn(2 * pairs, 12, samples, generator=generator)
     ids = torch.arange(2 * pairs)
-    return signal, ids % pairs, ids
+    return Views(signal, ids % pairs, ids)
 
 
 def make_model(**changes) -> W2VCMSC:
@@ -167,38 +169,36 @@ def no_dropout(layers: int = 2, **changes) -> W2VCMSC:
 
 def test_draws_follow_seed_and_step():
     model, batch = no_dropout(), make_batch()
-    first = model(*batch, ops.make_rng(1, 5)).loss
+    first = model(batch, ops.make_rng(1, 5)).total
     assert first.isfinite()
-    assert torch.equal(first, model(*batch, ops.make_rng(1, 5)).loss)
-    assert not torch.equal(first, model(*batch, ops.make_rng(1, 6)).loss)
-    assert not torch.equal(first, model(*batch, ops.make_rng(2, 5)).loss)
+    assert torch.equal(first, model(batch, ops.make_rng(1, 5)).total)
+    assert not torch.equal(first, model(batch, ops.make_rng(1, 6)).total)
+    assert not torch.equal(first, model(batch, ops.make_rng(2, 5)).total)
 
 
 def test_losses_sum_up_and_reach_every_parameter():
     model = make_model()
-    output = model(*make_batch(), ops.make_rng(0))
-    terms = output.local + output.diversity + output.feature_penalty + output.global_
-    torch.testing.assert_close(output.loss, terms)
-    assert output.sample_size == 4 * 8
-    output.loss.backward()
+    output = model(make_batch(), ops.make_rng(0))
+    torch.testing.assert_close(output.total, sum(output.terms.values()))
+    assert output.size == 4 * 8
+    output.total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_masked_count_of_the_batch_by_default():
     model = no_dropout(n_masked=None)
-    output = model(*make_batch(), ops.make_rng(3), intermediates=True)
-    assert output.sample_size == output.intermediates.mask_index.numel()
-    assert output.loss.isfinite()
+    output = model(make_batch(), ops.make_rng(3), details=True)
+    assert output.size == output.details.mask_index.numel()
+    assert output.total.isfinite()
 
 
 def test_padded_segments_ignore_what_padding_holds():
     model = no_dropout()
-    signal, groups, ids = make_batch()
-    lengths = torch.tensor([320, 250, 320, 208])
-    first = model(signal, groups, ids, ops.make_rng(0), lengths=lengths).loss
-    signal = signal.clone()
+    batch = make_batch()._replace(lengths=torch.tensor([320, 250, 320, 208]))
+    first = model(batch, ops.make_rng(0)).total
+    signal = batch.signal.clone()
     signal[1, :, 250:] = 1e3
-    assert torch.equal(first, model(signal, groups, ids, ops.make_rng(0), lengths=lengths).loss)
+    assert torch.equal(first, model(batch._replace(signal=signal), ops.make_rng(0)).total)
 
 
 @pytest.mark.parametrize("samples", [200, 320, 1600])
@@ -211,9 +211,9 @@ def test_no_loss_term_depends_on_padding_or_an_offset(samples, offset, held, use
     draws = Draws(mask_index=torch.arange(1, 9).expand(4, 8), negative_index=torch.arange(5).expand(4, 8, 5))
 
     def terms(signal: Tensor) -> Tensor:
-        batch = (signal, *make_batch(samples=samples)[1:])
-        output = model(*batch, ops.make_rng(0), lengths=lengths, draws=draws)
-        return torch.stack([output.local, output.diversity, output.feature_penalty, output.global_]).detach()
+        batch = make_batch(samples=samples)._replace(signal=signal, lengths=lengths)
+        with given(model, draws):
+            return torch.stack(list(model(batch, ops.make_rng(0)).terms.values())).detach()
 
     signal = make_batch(samples=200)[0].double()
     want = terms(signal)
@@ -231,41 +231,41 @@ def test_no_loss_term_depends_on_padding_or_an_offset(samples, offset, held, use
 def test_padding_counts_in_the_official_penalty():
     model = no_dropout(lead_mask_prob=0.0)
     model.config.encoder.norm_padding = True
-    batch, lengths = make_batch(), torch.tensor([320, 200, 160, 320])
-    output = model(*batch, ops.make_rng(0), lengths=lengths, intermediates=True)
-    stem = output.intermediates.encoder.stem
-    want = CONFIG.feature_penalty_weight * stem.square().mean() * output.sample_size
-    torch.testing.assert_close(output.feature_penalty, want)
+    batch = make_batch()._replace(lengths=torch.tensor([320, 200, 160, 320]))
+    output = model(batch, ops.make_rng(0), details=True)
+    stem = output.details.encoder.stem
+    want = CONFIG.feature_penalty_weight * stem.square().mean() * output.size
+    torch.testing.assert_close(output.terms["feature_penalty"], want)
 
 
 def test_segments_of_padding_alone_have_no_penalty():
     model = no_dropout()
-    output = model(*make_batch(), ops.make_rng(0), lengths=torch.full((4,), 15))
-    assert output.feature_penalty == 0
-    output.loss.backward()
+    output = model(make_batch()._replace(lengths=torch.full((4,), 15)), ops.make_rng(0))
+    assert output.terms["feature_penalty"] == 0
+    output.total.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_segment_replaces_the_order_by_halves():
-    model, (signal, groups, ids) = no_dropout(), make_batch(3)
+    model, batch = no_dropout(), make_batch(3)
     order = torch.tensor([0, 3, 1, 4, 2, 5])
-    expected = model(signal, groups, ids, ops.make_rng(0))
-    mixed = (signal[order], groups[order], ids[order])
-    got = model(*mixed, ops.make_rng(0), segment=torch.tensor([0, 1] * 3))
-    torch.testing.assert_close(got.global_, expected.global_)
-    torch.testing.assert_close(got.loss, expected.loss)
+    expected = model(batch, ops.make_rng(0))
+    mixed = Views(*(x[order] for x in batch[:3]), segment=torch.tensor([0, 1] * 3))
+    got = model(mixed, ops.make_rng(0))
+    torch.testing.assert_close(got.terms["global"], expected.terms["global"])
+    torch.testing.assert_close(got.total, expected.total)
 
 
 def test_evaluation_takes_the_largest_logit():
     model = make_model().eval()
-    output = model(*make_batch(), ops.make_rng(0), intermediates=True)
-    codes = output.intermediates.quantizer.logits.unflatten(-1, (2, -1)).argmax(-1)
-    assert torch.equal(output.intermediates.quantizer.codes.long(), codes)
+    output = model(make_batch(), ops.make_rng(0), details=True)
+    codes = output.details.quantizer.logits.unflatten(-1, (2, -1)).argmax(-1)
+    assert torch.equal(output.details.quantizer.codes.long(), codes)
 
 
 def test_temperature_falls_to_its_end():
     def at(step: int) -> float:
-        return float(gumbel_temperature((2.0, 0.5, 0.999995), ops.make_rng(0, step)))
+        return float(temperature_at((2.0, 0.5, 0.999995), ops.make_rng(0, step)))
 
     assert at(0) == 2.0
     assert at(100_000) == pytest.approx(2 * 0.999995**100_000, rel=1e-6)
@@ -274,50 +274,51 @@ def test_temperature_falls_to_its_end():
 
 def test_frozen_stem_has_no_gradient():
     model = make_model(encoder=replace(ENCODER, feature_grad_mult=0.0))
-    model(*make_batch(), ops.make_rng(0)).loss.backward()
+    model(make_batch(), ops.make_rng(0)).total.backward()
     assert all(p.grad is None for p in model.encoder.stem.parameters())
     assert model.encoder.feature_norm.weight.grad is not None
 
 
 def test_layer_drop_skips_whole_layers():
     model = make_model(encoder=replace(ENCODER, layer_drop=1.0))
-    model(*make_batch(), ops.make_rng(0)).loss.backward()
+    model(make_batch(), ops.make_rng(0)).total.backward()
     assert not model.encoder.transformer.layers[0].fc1.weight.grad.any()
 
 
 def test_lead_subset_and_integer_signal():
     model = no_dropout(lead_mask_prob=0.0)
-    signal, groups, ids = make_batch()
+    batch = make_batch()
+    signal = batch.signal
     micro = (signal[:, :2] * 1000).to(torch.int16)
     full = torch.zeros_like(signal)
     full[:, 1], full[:, 6] = micro[:, 0] / 1000, micro[:, 1] / 1000
-    expected = model(full, groups, ids, ops.make_rng(0)).loss
-    got = model(micro, groups, ids, ops.make_rng(0), leads=["II", "v1"]).loss
+    expected = model(batch._replace(signal=full), ops.make_rng(0)).total
+    got = model(batch._replace(signal=micro, leads=["II", "v1"]), ops.make_rng(0)).total
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
 
 
 def test_autocast():
     model, batch = no_dropout(), make_batch()
-    expected = model(*batch, ops.make_rng(0))
+    expected = model(batch, ops.make_rng(0))
     with torch.autocast("cpu", torch.bfloat16):
-        output = model(*batch, ops.make_rng(0))
-    output.loss.backward()
-    assert output.loss.dtype == torch.float32
-    assert distance(output.loss, expected.loss) < 0.05
+        output = model(batch, ops.make_rng(0))
+    output.total.backward()
+    assert output.total.dtype == torch.float32
+    assert distance(output.total, expected.total) < 0.05
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_compiles_as_one_graph():
     model, batch = no_dropout(layers=1), make_batch()
-    expected = model(*batch, ops.make_rng(0, 7))
-    expected.loss.backward()
+    expected = model(batch, ops.make_rng(0, 7))
+    expected.total.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     step = torch.compile(model, fullgraph=True, dynamic=True)
-    output = step(*batch, ops.make_rng(0, 7))
-    output.loss.backward()
-    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-5, atol=0)
-    assert torch.equal(output.n_correct, expected.n_correct)
+    output = step(batch, ops.make_rng(0, 7))
+    output.total.backward()
+    torch.testing.assert_close(output.total, expected.total, rtol=1e-5, atol=0)
+    assert torch.equal(output.counts["n_correct"], expected.counts["n_correct"])
     for name, p in model.named_parameters():
         assert distance(p.grad, gradients[name]) < GRADIENT_TOLERANCE, name
 
@@ -335,10 +336,10 @@ def test_model_folder_round_trip(tmp_path):
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
     encoder = Encoder.from_pretrained(tmp_path / "model")
-    signal = make_batch()[0]
+    signal = make_batch().signal
     assert torch.equal(encoder.embed(signal), model.eval().encoder.embed(signal))
     encoder.save_pretrained(tmp_path / "encoder")
-    with pytest.raises(EcgfastError, match="model_type 'ecgfast_encoder', takes ecgfast_w2v_cmsc"):
+    with pytest.raises(EcgfastError, match="model_type must be ecgfast_w2v_cmsc, got 'ecgfast_encoder'"):
         W2VCMSC.from_pretrained(tmp_path / "encoder")
 
 
@@ -349,14 +350,14 @@ def test_model_folder_round_trip(tmp_path):
         (lambda s, g, i: (s[0], g, i), r"signal: takes \[2P, L, T\]"),
         (lambda s, g, i: (s[..., :15], g, i), r"with T >= 16"),
         (lambda s, g, i: (s[:, :7], g, i), r"signal: takes \[B, 12, T\], got \[4, 7, 320\]"),
-        (lambda s, g, i: (s, g.float(), i), r"groups must be \[4\] of integers, got \[4\] torch.float32"),
+        (lambda s, g, i: (s, g.float(), i), r"patients must be \[4\] of integers, got \[4\] torch.float32"),
         (lambda s, g, i: (s, g, i[:2]), r"sample_ids must be \[4\] of integers, got \[2\] torch.int64"),
         (lambda s, g, i: (s[..., :100], g, i), "n_masked is 8"),
     ],
 )
 def test_bad_batch(change, message):
     with pytest.raises(EcgfastError, match=message) as error:
-        make_model()(*change(*make_batch()), ops.make_rng(0))
+        make_model()(Views(*change(*make_batch()[:3])), ops.make_rng(0))
     assert "\n" not in str(error.value)
 
 
@@ -371,28 +372,21 @@ def test_bad_batch(change, message):
         ({"segment": torch.tensor([0, 1, 0, 0])}, "takes 2 zeros and as many ones, got 3 and 1"),
         ({"segment": torch.tensor([0, 0, 2, 2])}, "takes 2 zeros and as many ones, got 2 and 0"),
         ({"segment": torch.zeros(4, device="meta")}, "segment: is on meta"),
-        ({"temperature": -1.0}, "temperature: takes a positive number, got -1.0"),
-        ({"temperature": float("nan")}, "temperature: takes a positive number, got nan"),
-        ({"temperature": torch.ones(2)}, r"temperature: takes a 0-dim tensor, got \[2\]"),
     ],
 )
 def test_bad_step(keywords, message):
+    rng = keywords.get("rng", ops.make_rng(0))
     with pytest.raises(EcgfastError, match=message) as error:
-        make_model()(*make_batch(), **({"rng": ops.make_rng(0)} | keywords))
+        make_model()(make_batch()._replace(segment=keywords.get("segment")), rng)
     assert "\n" not in str(error.value)
-
-
-def test_bad_draws():
-    with pytest.raises(EcgfastError, match=r"draws.mask_index: takes \[4, M\]"):
-        make_model()(*make_batch(), ops.make_rng(0), draws=Draws(mask_index=torch.zeros(2, 3)))
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"latent_dim": 15},
-        {"temperature": (0.5, 2.0, 0.9)},
-        {"temperature": 2.0},
+        {"gumbel_temperature": (0.5, 2.0, 0.9)},
+        {"gumbel_temperature": 2.0},
         {"mask_prob": 1.5},
         {"n_masked": 0},
         {"entries": "320"},
@@ -439,17 +433,12 @@ def test_strict_count_of_collapsed_targets(case):
             model.quantizer.codebook[:, :4] = model.quantizer.codebook[:, :1]
     found = {"official": 0, "strict": 0}
     for step in range(20):
-        output = model(
-            torch.randn(6, 12, 640),
-            torch.arange(6),
-            torch.arange(6),
-            ops.make_rng(0, step),
-            draws=draws,
-            intermediates=True,
-        )
-        want = int(strict_by_hand(output.intermediates, CONFIG, draws).sum())
-        assert int(output.n_strict) == want
-        found["official"] += int(output.n_correct)
+        batch = Views(torch.randn(6, 12, 640), torch.arange(6), torch.arange(6))
+        with given(model, draws):
+            output = model(batch, ops.make_rng(0, step), details=True)
+        want = int(strict_by_hand(output.details, CONFIG, draws).sum())
+        assert int(output.counts["n_strict"]) == want
+        found["official"] += int(output.counts["n_correct"])
         found["strict"] += want
     if case in ("one code", "all entries equal"):
         assert found["strict"] == 0
@@ -461,8 +450,8 @@ def test_strict_count_of_collapsed_targets(case):
         assert found["strict"] < found["official"]
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_strict_count_of_predictions_so_good_that_the_loss_underflows(given):
+@pytest.mark.parametrize("indexed", [True, False])
+def test_strict_count_of_predictions_so_good_that_the_loss_underflows(indexed):
     """A loss of 0 says that a token has no negative, or that no negative comes near: codes tell which."""
     model = no_dropout(local_temperature=0.05, final_dim=8)
     codes = torch.arange(8).repeat(4, 1)
@@ -474,9 +463,10 @@ def test_strict_count_of_predictions_so_good_that_the_loss_underflows(given):
     model.project_q.register_forward_hook(lambda *_: vectors)
     model.final_proj.register_forward_hook(lambda *_: vectors)
     following = (torch.arange(8)[:, None] + torch.arange(1, 6)) % 8
-    draws = Draws(negative_index=following.expand(4, 8, 5) if given else None)
-    output = model(*make_batch(), ops.make_rng(0), draws=draws)
-    assert output.local == 0
-    assert output.n_correct == 32
+    draws = Draws(negative_index=following.expand(4, 8, 5) if indexed else None)
+    with given(model, draws):
+        output = model(make_batch(), ops.make_rng(0))
+    assert output.terms["local"] == 0
+    assert output.counts["n_correct"] == 32
     # All five negatives given to the second segment's first token have its code.
-    assert output.n_strict == (23 if given else 24)
+    assert output.counts["n_strict"] == (23 if indexed else 24)

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ecgfast import ops
 from ecgfast.nn import Encoder
-from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
+from ecgfast.objectives import W2VCMSC, Views, W2VCMSCConfig
 from tests.ops.test_compile import CASES
 from tests.ops.test_transforms import CONFIG
 
@@ -63,11 +63,15 @@ def test_the_encoder(use_reentrant):
 def test_the_objective_draws_the_same_again(use_reentrant):
     torch.manual_seed(0)
     model = W2VCMSC(W2VCMSCConfig(encoder=CONFIG, final_dim=8, latent_dim=8, entries=4, dropout_features=0))
-    x, ids, groups = torch.randn(4, 12, 160, requires_grad=True), torch.arange(4), torch.tensor([0, 1, 0, 1])
+    x, ids, patients = (
+        torch.randn(4, 12, 160, requires_grad=True),
+        torch.arange(4),
+        torch.tensor([0, 1, 0, 1]),
+    )
     leaves = [x, *model.parameters()]
 
     def loss(x):
-        return model(x, groups, ids, ops.make_rng(3, 5)).loss
+        return model(Views(x, patients, ids), ops.make_rng(3, 5)).total
 
     def checkpointed(x):
         return checkpoint(loss, x, use_reentrant=use_reentrant)

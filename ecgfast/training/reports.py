@@ -1,0 +1,68 @@
+"""What a run's folder tells: its metrics with their meaning, as a table and as curves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ecgfast.errors import EcgfastError
+from ecgfast.nn.config import config_from_dict
+from ecgfast.objectives.base import Metric
+from ecgfast.objectives.registry import DEFAULT, objective_class
+from ecgfast.plotting import plot_curves
+from ecgfast.training.metrics import COMMON, read_metrics, summarize_points
+
+
+def run_metrics(run: Path) -> tuple[Metric, ...]:
+    """The metrics of a run, with what guessing would reach, as its `config.json` tells its objective.
+
+    Without one that can be read they are those of the default objective, and nothing is known of guessing.
+    """
+    try:
+        description = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        return (*_described(description), *COMMON)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EcgfastError):
+        kind = objective_class(DEFAULT)
+        plain = (metric._replace(chance=None) for metric in kind.metrics(kind.Config()))
+        return (*plain, *COMMON)
+
+
+def _described(description: dict[str, Any]) -> tuple[Metric, ...]:
+    config = description["config"]
+    kind = objective_class(config.get("objective", DEFAULT))
+    n_rows = 2 * config["batch_pairs"]
+    if config.get("global_batch"):
+        n_rows *= description["world_size"]
+    return kind.metrics(config_from_dict(kind.Config, config["model"], "model"), n_rows)
+
+
+def plot_run(run: Path, out: Path) -> None:
+    """Draw the curves of a run's `metrics.jsonl`, one panel per quantity, see `plot_curves`.
+
+    Args:
+        run: folder of the run.
+        out: PNG, PDF or SVG file to write, by the end of its name.
+
+    Raises:
+        EcgfastError: the run has no log point; `out` has another end or no folder.
+    """
+    points = read_metrics(run / "metrics.jsonl")
+    if not points:
+        raise EcgfastError(f"{run / 'metrics.jsonl'}: no log point to plot")
+    plot_curves(points, run_metrics(run), out, title=str(run))
+
+
+def summarize_run(run: Path) -> str:
+    """What the run in `run` learned and where its files are, for people; a few lines."""
+    points = read_metrics(run / "metrics.jsonl")
+    if not points and not (run / "model").is_dir():
+        raise EcgfastError(f"{run}: no metrics.jsonl with a log point")
+    rows = summarize_points(points, run_metrics(run)) if points else [f"{run}: metrics.jsonl can't be read"]
+    files = {
+        "model": "model.safetensors, config.json",
+        "metrics.jsonl": "every log point",
+        "tensorboard": "the same for TensorBoard",
+        "curves.png": "the same as a picture",
+        "checkpoint": "training state",
+    }
+    rows += [f"{run / name!s:<32} {text}" for name, text in files.items()]
+    return "\n".join(rows)
