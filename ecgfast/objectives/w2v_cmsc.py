@@ -75,6 +75,11 @@ class CMSC(Global):
 
     config: CMSCConfig
 
+    def __init__(self, config: CMSCConfig | None = None) -> None:
+        super().__init__(config)
+        # Nothing is masked, so it has no gradient, for which DDP would wait.
+        self.encoder.mask_token.requires_grad_(False)
+
     def forward(self, views: Views, rng: Tensor, *, process_group: ProcessGroup | None = None) -> Losses:
         """The loss of 2P segments, see `Objective.forward`."""
         check_views(views, self.config.encoder, pairs=True)

@@ -34,7 +34,6 @@ from ecgfast.training.watch import Watch, check_store
 
 TASK = "pretrain"
 
-
 PLANS: dict[str, type[Plan]] = {
     "adjacent_pairs": AdjacentPairs,
     "single_segments": SingleSegments,

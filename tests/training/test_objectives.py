@@ -12,7 +12,7 @@ from ecgfast.nn import Encoder
 from ecgfast.objectives import CMSC, OBJECTIVES, W2V, W2VCMSC, objective_class
 from ecgfast.training import PretrainConfig, export, pretrain, read_metrics, summarize_run
 from ecgfast.training.loop import Trainer
-from tests.training.test_pretraining import assert_same, assert_same_run, trainer_of
+from tests.training.test_pretraining import assert_same, assert_same_run, train_with_two, trainer_of
 from tests.training.test_resuming import stop_at
 
 
@@ -46,6 +46,15 @@ def test_a_run_of_each(name, store, tiny, tmp_path, monkeypatch, capfd):
     assert summarize_run(tmp_path / "run").splitlines()[1].startswith("loss")
     assert (tmp_path / "run/curves.png").is_file()
     assert Encoder.from_pretrained(tmp_path / "run/model").config == config.model.encoder
+
+
+def test_two_processes_train_each(store, tiny, tmp_path):
+    """Every parameter that is trained has a gradient, for which DDP waits."""
+    for name in ("w2v", "cmsc"):
+        (tmp_path / name).mkdir()
+        train_with_two(config_of(name, tiny, batch_pairs=1, max_steps=3), store, tmp_path / name)
+        told = [(tmp_path / name / f"rank{rank}").read_text().split()[0] for rank in (0, 1)]
+        assert told[0] == told[1]
 
 
 def test_a_run_keeps_its_objective(store, tiny, tmp_path):

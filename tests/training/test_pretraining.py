@@ -340,7 +340,7 @@ TELLS = """
     import hashlib, importlib, sys
     from pathlib import Path
     from ecgfast.nn import EncoderConfig
-    from ecgfast.objectives import W2VCMSCConfig
+    from ecgfast.objectives import CMSCConfig, W2VCMSCConfig, W2VConfig
     from ecgfast.training import OptimConfig, PretrainConfig, pretrain
 
     module = importlib.import_module("ecgfast.training.pretrain")
