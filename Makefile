@@ -22,7 +22,7 @@ CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 help:
 	@echo "make demo     pre-train a small model on synthetic records; the result is in $(RUNS)/demo"
 	@echo "make test     run all tests on all cores (PYTEST_ARGS=... for pytest's own arguments)"
-	@echo "make sanitize run the op tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make sanitize run the op tests on CPU kernels, and those of the emulated CUDA kernels, built with sanitizers"
 	@echo "make lint     ruff and clang-format, changing nothing"
 	@echo "make format   ruff and clang-format, changing files"
 	@echo "make install  only the virtual environment and the build, in $(VENV)"
@@ -75,8 +75,11 @@ demo: $(BUILT) $(DEMO_STORE)/store.json
 # are then made once. tests/conftest.py divides the threads among them.
 PARALLEL := -n auto --dist worksteal
 
+# Builds and runs the emulated CUDA kernels once more under AddressSanitizer: `make sanitize` does it.
+UNDER_ASAN := tests/cuda_on_cpu/test_under_asan.py
+
 test: $(DEVELOPING)
-	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) --ignore $(UNDER_ASAN) $(PYTEST_ARGS)
 
 # A second copy of the package with instrumented CPU kernels; --import-mode=append lets it precede the checkout.
 SANITIZED := build/sanitized
@@ -91,6 +94,7 @@ NOT_SANITIZED := $(patsubst %,--ignore tests/ops/test_%.py,compile transforms re
     global_contrastive_ranks)
 
 sanitize: $(DEVELOPING) $(SANITIZED)/.built
+	$(BIN)/python -m pytest $(PARALLEL) -q $(UNDER_ASAN)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib $(BIN)/pytest --import-mode=append \
 	    $(PARALLEL) -p no:cacheprovider -q tests/ops $(NOT_SANITIZED) -k "not opcheck and not gradcheck"

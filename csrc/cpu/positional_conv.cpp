@@ -17,6 +17,10 @@ constexpr int kProductRows = 4;
 #endif
 
 constexpr int64_t kTileBlocks = 4;
+// In the frequency domain an output's error is relative to its row's largest values. An output is summed
+// directly where the squares that it is made from are below this share of the row's mean: beside padding, or
+// where the values of a row differ by orders of magnitude.
+constexpr double kWeak = 1.0 / 16;
 // Elements of a sequence lie too far apart for the machine's prefetchers: so many ahead are fetched.
 constexpr int64_t kFetchAhead = 16;
 
@@ -83,7 +87,7 @@ template <class T>
 struct Scratch {
   static constexpr int64_t V = kLanes<T>;
   int64_t padded, group_stride, tap_stride, row_stride, rows_size, size = 0;
-  T *group, *taps, *rows, *time, *bias_sum;
+  T *group, *taps, *rows, *time, *bias_sum, *energy, *nearby;
 
   Scratch(const ConvArgs& a, void* base) : next_(static_cast<char*>(base)) {
     const int64_t frequencies = a.plan.n / 2 + 1;
@@ -98,6 +102,8 @@ struct Scratch {
     rows = take(tile * rows_size);
     time = take(tile * a.plan.n * V);
     bias_sum = take(padded);
+    energy = take(a.row_chunk * a.plan.n);
+    nearby = take(a.C * a.taps);
   }
 
  private:
@@ -191,7 +197,7 @@ struct Worker {
   }
 
   // Spectra of all channels of a group, for a chunk of rows, unless they are held already. fill_row(tile,
-  // row) sets time(j).
+  // row, its number in the chunk) sets time(j).
   template <class F>
   void group_spectra(int64_t group, int64_t chunk, F fill_row) {
     if (held_group == group && held_chunk == chunk) return;
@@ -200,7 +206,7 @@ struct Worker {
     for (int64_t i = 0; i < rows_in(chunk); ++i)
       for (int64_t block = 0; block < blocks; block += kTileBlocks) {
         const Tile part = tile(group * blocks + block, (group + 1) * blocks);
-        fill_row(part, row(chunk * a.row_chunk + i));
+        fill_row(part, row(chunk * a.row_chunk + i), i);
         for (int64_t j = 0; j < part.count; ++j)
           real_fft(a.plan, time(j), w.group + i * 2 * w.padded + (block + j) * V, w.group_stride, w.padded);
       }
@@ -237,13 +243,15 @@ struct Worker {
                             w.padded, w.taps + f * w.tap_stride, to + f * w.row_stride);
   }
 
-  // consume(offset in [B, N, E], block, the vector there) for all elements of a chunk's rows.
-  template <class F>
-  void rows_out(Tile tile, int64_t chunk, bool backward, F consume) const {
+  // consume(offset in [B, N, E], block, the vector there) for all elements of a chunk's rows; before it
+  // mend(i, row i) may change time(j), where element t lies at origin + t - r.begin.
+  template <class G, class F>
+  void rows_out(Tile tile, int64_t chunk, bool backward, G mend, F consume) const {
     for (int64_t i = 0; i < rows_in(chunk); ++i) {
       const Row r = row(chunk * a.row_chunk + i);
       for (int64_t j = 0; j < tile.count; ++j)
         real_ifft(a.plan, rows(j) + i * 2 * V, w.row_stride, V, time(j));
+      mend(i, r);
       const int64_t first = origin(backward) - r.begin;
       for (int64_t t = r.begin; t < r.end; ++t)
         for (int64_t j = 0; j < tile.count; ++j) {
@@ -253,18 +261,82 @@ struct Worker {
     }
   }
 
+  // The squares of each element of a window, of a tile's channels in time(j), added to those of the tiles
+  // before it in the group.
+  void add_energy(Tile tile, T* energy) const {
+    for (int64_t t = 0; t < n; ++t) {
+      Vec<T> sum = {};
+      for (int64_t j = 0; j < tile.count; ++j) {
+        const Vec<T> v = load(time(j) + t * V);
+        sum += v * v;
+      }
+      energy[t] = (tile.block ? energy[t] : T(0)) + reduce_add<T>(sum);
+    }
+  }
+
+  // Sums directly what a row's weak outputs are, in time(j).
+  void mend_weak(Tile tile, const Row& r, const T* energy) const {
+    double total = 0, near = 0;
+    for (int64_t t = 0; t < n; ++t) total += double(energy[t]);
+    const double least = kWeak * total * double(a.taps) / double(n);
+    int64_t nonzero = 0;
+    const auto add = [&](int64_t t, int sign) {
+      if (t < 0 || t >= n) return;
+      near += sign * double(energy[t]);
+      nonzero += energy[t] != 0 ? sign : 0;
+    };
+    // The elements of an output begin `left` before it; a window of several begins that far before the row.
+    const int64_t first = single ? -a.left : 0;
+    for (int64_t k = 0; k < a.taps - 1; ++k) add(first + k, 1);
+    for (int64_t t = 0; t < r.end - r.begin; ++t) {
+      add(first + t + a.taps - 1, 1);
+      if (near < least) sum_directly(tile, r.b, r.begin + t, nonzero > 0, origin(false) + t);
+      add(first + t, -1);
+    }
+  }
+
+  // Output t of sequence b to time(j) at `to`; 0 unless anything that it is made from differs from 0.
+  void sum_directly(Tile tile, int64_t b, int64_t t, bool any, int64_t to) const {
+    for (int64_t k = 0; any && k < a.taps; ++k) {
+      const int64_t from = t - a.left + k;
+      const bool inside = from >= 0 && from < a.N;
+      for (int64_t block = 0; block < blocks; ++block) {
+        Vec<T> x = {};
+        if (inside) x = load_some(in(a.x, at(tile.group, block, b, from)), lanes(block));
+        for (int64_t l = 0; l < lanes(block); ++l) w.nearby[(block * V + l) * a.taps + k] = x[l];
+      }
+    }
+    for (int64_t j = 0; j < tile.count; ++j) {
+      const int64_t block = tile.block + j;
+      T* out = time(j) + to * V;
+      store(out, Vec<T>{});
+      for (int64_t l = 0; any && l < lanes(block); ++l) {
+        const In* weight = in(a.weight, (tile.group * a.C + block * V + l) * a.C * a.kernel + a.first_tap);
+        Vec<T> sum = {};
+        for (int64_t c = 0; c < a.C; ++c)
+          for (int64_t k = 0; k < a.taps; k += V) {
+            const int64_t count = a.taps - k < V ? a.taps - k : V;
+            sum += load_some(w.nearby + c * a.taps + k, count) * load_some(weight + c * a.kernel + k, count);
+          }
+        out[l] = reduce_add<T>(sum) / scale;
+      }
+    }
+  }
+
   void forward(Tile tile, int64_t chunk) {
-    group_spectra(tile.group, chunk, [this](Tile part, const Row& r) {
+    group_spectra(tile.group, chunk, [this](Tile part, const Row& r, int64_t i) {
       fill(part, window(r, false), [this](int64_t i, int64_t count) {
         fetch(a.x, i);
         return load_some(in(a.x, i), count);
       });
+      add_energy(part, w.energy + i * n);
     });
     for (int64_t j = 0; j < tile.count; ++j) {
       tap_spectra(tile.group, tile.block + j, false);
       multiply_rows(chunk, rows(j));
     }
-    rows_out(tile, chunk, false, [&](int64_t i, int64_t block, Vec<T> v) {
+    const auto mend = [&](int64_t i, const Row& r) { mend_weak(tile, r, w.energy + i * n); };
+    rows_out(tile, chunk, false, mend, [&](int64_t i, int64_t block, Vec<T> v) {
       fetch(a.x, i);
       fetch_to_write(a.out, i);
       const int64_t count = lanes(block);
@@ -279,7 +351,7 @@ struct Worker {
 
   // Spectra of the gradients at the convolution's outputs; on the way their sums, the gradients of the bias.
   void grad_spectra(int64_t group, int64_t chunk, bool sums) {
-    group_spectra(group, chunk, [&](Tile part, const Row& r) {
+    group_spectra(group, chunk, [&](Tile part, const Row& r, int64_t) {
       const Row from = window(r, true);
       fill(part, from, [this](int64_t i, int64_t count) {
         fetch(a.grad_out, i);
@@ -305,7 +377,8 @@ struct Worker {
         tap_spectra(tile.group, tile.block + j, true);
         multiply_rows(chunk, rows(j));
       }
-      rows_out(tile, chunk, true, [&](int64_t i, int64_t block, Vec<T> v) {
+      const auto keep = [](int64_t, const Row&) {};
+      rows_out(tile, chunk, true, keep, [&](int64_t i, int64_t block, Vec<T> v) {
         fetch(a.grad_out, i);
         fetch_to_write(a.grad_x, i);
         const int64_t count = lanes(block);

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -82,8 +81,9 @@ def write_model(
     weights: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save = partial(save_file, tensors, metadata={"format": "pt"})
-        weights = write_beside(folder / WEIGHTS, save, shared=True)
+        weights = write_beside(
+            folder / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}), shared=True
+        )
         digest = file_digest(weights)
         if (folder / WEIGHTS).is_file():
             # Until the new weights are in place the old ones must be readable too: a process may die here.

@@ -34,17 +34,18 @@ class _AllRows(torch.autograd.Function):
         return total.split(ctx.counts)[dist.get_rank(ctx.group)], None, None
 
 
-def _exchange(numbers: list[int], device: torch.device, group: ProcessGroup) -> list[list[int]]:
+def _exchange(numbers: list[int], group: ProcessGroup) -> list[list[int]]:
     """Each rank's numbers.
 
-    On the host where the group has a backend for it ("gloo", "cpu:gloo,cuda:nccl"). With NCCL alone they
-    pass through the device, on a stream of their own: the host waits for the other ranks to call the op, not
-    for what is queued on the device.
+    On the host where the group has a backend for it ("gloo", "cpu:gloo,cuda:nccl"): nothing waits for what is
+    queued on a device. With NCCL alone the numbers pass through this process's device, and the host waits
+    until what other collectives of the group queued before them is done.
     """
-    on_host = torch.device("cpu") in group._device_types
-    if on_host or device.type != "cuda":
+    if torch.device("cpu") in group._device_types:
         return _all_gather(torch.tensor(numbers), group)
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+    # Whatever device the arguments are on: a rank that has them on the wrong one must answer the others too.
+    device = torch.device("cuda", torch.cuda.current_device())
+    with torch.cuda.stream(torch.cuda.Stream(device)):
         return _all_gather(torch.tensor(numbers, device=device), group)
 
 
@@ -77,7 +78,7 @@ def gather_rows(
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         told = [own] * dist.get_world_size(process_group)
     else:
-        told = _exchange(own, device, process_group)
+        told = _exchange(own, process_group)
     if failure:
         raise failure
     _check(op, told)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ecgfast import ops
-from ecgfast.benchmarking.cases import CASES, flatten, forms, merge_sizes
+from ecgfast.benchmarking.cases import CASES, flatten, merge_sizes, variants_of
 
 # A kernel may sum in another order than the reference, and round where the reference's parts do.
 WORSE = 3
@@ -26,10 +26,10 @@ def converted(tree: object, dtype: torch.dtype, device: str) -> object:
     return tree
 
 
-def results(form, arguments, dtype, device):
+def results(op, arguments, dtype, device):
     """Outputs of floating point and the gradients of all leaves, in float64 on the CPU."""
     arguments = converted(arguments, dtype, device)
-    outputs = [t for t in flatten(form(*arguments)) if t.is_floating_point()]
+    outputs = [t for t in flatten(op(*arguments)) if t.is_floating_point()]
     seeded = [torch.Generator().manual_seed(i) for i in range(len(outputs))]
     upstream = [torch.randn(t.shape, generator=g).to(t) for t, g in zip(outputs, seeded, strict=True)]
     wanted = [t for t in flatten(arguments) if t.requires_grad]
@@ -52,14 +52,14 @@ def test_no_worse_than_the_reference(name, dtype, device, quick):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        form = forms(name)["ecgfast"]
+        op = variants_of(name)["ecgfast"]
         sizes = merge_sizes(name, None, quick, device)
         inputs = CASES[name].inputs(sizes, torch.float32, torch.Generator().manual_seed(0))
         inputs = converted(inputs, dtype, "cpu")  # rounded once, for all
-        got = results(form, inputs, dtype, device)
+        got = results(op, inputs, dtype, device)
         with ops.use_reference():
-            plain = results(form, inputs, dtype, device)
-            want = results(form, inputs, torch.float64, device)
+            plain = results(op, inputs, dtype, device)
+            want = results(op, inputs, torch.float64, device)
     finally:
         torch.set_float32_matmul_precision(before)
     for i, (mine, its, target) in enumerate(zip(got, plain, want, strict=True)):

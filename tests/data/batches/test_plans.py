@@ -280,6 +280,17 @@ def test_loaders_fetch_what_plans_name(store, kind, dtype):
             assert (x is None and y is None) or (x.dtype == y.dtype and torch.equal(x, y))
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_short_segments_on_a_gpu(store, dtype):
+    plan = Windows(store, 4, segment_samples=T)
+    assert not plan.whole
+    kept = ResidentLoader(plan, device="cuda", dtype=dtype)
+    for on_device, batch in zip(kept, SegmentLoader(plan, dtype=dtype), strict=True):
+        assert all(torch.equal(x.cpu(), y) for x, y in zip(on_device, batch, strict=True))
+
+
 @pytest.mark.parametrize("kind", [in_order, Windows, TwoViews])
 def test_a_recording_shorter_than_a_segment_ends_in_zeros(tmp_path, kind):
     """The memory of batches is used again: what was there must not stay."""

@@ -193,7 +193,7 @@ def test_file_that_may_not_grow(records, tmp_path):
     [
         ("pyarrow.parquet.ParquetWriter.write_table", "index.parquet"),
         ("csv.writer", "rejected.csv"),
-        ("pathlib.Path.rename", "store"),
+        ("os.replace", "store"),
     ],
 )
 def test_disk_that_fails_at_the_end(records, tmp_path, monkeypatch, step, named):
