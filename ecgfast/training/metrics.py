@@ -59,7 +59,7 @@ class MetricSums:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums and their names, for a training state."""
-        return {"sums": self.values.cpu(), "sum_names": list(self.names)}
+        return {"sums": self.values.to("cpu", copy=True), "sum_names": list(self.names)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the sums of `state_dict`; those of an earlier version are fewer, and without names."""
