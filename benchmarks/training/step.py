@@ -165,7 +165,7 @@ def measure(
 def _row(variant: str, step: Step, peak: float | None, taken: list[float]) -> dict[str, Any]:
     seconds = statistics.median(taken)
     row = {"variant": variant, "ms": round(seconds * 1e3, 3), "peak_mib": peak, "turns": len(taken)}
-    return row | {"segments_per_second": round(len(step.ids) / seconds, 1)}
+    return row | {"segments_per_second": round(len(step.views.signal) / seconds, 1)}
 
 
 def markdown(result: dict[str, Any]) -> str:

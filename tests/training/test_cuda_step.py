@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ecgfast.objectives import W2VCMSC
+from ecgfast.objectives import W2VCMSC, Views
 from ecgfast.ops import make_rng
 from ecgfast.training.optim import make_optimizer
 
@@ -18,8 +18,9 @@ class Step:
 
     def __init__(self, config, model, capturable=False):
         g = torch.Generator("cuda").manual_seed(1)
-        self.signal = torch.randint(-500, 500, (4, 12, 320), device="cuda", generator=g, dtype=torch.int16)
-        self.ids = torch.arange(4, device="cuda")
+        signal = torch.randint(-500, 500, (4, 12, 320), device="cuda", generator=g, dtype=torch.int16)
+        ids = torch.arange(4, device="cuda")
+        self.views = Views(signal, ids % 2, ids)
         self.rng = make_rng(3, 0, "cuda")
         self.model = model
         self.optimizer = make_optimizer(model.parameters(), config.optim)
@@ -28,12 +29,12 @@ class Step:
 
     def __call__(self):
         with torch.autocast("cuda", torch.bfloat16):
-            out = self.model(self.signal, self.ids % 2, self.ids, self.rng)
-        (out.loss / out.sample_size).backward()
+            losses = self.model(self.views, self.rng)
+        (losses.total / losses.size).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.rng[1:].add_(1)
-        return out.loss.detach()
+        return losses.total.detach()
 
 
 @pytest.fixture
