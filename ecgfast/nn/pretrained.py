@@ -20,7 +20,8 @@ CONFIG = "config.json"
 DIGEST = "weights_sha256"
 ORIGIN = "origin"
 ENCODER_PREFIX = "encoder_prefix"
-_NOT_OF_THE_MODEL = (DIGEST, ORIGIN, ENCODER_PREFIX)
+REPLACED = "replaced"
+_NOT_OF_THE_MODEL = (DIGEST, ORIGIN, ENCODER_PREFIX, REPLACED)
 
 
 def file_digest(file: Path | str | BinaryIO) -> str:
@@ -57,9 +58,7 @@ def write_model(
     encoder_prefix: str = "",
     origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model folder; weights that were there before stay whole until both files are complete.
-
-    A process that dies between the two files may leave the old weights under the new configuration.
+    """Write a model folder; a process that dies meanwhile leaves the model that was there, or the new one.
 
     Args:
         folder: made if need be.
@@ -85,10 +84,9 @@ def write_model(
             folder / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}), shared=True
         )
         digest = file_digest(weights)
-        if (folder / WEIGHTS).is_file():
-            # Until the new weights are in place the old ones must be readable too: a process may die here.
-            both = [digest, file_digest(folder / WEIGHTS)]
-            _replace_config(folder, content | {DIGEST: both})
+        if (replaced := _replaced(folder)) is not None:
+            # Until the new weights are in place, the old ones must be read with their own configuration.
+            _replace_config(folder, content | {DIGEST: digest, REPLACED: replaced})
         move_into_place(weights, folder / WEIGHTS, durable=False)
         _replace_config(folder, content | {DIGEST: digest})
     except (OSError, SafetensorError) as error:
@@ -98,6 +96,34 @@ def write_model(
             weights.unlink(missing_ok=True)
         if fresh and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _replaced(folder: Path) -> dict[str, Any] | None:
+    """The content of the `config.json` that belongs to the weights in a folder, with their digest."""
+    try:
+        digest = _digest(folder)
+        content = _of_weights(_read_config(folder), digest)
+        if content.get(DIGEST) is not None:
+            _check_digest(folder, digest, content[DIGEST])
+    except EcgfastError:
+        return None  # no model that can be read stands there
+    return content | {DIGEST: digest}
+
+
+def _of_weights(content: dict[str, Any], digest: str) -> dict[str, Any]:
+    """The content that belongs to the weights of this digest: while they are replaced, there are two."""
+    replaced = content.pop(REPLACED, None)
+    return replaced if isinstance(replaced, dict) and replaced.get(DIGEST) == digest else content
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise EcgfastError(f"{folder / CONFIG}: is not readable JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise EcgfastError(f"{folder / CONFIG}: has no model_type")
+    return content
 
 
 def _replace_config(folder: Path, content: Mapping[str, Any]) -> None:
@@ -139,20 +165,17 @@ def read_model(folder: Path | str) -> ModelFolder:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise EcgfastError(f"{folder}: is not a model folder: no {name}")
-    try:
-        content = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise EcgfastError(f"{folder / CONFIG}: is not readable JSON: {error}") from None
-    model_type = content.pop("model_type", None) if isinstance(content, dict) else None
-    if not isinstance(model_type, str):
-        raise EcgfastError(f"{folder / CONFIG}: has no model_type")
-    config = {name: value for name, value in content.items() if name not in _NOT_OF_THE_MODEL}
+    content = _read_config(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise EcgfastError(f"{folder / WEIGHTS}: is not a safetensors file: {error}") from None
-    if (told := content.get(DIGEST)) is not None:  # there were no digests at first
-        _check_digest(folder, told)
+    if content.get(DIGEST) is not None:  # there were no digests at first
+        digest = _digest(folder)
+        content = _of_weights(content, digest)
+        _check_digest(folder, digest, content.get(DIGEST))
+    model_type = content.pop("model_type")
+    config = {name: value for name, value in content.items() if name not in _NOT_OF_THE_MODEL}
     return ModelFolder(model_type, config, tensors, _encoder_prefix(folder, model_type, content))
 
 
@@ -166,11 +189,15 @@ def _encoder_prefix(folder: Path, model_type: str, content: Mapping[str, Any]) -
     return prefix
 
 
-def _check_digest(folder: Path, told: Any) -> None:
+def _digest(folder: Path) -> str:
     try:
-        digest = file_digest(folder / WEIGHTS)
+        return file_digest(folder / WEIGHTS)
     except OSError as error:
         raise EcgfastError(f"{folder / WEIGHTS}: can't be read: {error.strerror}") from None
+
+
+def _check_digest(folder: Path, digest: str, told: Any) -> None:
+    # Version 0.1 names two digests while it replaces a model.
     if digest not in (told if isinstance(told, list) else [told]):
         raise EcgfastError(
             f"{folder / WEIGHTS}: is damaged or was replaced: its SHA-256 is not the one in {CONFIG}; "

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,15 +89,20 @@ DIES = """
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_killed_while_it_replaces_a_model(count, folder, tmp_path):
-    """Between any two of the renames either model can be read."""
+    """Between any two of the renames one of the models can be read, with its own configuration."""
     old = Encoder.from_pretrained(folder)
-    script = textwrap.dedent(DIES).replace("CONFIG", repr(TINY))
+    other = replace(TINY, norm_padding=True, heads=1)
+    script = textwrap.dedent(DIES).replace("CONFIG", repr(other))
     child = subprocess.run(
         [sys.executable, "-c", script, folder, str(count)], capture_output=True, text=True, env=os.environ
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
     loaded = Encoder.from_pretrained(folder)
     assert torch.equal(loaded.mask_token, old.mask_token) == (count < 2)
+    assert loaded.config == (TINY if count < 2 else other)
+    Encoder(other).save_pretrained(folder)
+    assert Encoder.from_pretrained(folder).config == other
+    assert "replaced" not in json.loads((folder / "config.json").read_text())
 
 
 def test_a_config_without_digest_loads(folder):

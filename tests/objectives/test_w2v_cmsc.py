@@ -323,6 +323,19 @@ def test_compiles_as_one_graph():
         assert distance(p.grad, gradients[name]) < GRADIENT_TOLERANCE, name
 
 
+def test_compiles_with_as_many_masks_as_are_drawn():
+    model = no_dropout(layers=1, n_masked=None)
+    step = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    sizes = set()
+    for i in (3, 4):
+        expected = model(make_batch(), ops.make_rng(0, i))
+        output = step(make_batch(), ops.make_rng(0, i))
+        torch.testing.assert_close(output.total, expected.total, rtol=1e-5, atol=0)
+        assert output.size == expected.size
+        sizes.add(int(output.size))
+    assert len(sizes) == 2
+
+
 def test_model_folder_round_trip(tmp_path):
     model = make_model()
     model.save_pretrained(tmp_path / "model")
