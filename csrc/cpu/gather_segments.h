@@ -3,7 +3,7 @@
 
 namespace ecgfast {
 
-// Segments cropped out of recordings that lie in one array, lead-major: see ecgfast/data/store.py.
+// Segments cropped out of recordings that lie in one array, lead-major: see ecgfast/data/store/store.py.
 struct GatherArgs {
   bool raw;     // int16 microvolts out; else dtype, in millivolts
   DType dtype;  // of signal

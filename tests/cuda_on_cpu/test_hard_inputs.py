@@ -21,7 +21,7 @@ from tests.ops.helpers import generator
 
 Function = Callable[..., tuple[Tensor, ...]]
 # Of one seed, where the tests on the CPU take 3 of several seeds together.
-FACTOR = 5.0
+FACTOR = 3.0
 
 
 def differentiated(function: Function, inputs: Sequence[Tensor], upstream: Sequence[Tensor]) -> list[Tensor]:
