@@ -54,9 +54,9 @@ def positional_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, groups: i
 def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """``x + GELU(conv(x))`` over the tokens: a grouped convolution of the same length, erf GELU, residual.
 
-    The CPU kernel works in the frequency domain: its error is relative to the largest values of a segment,
-    not to each output (where a segment steps down to zeros, gradients of x and bias were seen 6 times as
-    far from fp64 as a direct convolution's in fp32), and a NaN spreads over its segment and group. Where a
+    The CPU kernel works in the frequency domain, where an output's error is relative to the largest values of
+    a segment; outputs of much weaker tokens than the segment's mean, such as those beside padding, are
+    summed directly. A NaN spreads over its segment and group. Where a
     gradient is wanted it keeps the convolution's output, ``[B, N, E]``, beside the inputs. The CUDA kernels
     multiply on tensor cores: where :func:`torch.get_float32_matmul_precision` is "highest" when the forward
     pass runs, fp32 in three bf16 pieces, as exact as fp32 arithmetic; otherwise in two, at half the cost,
