@@ -135,6 +135,7 @@ class Objective(nn.Module, ABC):
     """A pre-training model: an encoder, what its losses need besides, and the losses.
 
     A new objective is a subclass in a file of its own and a line in `ecgfast.objectives.registry`.
+    Parameters that get no gradient must not require one: several processes would wait for it.
 
     Attributes:
         encoder: what is kept after pre-training.
