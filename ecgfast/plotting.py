@@ -73,6 +73,7 @@ def _draw_panel(
     axes.set_title(panel.title)
     axes.set_ylabel(panel.unit)
     axes.grid(alpha=0.3)
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.xaxis.set_tick_params(labelbottom=True)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize="small")

@@ -65,7 +65,7 @@ def test_the_added_objective_trains(example):
     config = json.loads((example / "run/model/config.json").read_text())
     assert (config["model_type"], config["encoder_prefix"]) == ("ecgfast_amplitude", "encoder.")
     help_text = run(example, "pretrain", "--objective", "amplitude", "--help").stdout
-    assert "amplitude of masked tokens (the documentation's example)" in help_text
+    assert "- amplitude: amplitude of masked tokens" in help_text
     assert "--model.mask-prob" in help_text
     assert "--model.n-negatives" not in help_text
 

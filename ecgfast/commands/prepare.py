@@ -47,9 +47,9 @@ def prepare(
     from ecgfast.leads import LeadNames
 
     names = LeadNames.of(_pairs(rename), leads.split(",") if leads is not None else None)
-    how = Preprocessing(bandpass, notch, baseline, derive_leads, longest_gap, names)
+    settings = Preprocessing(bandpass, notch, baseline, derive_leads, longest_gap, names)
     workers = workers or os.cpu_count() or 1
-    print(run(source, store, format=format, unit=unit, preprocessing=how, workers=workers))
+    print(run(source, store, format=format, unit=unit, preprocessing=settings, workers=workers))
 
 
 def _pairs(texts: tuple[tuple[str, ...], ...]) -> dict[str, str]:

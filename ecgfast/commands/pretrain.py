@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 def command(args: Sequence[str]) -> Callable[..., None]:
     """The command whose settings are by default those of the file, or preset and objective, in `args`."""
     from ecgfast import training
+    from ecgfast.objectives.base import Size
 
     default, started_from = _settings(args)
 
     def pretrain(
         store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
         run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
-        preset: Literal["demo", "small", "paper"] = "small",
+        preset: Size = "small",
         file: Annotated[File, tyro.conf.arg(name="config")] = None,
         init: Folder = None,
         config: Annotated[training.PretrainConfig, tyro.conf.arg(name="")] = default,
@@ -67,13 +68,9 @@ def command(args: Sequence[str]) -> Callable[..., None]:
 
 def _objectives() -> str:
     """A line for each objective."""
-    from ecgfast.objectives.registry import OBJECTIVES, objective_class
+    from ecgfast.objectives.registry import OBJECTIVES
 
-    lines = []
-    for name, entry in OBJECTIVES.items():
-        settings = ", ".join(f"{setting} {value:g}" for setting, value in entry.settings.items())
-        lines.append(f"- {name}: {objective_class(name).summary}{f' ({settings})' if settings else ''}")
-    return "\n".join(lines)
+    return "\n".join(f"- {name}: {entry.summary}" for name, entry in OBJECTIVES.items())
 
 
 def _settings(args: Sequence[str]) -> tuple["PretrainConfig", str | None]:
@@ -87,7 +84,7 @@ def _settings(args: Sequence[str]) -> tuple["PretrainConfig", str | None]:
     if given.config is not None:
         for name in ("preset", "objective"):
             if (value := getattr(given, name)) is not None:
-                raise EcgfastError(f"config: must be without --{name}, which it tells, got {value!r} too")
+                raise EcgfastError(f"--{name} {value} can't be given beside --config, which sets it")
         return training.read_config(Path(given.config))
     preset = training.PRESETS.get(given.preset, training.PRESETS["small"])
     return (preset() if given.objective is None else preset(given.objective)), None

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ecgfast._outputs import check_space
 from ecgfast.commands.arguments import Argument, count
+from ecgfast.leads import N_LEADS
+from ecgfast.units import SAMPLE_RATE
 
 
 def synth(
@@ -31,7 +33,7 @@ def synth(
     from ecgfast.data import synthetic_store, write_synthetic
 
     if not out.exists():  # else it may hold them already
-        check_space("patients", patients * records * seconds * 500 * 12 * 2, out)
+        check_space("patients", patients * records * seconds * SAMPLE_RATE * N_LEADS * 2, out)
     written = (synthetic_store if into_store else write_synthetic)(
         out,
         patients=patients,

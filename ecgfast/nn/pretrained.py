@@ -182,7 +182,7 @@ def read_model(folder: Path | str) -> ModelFolder:
 def _encoder_prefix(folder: Path, model_type: str, content: Mapping[str, Any]) -> str | None:
     if model_type == ENCODER_TYPE:
         return ""
-    # Folders of version 0.1 do not say it.
+    # At first folders did not say it.
     prefix = content.get(ENCODER_PREFIX, "encoder." if isinstance(content.get("encoder"), dict) else None)
     if not isinstance(prefix, str | None):
         raise EcgfastError(f"{folder / CONFIG}: {ENCODER_PREFIX} must be a text, got {prefix!r}")
@@ -197,7 +197,7 @@ def _digest(folder: Path) -> str:
 
 
 def _check_digest(folder: Path, digest: str, told: Any) -> None:
-    # Version 0.1 names two digests while it replaces a model.
+    # At first there were two digests while a model was replaced.
     if digest not in (told if isinstance(told, list) else [told]):
         raise EcgfastError(
             f"{folder / WEIGHTS}: is damaged or was replaced: its SHA-256 is not the one in {CONFIG}; "

@@ -19,13 +19,16 @@ from ecgfast.nn.encoder import Encoder
 from ecgfast.nn.pretrained import load_tensors, read_model, write_model
 from ecgfast.ops._dispatch import INTS
 
-Plan = Literal["adjacent_pairs", "single_segments", "two_views"]
+Pairing = Literal["adjacent_pairs", "single_segments", "two_views"]
 """How the rows of a batch belong together: rows i and P + i are adjacent segments of a recording, each row
 is a segment of its own, or rows i and P + i are the same segment twice."""
 
+Size = Literal["demo", "small", "paper"]
+"""How large a preset's encoder is."""
+
 
 class Views(NamedTuple):
-    """What an objective sees of a batch of B rows, in which `Plan` says how rows belong together.
+    """What an objective sees of a batch of B rows, in which `Pairing` says how rows belong together.
 
     Attributes:
         signal: [B, L, T], float millivolts or int16 microvolts.
@@ -116,7 +119,7 @@ class ObjectiveConfig:
             self.encoder = config_from_dict(EncoderConfig, self.encoder, "encoder")
 
     @classmethod
-    def sized(cls, size: Literal["demo", "small", "paper"], encoder: EncoderConfig) -> Self:
+    def sized(cls, size: Size, encoder: EncoderConfig) -> Self:
         """The settings for a preset's encoder."""
         return cls(encoder=encoder)
 
@@ -145,10 +148,8 @@ class Objective(nn.Module, ABC):
     Config: ClassVar[type[ObjectiveConfig]]
     model_type: ClassVar[str]
     """Kind of the model, in the `config.json` of its folder."""
-    plan: ClassVar[Plan]
+    plan: ClassVar[Pairing]
     """How the rows of its batches belong together."""
-    summary: ClassVar[str]
-    """A line for the command line's help."""
 
     encoder: Encoder
 
@@ -180,9 +181,8 @@ class Objective(nn.Module, ABC):
             n_rows: rows B among which a loss contrasts, of all ranks if it does so over them; None: unknown.
         """
 
-    @torch.no_grad()
     def after_update(self, rng: Tensor) -> None:
-        """What follows an update, such as that of a teacher; `rng` is that of the update."""
+        """What follows an update, such as that of a teacher: without gradients; `rng` is the update's."""
 
     def shardable(self) -> list[nn.Module]:
         """Modules that a sharded wrapper may wrap each by itself, innermost first."""
@@ -240,7 +240,7 @@ class Objective(nn.Module, ABC):
 
 
 def check_views(views: Views, config: EncoderConfig, *, pairs: bool) -> None:
-    """Raise `EcgfastError` unless the tensors of `views` go together; `pairs`: B must be even."""
+    """Raise `EcgfastError` unless the tensors of `views` go together; `pairs`: as rows of pairs do."""
     signal = views.signal
     rows = "2P" if pairs else "B"
     if signal.ndim != 3 or config.n_tokens(signal.shape[2]) == 0:
@@ -255,7 +255,7 @@ def check_views(views: Views, config: EncoderConfig, *, pairs: bool) -> None:
             raise EcgfastError(f"{name} must be [{batch}] of integers, got {got}")
         if x.device != signal.device:
             raise EcgfastError(f"{name}: is on {x.device}, the signal on {signal.device}")
-    if views.segment is not None:
+    if pairs and views.segment is not None:
         _check_segment(views.segment, signal)
 
 

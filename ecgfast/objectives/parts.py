@@ -7,7 +7,7 @@ the names that model folders and converted checkpoints know, and methods that dr
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,10 @@ from ecgfast.errors import EcgfastError
 from ecgfast.nn.config import EncoderConfig, check_flags, check_integers, check_numbers
 from ecgfast.nn.encoder import EncoderOutput, mean_tokens
 from ecgfast.nn.quantizer import Quantizer, QuantizerOutput, perplexity
-from ecgfast.objectives.base import Losses, Metric, Objective, ObjectiveConfig, Panel, Views, chance_of
+from ecgfast.objectives.base import Losses, Metric, Objective, ObjectiveConfig, Panel, Size, Views, chance_of
 from ecgfast.ops._dispatch import wide
 
-LOSS = Metric("loss", Panel("Total loss", "nats"), "total", term=True, row=".4f")
+LOSS = Metric("loss", Panel("Total loss", "sum of the terms"), "total", term=True, row=".4f")
 
 # About what the paper's spans leave of 156 tokens at its batch size; fixed, so that shapes are static.
 _N_MASKED = 64
@@ -130,7 +130,7 @@ class LocalConfig(LeadMaskingConfig):
         self.gumbel_temperature = (start, end, decay)
 
     @classmethod
-    def sized(cls, size: Literal["demo", "small", "paper"], encoder: EncoderConfig) -> Self:
+    def sized(cls, size: Size, encoder: EncoderConfig) -> Self:
         if size == "paper":
             return cls(encoder=encoder)
         if size == "small":

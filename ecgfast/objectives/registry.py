@@ -1,28 +1,39 @@
 """The objectives by their names; a name's module is imported when it is asked for."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ecgfast._suggest import did_you_mean
 from ecgfast.errors import EcgfastError
-from ecgfast.objectives.base import Objective, ObjectiveConfig
+from ecgfast.nn.config import EncoderConfig
+from ecgfast.objectives.base import Objective, ObjectiveConfig, Size
 
 DEFAULT = "w2v_cmsc_rlm"
 
 
 class Entry(NamedTuple):
-    """Where an objective is, and the settings that its name stands for."""
+    """Where an objective is, what it is in a line of help, and the settings that its name stands for."""
 
     module: str
     kind: str
-    settings: dict[str, Any]
+    summary: str
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 OBJECTIVES = {
-    "w2v": Entry("ecgfast.objectives.w2v_cmsc", "W2V", {}),
-    "cmsc": Entry("ecgfast.objectives.w2v_cmsc", "CMSC", {}),
-    "w2v_cmsc": Entry("ecgfast.objectives.w2v_cmsc", "W2VCMSC", {"lead_mask_prob": 0.0}),
-    DEFAULT: Entry("ecgfast.objectives.w2v_cmsc", "W2VCMSC", {}),
+    "w2v": Entry("ecgfast.objectives.w2v_cmsc", "W2V", "local loss (wav2vec 2.0)"),
+    "cmsc": Entry("ecgfast.objectives.w2v_cmsc", "CMSC", "global loss of adjacent segments (CLOCS)"),
+    "w2v_cmsc": Entry(
+        "ecgfast.objectives.w2v_cmsc", "W2VCMSC", "local and global loss", {"lead_mask_prob": 0.0}
+    ),
+    DEFAULT: Entry(
+        "ecgfast.objectives.w2v_cmsc",
+        "W2VCMSC",
+        "local and global loss with random lead masking (the paper's method)",
+    ),
 }
 """What `--objective` takes. A new objective is a line here."""
 
@@ -37,16 +48,13 @@ def objective_class(name: str) -> type[Objective]:
     return getattr(import_module(entry.module), entry.kind)
 
 
-def objective_config(name: str, size: str, encoder: Any) -> ObjectiveConfig:
+def objective_config(name: str, size: Size, encoder: EncoderConfig) -> ObjectiveConfig:
     """The settings of the objective called `name` for an encoder of a preset's size, see `sized`."""
-    config = objective_class(name).Config.sized(size, encoder)
-    for setting, value in _entry(name).settings.items():
-        setattr(config, setting, value)
-    return config
+    return replace(objective_class(name).Config.sized(size, encoder), **_entry(name).settings)
 
 
 def _entry(name: str) -> Entry:
-    if name not in OBJECTIVES:
-        near = did_you_mean(name, OBJECTIVES)
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        near = did_you_mean(name, OBJECTIVES) if isinstance(name, str) else ""
         raise EcgfastError(f"objective: must be one of {', '.join(OBJECTIVES)}, got {name!r}{near}")
     return OBJECTIVES[name]

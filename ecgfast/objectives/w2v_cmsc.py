@@ -28,7 +28,6 @@ class W2V(Local):
     Config = W2VConfig
     model_type = "ecgfast_w2v"
     plan = "single_segments"
-    summary = "local loss (wav2vec 2.0)"
 
     config: W2VConfig
 
@@ -71,7 +70,6 @@ class CMSC(Global):
     Config = CMSCConfig
     model_type = "ecgfast_cmsc"
     plan = "adjacent_pairs"
-    summary = "global loss of adjacent segments (CLOCS)"
 
     config: CMSCConfig
 
@@ -112,7 +110,6 @@ class W2VCMSC(Local, Global):
     Config = W2VCMSCConfig
     model_type = "ecgfast_w2v_cmsc"
     plan = "adjacent_pairs"
-    summary = "local and global loss"
 
     config: W2VCMSCConfig
 
@@ -137,7 +134,8 @@ class W2VCMSC(Local, Global):
     @classmethod
     def metrics(cls, config: W2VCMSCConfig, n_rows: int | None = None) -> tuple[Metric, ...]:
         terms, others = cls.local_metrics(config)
-        return (_PER_TOKEN, *terms, *cls.global_metrics(n_rows), *others)
+        local, *others_of_it = terms
+        return (_PER_TOKEN, local, *cls.global_metrics(n_rows), *others_of_it, *others)
 
     @classmethod
     def weaknesses(cls, config: W2VCMSCConfig, n_rows: int) -> list[str]:

@@ -58,15 +58,17 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if not _is_number(self.lr) or not 0 < self.lr < math.inf:
-            raise EcgfastError(f"optim.lr: got {self.lr}; a positive number is taken")
+            raise EcgfastError(f"optim.lr: got {self.lr!r}; a positive number is taken")
         pair = isinstance(self.betas, list | tuple) and len(self.betas) == 2
         if not pair or not all(_is_number(beta) and 0 <= beta < 1 for beta in self.betas):
-            raise EcgfastError(f"optim.betas: got {self.betas}; two numbers in [0, 1) are taken")
+            raise EcgfastError(f"optim.betas: got {self.betas!r}; two numbers in [0, 1) are taken")
         object.__setattr__(self, "betas", tuple(self.betas))
         for name in ("eps", "weight_decay", "warmup_steps", "clip_norm"):
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value < math.inf:
-                raise EcgfastError(f"optim.{name}: got {value}; a number of at least 0 is taken")
+                raise EcgfastError(f"optim.{name}: got {value!r}; a number of at least 0 is taken")
+        if not isinstance(self.warmup_steps, int):
+            raise EcgfastError(f"optim.warmup_steps: got {self.warmup_steps!r}; an integer is taken")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,20 +114,20 @@ class PretrainConfig(LoopConfig):
     """Pre-training with an objective. The defaults are the paper's."""
 
     objective: str = DEFAULT
-    """What to learn by, of those listed above."""
-    model: ObjectiveConfig = None  # type: ignore[assignment]  # __post_init__ makes that of the objective
+    """What to learn by: one of the objectives listed above."""
+    # Where nothing is told, __post_init__ makes that of the objective.
+    model: ObjectiveConfig = field(default=None)
+    """Settings of the objective."""
     batch_pairs: int = 64
-    """Pairs of segments per process and micro-batch."""
+    """Pairs of segments per process and micro-batch; twice as many segments where they need not be pairs."""
     segment_samples: int = 2500
     """Length of a segment in samples at 500 Hz (2500: 5 s)."""
     offsets: Literal["fixed", "random"] = "fixed"
     """Where a recording's pair starts: fixed as in the paper, or drawn each epoch."""
     loader: Literal["stream", "resident"] = "stream"
-    """Where batches come from: read from the store ahead of their use, or cropped on the device out of
-    a store that is kept whole in its memory. The numbers are the same."""
+    """Batches come ahead of their use from the disk, or out of a store kept in the device's memory."""
     global_batch: bool = False
-    """With several processes, contrast segments with those of all of them in the global loss; the
-    official code contrasts within each process."""
+    """Contrast segments with those of all processes; the official code does so within each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,9 +40,13 @@ def export(run: Path | str, out: Path | str) -> int:
             "(--checkpoint-every) and when Ctrl-C stops it"
         )
     objective = description["config"].get("objective", DEFAULT)
+    try:
+        kind = objective_class(objective)
+    except EcgfastError as error:
+        raise EcgfastError(f"{folder.config}: {error}") from None
     config = model_config(objective, description["config"].get("model"), f"{folder.config}: model")
     with torch.device("meta"):
-        model = objective_class(objective)(config)
+        model = kind(config)
     if not isinstance(state.get("model"), dict):
         raise EcgfastError(f"{folder.state}: holds no model")
     load_tensors(model, state["model"], folder.state)

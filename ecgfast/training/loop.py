@@ -162,7 +162,8 @@ class Trainer:
             group["lr"] = learning_rate(self.step, optim)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.after_update(self.rng)
+        with torch.no_grad():
+            self.model.after_update(self.rng)
         self.rng[1:].add_(1)
         self.step += 1
 

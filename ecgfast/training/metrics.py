@@ -23,7 +23,7 @@ COMMON = (
 )
 """What every training reports besides the metrics of its objective."""
 
-# The sums in states of version 0.1, which do not name them; at first they were without the last two.
+# The sums in states that do not name them; at first they were without the last two.
 _FIRST_SUMS = (
     *("total", "local", "diversity", "feature_penalty", "global", "n_correct", "size"),
     *("code_perplexity", "prob_perplexity", "temperature", "batches", "grad_norm", "steps"),
@@ -41,7 +41,10 @@ class MetricSums:
 
     def __init__(self, metrics: Sequence[Metric], device: torch.device) -> None:
         self._metrics = [metric for metric in (*metrics, *COMMON) if metric.of]
-        self.names = list(dict.fromkeys(name for m in self._metrics for name in (m.of, m.per)))
+        names = dict.fromkeys(name for m in self._metrics for name in (m.of, m.per))
+        # In the order of states without names, so that earlier versions read those of their objective.
+        first = [name for name in _FIRST_SUMS if name in names]
+        self.names = [*first, *(name for name in names if name not in first)]
         self.values = torch.zeros(len(self.names), dtype=torch.float64, device=device)
 
     def _add(self, terms: Mapping[str, Tensor | float]) -> None:
@@ -71,7 +74,7 @@ class MetricSums:
         """The means of what was summed, and start again. Waits for the device."""
         sums = dict(zip(self.names, self.values.tolist(), strict=True))
         self.values.zero_()
-        return {m.name: sums[m.of] / max(sums[m.per], 1.0) for m in self._metrics}
+        return {m.name: sums[m.of] / (sums[m.per] or 1.0) for m in self._metrics}
 
 
 def check_finite(what: str, value: float, step: int, saved: int | None = None) -> None:
@@ -232,4 +235,10 @@ def summarize_points(points: Sequence[dict[str, float]], metrics: Sequence[Metri
     """The first and the last log point as lines of a table, for people."""
     first, last = points[0], points[-1]
     rows = [f"{'':<17}{'first':>9}{'last':>9}   (update {first['step']}, {last['step']})"]
-    return rows + [_row(metric, first, last) for metric in metrics if metric.row and metric.name in last]
+    shown: set[tuple[Panel, float]] = set()
+    for metric in metrics:
+        # One that ends as another in its panel, as a stricter count does, adds nothing.
+        if metric.row and metric.name in last and (metric.panel, last[metric.name]) not in shown:
+            rows.append(_row(metric, first, last))
+            shown.add((metric.panel, last[metric.name]))
+    return rows

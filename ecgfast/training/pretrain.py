@@ -28,7 +28,7 @@ from ecgfast.training.config import PretrainConfig, completed, renamed
 from ecgfast.training.initial import describe_init, load_init
 from ecgfast.training.loop import Trainer, count_steps, train
 from ecgfast.training.parallel import World, open_world
-from ecgfast.training.reports import plot_run
+from ecgfast.training.reports import plot_run, rows_contrasted
 from ecgfast.training.run_folder import RunFolder, describe_run, had_length
 from ecgfast.training.watch import Watch, check_store
 
@@ -39,7 +39,7 @@ PLANS: dict[str, type[Plan]] = {
     "single_segments": SingleSegments,
     "two_views": TwoViews,
 }
-"""How the rows of an objective's batches belong together, see `ecgfast.objectives.base.Plan`."""
+"""How the rows of an objective's batches belong together, see `ecgfast.objectives.base.Pairing`."""
 
 
 class Batches:
@@ -120,15 +120,14 @@ def make_trainer(objective: Objective, source: Batches, config: PretrainConfig, 
         source,
         config,
         world,
-        metrics=objective.metrics(config.model, rows_contrasted(config, world)),
+        metrics=objective.metrics(config.model, _rows(config, world)),
         watch=Watch(type(objective), config.model, config.optim.warmup_steps),
         process_group=world.group if config.global_batch else None,
     )
 
 
-def rows_contrasted(config: PretrainConfig, world: World) -> int:
-    """Rows among which a loss contrasts."""
-    return 2 * config.batch_pairs * (world.size if config.global_batch else 1)
+def _rows(config: PretrainConfig, world: World) -> int:
+    return rows_contrasted(config.batch_pairs, config.global_batch, world.size)
 
 
 def as_started(old: dict[str, Any], config: PretrainConfig) -> PretrainConfig:
@@ -179,7 +178,12 @@ def _resume(trainer: Trainer, folder: RunFolder, old: dict[str, Any] | None, ste
 def _find(folder: RunFolder) -> dict[str, Any] | None:
     """The description of the run in the folder, in today's names; None if it holds none."""
     old = folder.find()
-    return None if old is None else old | {"config": renamed(old["config"])}
+    if old is None:
+        return None
+    try:
+        return old | {"config": renamed(old["config"])}
+    except EcgfastError as error:
+        raise EcgfastError(f"{folder.config}: {error}") from None
 
 
 def pretrain(
@@ -233,11 +237,16 @@ def pretrain(
         if folder.finished and steps <= before:
             return False
         objective = make_objective(config)
-        trainer = make_trainer(objective, source, config, world)
-        trainer.identity = (old or description).get("identity")
-        trainer.tell([*odd, *objective.weaknesses(config.model, rows_contrasted(config, world))])
         if not folder.states.exist and (started_from := (old or description).get("init")):
             load_init(objective, started_from)
+        trainer = make_trainer(objective, source, config, world)
+        trainer.identity = (old or description).get("identity")
+        trainer.tell(
+            [
+                *odd,
+                *objective.weaknesses(config.model, _rows(config, world)),
+            ]
+        )
         if world.is_main:
             folder.create(description)
         world.barrier()

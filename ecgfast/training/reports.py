@@ -29,10 +29,13 @@ def run_metrics(run: Path) -> tuple[Metric, ...]:
 def _described(description: dict[str, Any]) -> tuple[Metric, ...]:
     config = description["config"]
     kind = objective_class(config.get("objective", DEFAULT))
-    n_rows = 2 * config["batch_pairs"]
-    if config.get("global_batch"):
-        n_rows *= description["world_size"]
+    n_rows = rows_contrasted(config["batch_pairs"], config.get("global_batch"), description.get("world_size"))
     return kind.metrics(config_from_dict(kind.Config, config["model"], "model"), n_rows)
+
+
+def rows_contrasted(batch_pairs: int, global_batch: bool, world_size: int) -> int:
+    """Rows among which a loss contrasts: a process's, or those of all."""
+    return 2 * batch_pairs * (world_size if global_batch else 1)
 
 
 def plot_run(run: Path, out: Path) -> None:

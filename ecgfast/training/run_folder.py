@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from ecgfast._version import __version__
 from ecgfast.errors import EcgfastError
-from ecgfast.files import move_into_place, sync, write_atomically
+from ecgfast.files import move_into_place, partial_path, sync, write_atomically
 from ecgfast.nn.pretrained import file_digest
 from ecgfast.training.config import LoopConfig
 from ecgfast.training.states import States
@@ -238,7 +238,7 @@ class RunFolder:
 
     def save_model(self, model: Saved) -> None:
         """Put the finished model into `model/`, whole or not at all."""
-        partial = self.path / "model.partial"
+        partial = partial_path(self.model)
         _clear(partial)
         model.save_pretrained(partial)
         for path in (*partial.iterdir(), partial):

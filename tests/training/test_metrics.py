@@ -78,7 +78,7 @@ def test_sums_of_version_0_1_have_no_names():
 def test_bar_shows_what_the_objective_names():
     text = bar_text(METRICS, point(1, 2.0) | {"accuracy_strict": 0.25})
     assert text == (
-        "local 2.000 diversity 2.0000 penalty 2.000 global 2.000 accuracy 25.0% "
+        "local 2.000 global 2.000 diversity 2.0000 penalty 2.000 accuracy 25.0% "
         "perplexity 2.0 of 640, 2 segments/s"
     )
 

@@ -1,5 +1,6 @@
 """Training of each objective: what the loop asks of it, and the folders that its runs leave."""
 
+import copy
 import dataclasses
 import json
 
@@ -10,6 +11,7 @@ from ecgfast.cli import main
 from ecgfast.errors import EcgfastError
 from ecgfast.nn import Encoder
 from ecgfast.objectives import CMSC, OBJECTIVES, W2V, W2VCMSC, objective_class
+from ecgfast.objectives.registry import Entry
 from ecgfast.training import PretrainConfig, export, pretrain, read_metrics, summarize_run
 from ecgfast.training.loop import Trainer
 from tests.training.test_pretraining import assert_same, assert_same_run, train_with_two, trainer_of
@@ -104,6 +106,40 @@ def test_after_update_is_called_once_per_update(store, tiny, monkeypatch):
     assert calls == [[tiny.seed, 0], [tiny.seed, 1]]
 
 
+class Taught(CMSC):
+    """With a teacher that follows the encoder after each update."""
+
+    model_type = "taught"
+
+    def __init__(self, config=None):
+        super().__init__(config)
+        self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
+
+    def after_update(self, rng):
+        for slow, fast in zip(self.teacher.parameters(), self.encoder.parameters(), strict=True):
+            slow.lerp_(fast, 0.5)
+
+
+def test_a_teacher_follows_without_gradients(store, tiny, tmp_path, monkeypatch):
+    """Updates leave no graph on it, and a run that was stopped goes on with it as it was."""
+    monkeypatch.setitem(OBJECTIVES, "taught", Entry(__name__, "Taught", "an example"))
+    config = config_of("taught", tiny)
+    assert pretrain(store, tmp_path / "whole", config, progress=False)
+    stop_at(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(store, tmp_path / "run", config, progress=False)
+    assert pretrain(store, tmp_path / "run", config, progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    trainer = trainer_of(config, store)
+    before = [p.clone() for p in trainer.model.teacher.parameters()]
+    batches = trainer.batches()
+    trainer.update(batches)
+    batches.close()
+    after = list(trainer.model.teacher.parameters())
+    assert any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert all(p.grad_fn is None and not p.requires_grad for p in after)
+
+
 def test_single_segments_are_batches_too(store, tiny):
     """As many rows as those of pairs have, each of its own."""
     trainer = trainer_of(config_of("w2v", tiny), store)
@@ -119,8 +155,9 @@ def test_help_lists_the_objectives(capsys):
         main(["pretrain", "--help"])
     text = capsys.readouterr().out
     for name in OBJECTIVES:
-        assert f"\n- {name}: {objective_class(name).summary}" in text
-    assert "w2v_cmsc: local and global loss (lead_mask_prob 0)" in text
+        assert f"\n- {name}: {OBJECTIVES[name].summary}" in text
+    assert "type: ignore" not in text
+    assert "Settings of the objective" in text
     assert "--model.codebook-groups" in text
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecgfast.units import MILLIVOLTS_PER_UNIT
+
 
 def patch_embed(
     signal: Tensor, keep: Tensor, weights: Sequence[Tensor], gn_weight: Tensor, gn_bias: Tensor
@@ -114,7 +116,7 @@ def gather_segments(
     for first, at, n in zip(offset.tolist(), start.tolist(), n_samples.tolist(), strict=True):
         crop = values[first : first + 12 * n].reshape(12, n)[:, at : at + length]
         if dtype != torch.int16:
-            crop = crop.astype(np.float32) * np.float32(1e-3)
+            crop = crop.astype(np.float32) * np.float32(MILLIVOLTS_PER_UNIT)
         items.append(torch.from_numpy(crop))
     return torch.stack(items).to(dtype)
 

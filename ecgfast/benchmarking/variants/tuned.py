@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecgfast.units import MILLIVOLTS_PER_UNIT
+
 _EPS = 1e-8
 
 
@@ -291,7 +293,7 @@ def gather_segments(
     rows = zip(out, offset.tolist(), start.tolist(), n_samples.tolist(), strict=True)
     for row, first, at, n in rows:
         row.copy_(store[first : first + 12 * n].view(12, n)[:, at : at + length])
-    return out if dtype == torch.int16 else out.mul_(1e-3)
+    return out if dtype == torch.int16 else out.mul_(MILLIVOLTS_PER_UNIT)
 
 
 def gather_segments_compiled(
@@ -301,7 +303,7 @@ def gather_segments_compiled(
     leads, samples = (torch.arange(n, device=store.device) for n in (12, length))
     first = (offset + start)[:, None] + leads * n_samples[:, None]
     crop = store[first[..., None] + samples]
-    return crop if dtype == torch.int16 else (crop.float() * 1e-3).to(dtype)
+    return crop if dtype == torch.int16 else (crop.float() * MILLIVOLTS_PER_UNIT).to(dtype)
 
 
 def masks(

@@ -29,7 +29,7 @@ class ResidentLoader(Loader):
     Args:
         plan: Which segments of which store make which batch; the store's files are not looked at again.
         device: Where the signals are kept: 24 bytes per sample of 12 leads.
-        options: Those of `Loader`: the form and the leads of the segments.
+        options: Those of `Loader`: the dtype and the leads of the segments.
 
     Raises:
         EcgfastError: an argument out of range, no such device, or one with too little free memory; a file of

@@ -39,7 +39,7 @@ class SegmentLoader(Loader):
         plan: Which segments of which store make which batch.
         threads: Threads that copy a batch together.
         pin_memory: Assemble in page-locked memory, for asynchronous copies to a GPU.
-        options: Those of `Loader`: the form and the leads of the segments.
+        options: Those of `Loader`: the dtype and the leads of the segments.
 
     Raises:
         EcgfastError: an argument out of range; while iterating: a file of the store was replaced or cut since
