@@ -13,7 +13,7 @@ import numpy as np
 from ecgfast.errors import EcgfastError
 from ecgfast.evaluation._inputs import check_groups
 
-_BLOCK = 2**21  # counts held at a time
+_BLOCK = 2**18  # counts held at a time: they and what is made of them stay in the cache
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,8 @@ class ByFolds:
             raise EcgfastError(f"folds: must be there once, some to train and to test on, got {asdict(self)}")
 
     def __str__(self) -> str:
-        return ", ".join(
-            f"{part} folds {_spans(getattr(self, part))}" for part in PARTS if getattr(self, part)
-        )
+        parts = [f"{part} {_spans(getattr(self, part))}" for part in PARTS if getattr(self, part)]
+        return f"folds of the source: {', '.join(parts)}"
 
     def split(self, index: pa.Table, recordings: Sequence[int] | np.ndarray | None = None) -> Split:
         """Divide a store's recordings.
