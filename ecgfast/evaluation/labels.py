@@ -178,6 +178,7 @@ class LabelTable:
         columns: Sequence[str] | None = None,
         *,
         classes: Sequence[str] | None = None,
+        lists: Sequence[str] = (),
         empty: str = "missing",
     ) -> MultiLabel:
         """0/1 targets: 0/1 columns are a class each, and each label of a column of lists is a class.
@@ -189,6 +190,7 @@ class LabelTable:
             columns: Those that count; None: all.
             classes: Those wanted, in this order; None: the 0/1 columns in the order of the file, then the
                 labels in alphabetical order.
+            lists: Columns to read as lists of labels whatever they hold: codes may look like numbers.
             empty: What an empty field of a column of lists means: "missing", or "none" of the labels.
 
         Raises:
@@ -197,10 +199,13 @@ class LabelTable:
         if empty not in ("missing", "none"):
             raise EcgfastError(f"empty: must be 'missing' or 'none', got {empty!r}")
         columns = list(self.columns) if columns is None else list(columns)
-        kinds = {column: self.kind(column) for column in columns}
+        kinds = {column: "list" if column in lists else self.kind(column) for column in columns}
+        for column in lists:
+            self._column(column)
         if numbers := [column for column, kind in kinds.items() if kind == "number"]:
             raise EcgfastError(
-                f"labels: column {numbers[0]!r} of {self.path} must be 0/1 or lists of labels, got numbers"
+                f"labels: column {numbers[0]!r} of {self.path} must be 0/1 or lists of labels, got numbers "
+                "(name it in lists if they are codes)"
             )
         found = [self._labels_of_row(i, kinds, empty) for i in range(len(self.ids))]
         binary = [column for column, kind in kinds.items() if kind == "binary"]

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from ecgfast.data import Store, write_store
 from ecgfast.errors import EcgfastError
-from ecgfast.evaluation import LabelTable, describe_left_out, store_labels
+from ecgfast.evaluation import ByPatient, LabelTable, describe_left_out, store_labels
 from tests.evaluation.made import made_index
 
 STORE = made_index(
@@ -87,6 +88,17 @@ def test_lists_by_patient_count_for_all_recordings_of_the_patient(table):
     np.testing.assert_array_equal(none.matrix, [[1, 1], [1, 1], [0, 0], [0, 0]])
 
 
+def test_codes_that_look_like_numbers(table):
+    labels = table("record_id,dx\nr1,426783006\nr2,164889003\n")
+    with pytest.raises(EcgfastError, match=r"got numbers \(name it in lists if they are codes\)"):
+        labels.multi_label(STORE)
+    found = labels.multi_label(STORE, lists=["dx"])
+    assert found.classes == ("164889003", "426783006")
+    np.testing.assert_array_equal(found.matrix, [[0, 1], [1, 0]])
+    with pytest.raises(EcgfastError, match=r"must be a column of .*, got 'dxs'; did you mean dx"):
+        labels.multi_label(STORE, lists=["dxs"])
+
+
 def test_numbers(table):
     labels = table("record_id,age,lvef\nr1,63,55.5\nr2,70,\nr4,NA,-1e1\n,5,5\n")
     found = labels.numbers(STORE, "lvef")
@@ -153,3 +165,30 @@ def test_ids_of_another_store(table):
         table("record_id,AF\n24,1\n43,0\n").multi_label(STORE)
     with pytest.raises(EcgfastError, match="must have a value for a recording of the store, got none"):
         table("record_id,age\nr1,\nr9,5\n").numbers(STORE, "age")
+
+
+def test_a_store_on_the_disk(table, tmp_path):
+    """Its index comes from Parquet, in pieces, with ids and folds as the importer wrote them."""
+    wave = np.sin(np.arange(2500) / 20)
+    records = [
+        {
+            "signal": wave[None] * (1 + i),
+            "rate": 500,
+            "leads": ["I"],
+            "patient_id": i // 2,
+            "labels": ["AF"] * (i % 2),
+        }
+        for i in range(40)
+    ]
+    write_store(records, tmp_path / "store")
+    index = Store(tmp_path / "store").index
+    ids = index["record_id"].to_pylist()
+    rows = "".join(f"{name},{50 + i}\n" for i, name in enumerate(ids[:30]))
+    ages = table(f"record_id,age\n{rows}").numbers(index, "age")
+    np.testing.assert_array_equal(ages.values, np.arange(50, 80))
+    assert ages.left_out == {"recordings without a row in the table": ids[30:]}
+    np.testing.assert_array_equal(store_labels(index).recordings, np.arange(1, 40, 2))
+    split = ByPatient((0.5, 0.25, 0.25)).split(index, ages.recordings)
+    patients = index["patient_id"].to_pylist()
+    parts = [{patients[i] for i in part} for part in split.parts().values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 15

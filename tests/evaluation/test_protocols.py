@@ -127,6 +127,17 @@ def test_the_challenge_on_real_labels(shared):
     assert prepared.protocol.lead_sets == tuple(LEAD_SETS)
 
 
+def test_recordings_without_a_scored_label_count_in_the_challenge():
+    """They are told to have nothing, and an output is wrong there."""
+    codes = (["426783006"], ["164909002", "1"], ["1"], [])
+    index = made_index({"record_id": f"r{i}", "labels": codes[i % 4]} for i in range(80))
+    prepared = find_protocol("cinc2021").prepare(index)
+    assert len(prepared.targets.recordings) == 80
+    np.testing.assert_array_equal(prepared.targets.matrix.sum(axis=1), [1, 1, 0, 0] * 20)
+    assert prepared.targets.matrix[1, prepared.targets.classes.index("733534002|164909002")]
+    assert prepared.left_out["labels that the challenge does not score"] == ["1"]
+
+
 def test_the_papers_databases_by_patient_and_the_official_form_by_segment(shared):
     index = cinc_index(shared("data/cinc"))
     records = index["record_id"].to_pylist()
