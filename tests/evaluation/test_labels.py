@@ -172,7 +172,7 @@ def test_a_store_on_the_disk(table, tmp_path):
     wave = np.sin(np.arange(2500) / 20)
     records = [
         {
-            "signal": wave[None] * (1 + i),
+            "signal": wave[None] * (1 + i / 40),
             "rate": 500,
             "leads": ["I"],
             "patient_id": i // 2,

@@ -140,11 +140,15 @@ def test_recordings_without_a_scored_label_count_in_the_challenge():
 
 def test_the_papers_databases_by_patient_and_the_official_form_by_segment(shared):
     index = cinc_index(shared("data/cinc"))
-    records = index["record_id"].to_pylist()
+    index = index.take(np.random.default_rng(0).permutation(index.num_rows))  # databases mixed
+    records, labels = index["record_id"].to_pylist(), index["labels"].to_pylist()
     prepared = find_protocol("oh2022").prepare(index)
     parts = prepared.parts.parts()
     used = sorted(i for part in parts.values() for i in part)
-    assert [records[i][0] for i in used] == [name[0] for name in records if name[0] in "AE"]
+    assert [records[i] for i in used] == [name for name in records if name[0] in "AE"]
+    normal = prepared.rows(np.array(used))[:, prepared.targets.classes.index("426783006")]
+    assert normal.tolist() == ["426783006" in labels[i] for i in used]
+    assert 0 < normal.sum() < len(used)
     others = prepared.left_out["recordings of other databases than CPSC2018 and Georgia"]
     assert {name[:2] for name in others} == {"HR", "JS"}
     official = find_protocol("oh2022-official").prepare(index)
