@@ -13,6 +13,7 @@ from ecgfast.evaluation.classification import (
     classification_report,
     tune_thresholds,
 )
+from ecgfast.evaluation.comparison import Comparison, compare_classifiers
 from ecgfast.evaluation.identification import IdentificationReport, identification_report
 from ecgfast.evaluation.labels import LabelTable, MultiLabel, Numbers, describe_left_out, store_labels
 from ecgfast.evaluation.lead_sets import LEAD_SETS
@@ -49,6 +50,7 @@ __all__ = [
     "ChallengeWeights",
     "ClassScores",
     "ClassificationReport",
+    "Comparison",
     "Estimate",
     "GalleryProbe",
     "IdentificationReport",
@@ -69,6 +71,7 @@ __all__ = [
     "challenge_score",
     "check_patients",
     "classification_report",
+    "compare_classifiers",
     "describe_left_out",
     "find_protocol",
     "identification_report",

@@ -193,6 +193,25 @@ def tune_thresholds(labels: Any, scores: Any) -> np.ndarray:
     return found
 
 
+def drawn_macro_areas(labels: Any, scores: Any, bootstrap: Bootstrap, patients: Any = None) -> np.ndarray:
+    """Macro AUROC and macro average precision of every draw, as `classification_report` has them.
+
+    Args:
+        labels: 0 or 1, [n, C].
+        scores: Finite numbers [n, C].
+        bootstrap: How draws are made.
+        patients: Whole numbers or texts [n]; needed where the bootstrap is by patient.
+
+    Returns:
+        float64 [2, draws]; NaN for a draw that has one value only of every class.
+    """
+    scores = check_matrix("scores", scores, "[records, classes]")
+    labels = check_labels("labels", labels, scores.shape)
+    kept = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0)).tolist()
+    drawn = _Drawn.of(labels, scores, None, kept, None, bootstrap.counts(len(labels), patients))
+    return mean_of_defined(drawn.by_class[:2])
+
+
 def average_by_recording(values: Any, recordings: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean over the windows of each recording, of scores or of embeddings.
 

@@ -380,7 +380,7 @@ _ECG_FIX = Protocol(
     task="multi-label",
     labels="all",
     division=_PTBXL_FOLDS,
-    metrics=_AREAS_BOTH,
+    metrics=(*_AREAS_BOTH, "p_auroc", "p_auprc"),
     label_shares=(0.01, 0.1, 1.0),
     recipes=(
         Recipe(
