@@ -87,13 +87,19 @@ def challenge_score(labels: Any, outputs: Any, weights: ChallengeWeights) -> flo
         EcgfastError: other shapes or values, or labels for which an inactive classifier is perfect, so that
             the score is not defined (the official code tells 0 there).
     """
-    observed, correct, inactive = score_terms(labels, outputs, weights).sum(axis=0)
-    if correct == inactive:
+    terms = score_terms(labels, outputs, weights)
+    observed, correct, inactive = terms.sum(axis=0)
+    if not has_gain(correct, inactive, len(terms)):
         raise EcgfastError(
             "labels: must reward more than the normal class alone does, got labels for which the challenge "
             "score is not defined"
         )
     return float((observed - inactive) / (correct - inactive))
+
+
+def has_gain(correct: Any, inactive: Any, n: int) -> Any:
+    """Whether the labels' own sum over n records differs from that of normal alone by more than rounding."""
+    return np.abs(correct - inactive) > 1e-12 * n
 
 
 def score_terms(labels: Any, outputs: Any, weights: ChallengeWeights) -> np.ndarray:

@@ -21,7 +21,7 @@ from ecgfast.evaluation._inputs import (
     sklearn_metrics,
 )
 from ecgfast.evaluation.bootstrap import Bootstrap, Estimate, mean_of_defined
-from ecgfast.evaluation.challenge import ChallengeWeights, challenge_score, score_terms
+from ecgfast.evaluation.challenge import ChallengeWeights, challenge_score, has_gain, score_terms
 from ecgfast.evaluation.resampled import RankedClass
 
 
@@ -284,7 +284,7 @@ class _ChallengePart:
             raise EcgfastError(f"classes: must be those of the weights, in their order, got {named(odd)}")
         outputs = scores >= 0.5 if outputs is None else outputs
         terms = score_terms(labels, outputs, weights)
-        if terms[:, 1].sum() == terms[:, 2].sum():
+        if not has_gain(terms[:, 1].sum(), terms[:, 2].sum(), len(terms)):
             left_out["challenge score"] = "the labels reward no more than the normal class alone does"
             return None
         return cls(challenge_score(labels, outputs, weights), terms)
@@ -331,9 +331,9 @@ class _Drawn:
             by_class.append(np.concatenate([areas, f1[None]]))
             if terms is not None:
                 observed, correct, inactive = (block @ terms).T
-                gain = correct - inactive
                 score = np.full(len(block), np.nan)
-                np.divide(observed - inactive, gain, out=score, where=np.abs(gain) > 1e-12 * len(labels))
+                defined = has_gain(correct, inactive, len(labels))
+                np.divide(observed - inactive, correct - inactive, out=score, where=defined)
                 challenge.append(score)
         empty = np.zeros((3, 0, len(kept)))
         return cls(np.concatenate([empty, *by_class], axis=1), np.concatenate([np.zeros(0), *challenge]))
