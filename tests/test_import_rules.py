@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "nn": {"base", "ops"},
     "objectives": {"base", "ops", "nn"},
     "data": {"base"},
+    "evaluation": {"base", "data"},
     "interop": {"base", "nn", "objectives"},
     "plotting": {"base", "objectives", "data"},
     "training": {"base", "ops", "nn", "objectives", "data", "plotting"},
