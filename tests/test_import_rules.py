@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "interop": {"base", "nn", "objectives"},
     "plotting": {"base", "objectives", "data"},
     "training": {"base", "ops", "nn", "objectives", "data", "plotting"},
+    "finetuning": {"base", "ops", "nn", "objectives", "data", "interop", "plotting", "training"},
     "benchmarking": {"base", "_build", "ops"},
     "commands": {
         "base",
@@ -38,6 +39,7 @@ MAY_IMPORT = {
         "interop",
         "plotting",
         "training",
+        "finetuning",
         "benchmarking",
     },
     "_parsing": {"base"},
