@@ -30,7 +30,8 @@ class FinetuneConfig(LoopConfig):
     """
 
     encoder: EncoderConfig = field(default_factory=_encoder)
-    """The encoder of MODEL random; of a model, the dropouts alone, as the rest is the model's own."""
+    """The encoder of MODEL random; of a model, the dropouts alone, as the rest is the model's own. The
+    gradient into the stem follows from freeze."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(eps=1e-8, weight_decay=0.0))
     accumulation: int = 1
     """Micro-batches per update."""

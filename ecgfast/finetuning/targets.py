@@ -9,6 +9,7 @@ import numpy as np
 from ecgfast._suggest import did_you_mean
 from ecgfast.data import Store
 from ecgfast.errors import EcgfastError
+from ecgfast.leads import STANDARD_LEADS
 
 COLUMNS = ("age",)
 """Columns of a store's index that are numbers of a patient."""
@@ -101,7 +102,7 @@ def split_by_fold(store: Store, validation: Sequence[int], test: Sequence[int] =
     Recordings without a fold are in no part.
 
     Raises:
-        EcgfastError: the store has no such fold, or one is in both.
+        EcgfastError: the store has no such fold, one is in both, or a patient of a test fold is in another.
     """
     column = store.index["fold"].to_numpy()
     folds = np.where(np.isfinite(column.astype(float)), column.astype(float), -1).astype(np.int64)
@@ -112,8 +113,15 @@ def split_by_fold(store: Store, validation: Sequence[int], test: Sequence[int] =
                 raise EcgfastError(f"{name}: must be of the store's folds {present}, got {fold}")
     if both := set(validation) & set(test):
         raise EcgfastError(f"test_folds: must be other folds than validation_folds, got {min(both)} in both")
-    train = (folds >= 0) & ~np.isin(folds, [*validation, *test])
-    return Split(np.flatnonzero(train), np.flatnonzero(np.isin(folds, list(validation))))
+    tested = np.isin(folds, list(test))
+    used = (folds >= 0) & ~tested
+    validated = np.isin(folds, list(validation))
+    numbers = store.patient_numbers()
+    both = np.intersect1d(numbers[tested], numbers[used])
+    if both.size:
+        patient = store.index["patient_id"][int(np.flatnonzero(numbers == both[0])[0])].as_py()
+        raise EcgfastError(f"test_folds: must hold whole patients, got {patient} in another fold too")
+    return Split(np.flatnonzero(used & ~validated), np.flatnonzero(validated))
 
 
 def check_targets(store: Store, targets: Targets, split: Split, *, classification: bool) -> None:
@@ -163,7 +171,8 @@ def _check_patients(store: Store, split: Split) -> None:
 def usable(store: Store, targets: Targets, split: Split, leads: Sequence[int]) -> tuple[Split, list[str]]:
     """The recordings of a split that have a target and a lead, and what was left out, for people."""
     known = ~np.isnan(targets.values).all(1)
-    present = store.present_leads()[:, list(leads)].any(1)
+    has = store.present_leads()[:, list(leads)]
+    present = has.any(1)
     told = []
     chosen = np.zeros(len(store), dtype=bool)
     chosen[np.concatenate(split)] = True
@@ -171,6 +180,15 @@ def usable(store: Store, targets: Targets, split: Split, leads: Sequence[int]) -
         if bad.any():
             told.append(f"{int(bad.sum())} of {int(chosen.sum())} recordings have {why}: they are left out")
     good = known & present
+    partly = chosen & good & ~has.all(1)
+    if partly.any():
+        lacking = [
+            STANDARD_LEADS[lead] for lead, there in zip(leads, has[partly].T, strict=True) if not there.all()
+        ]
+        told.append(
+            f"{int(partly.sum())} of {int((chosen & good).sum())} recordings lack some of the leads, which "
+            f"count as zero: {', '.join(lacking)}"
+        )
     return Split(*(part[good[part]] for part in split)), told
 
 

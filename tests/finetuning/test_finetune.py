@@ -174,6 +174,26 @@ def test_it_learns_what_the_leads_carry(path, store, config, tmp_path):
     assert np.abs(outputs[:, 0] - peak[held]).mean() < 0.9 * spread
 
 
+def test_it_learns_classes(path, store, config, tmp_path):
+    """Whether that amplitude is above the median, from leads I and II; the validation keeps the best."""
+    peak = np.array([np.abs(store.signal(i)[1]).max() for i in range(len(store))])
+    targets = Targets((peak > np.median(peak))[:, None].astype(np.float32), ("large",))
+    changed = dataclasses.replace(
+        config,
+        classes=(),
+        leads=("I", "II"),
+        optim=OptimConfig(lr=3e-3, schedule="cosine", warmup_steps=5),
+        freeze="none",
+        max_steps=80,
+        batch_size=16,
+        validate_every=10,
+    )
+    finetune(path, "random", tmp_path / "run", changed, targets=targets, progress=False)
+    held = split_by_patient(store, config.validation_fraction, config.seed).validation
+    _, outputs = predict_store(store, Classifier.from_pretrained(tmp_path / "run"), recordings=held)
+    assert roc_auc_score(targets.values[held, 0], outputs[:, 0]) > 0.8
+
+
 def test_age_of_the_store(path, config, tmp_path):
     changed = dataclasses.replace(config, classes=(), target="age", max_steps=2)
     finetune(path, "random", tmp_path / "run", changed, progress=False)

@@ -87,6 +87,22 @@ def test_random_split_keeps_patients_whole(store):
     assert len({tuple(split.validation) for split in splits}) > 3
 
 
+def test_a_patient_of_a_test_fold_elsewhere(tmp_path):
+    rows = [
+        (patient, ["A"], None, fold, STANDARD_LEADS) for patient, fold in (("p0", 1), ("p1", 2), ("p0", 3))
+    ]
+    with pytest.raises(
+        EcgfastError, match="test_folds: must hold whole patients, got p0 in another fold too"
+    ):
+        split_by_fold(write(tmp_path / "store", rows), (2,), (3,))
+
+
+def test_leads_that_some_lack_are_told(store):
+    split, told = usable(store, label_targets(store), Split(np.array([0, 1, 2]), np.array([4, 5])), [0, 6])
+    assert [part.tolist() for part in split] == [[0, 1, 2], [4, 5]]
+    assert told == ["2 of 5 recordings lack some of the leads, which count as zero: I"]
+
+
 def test_what_is_left_out_is_told(store):
     """Recording 3 has no label, 4 and 5 none of the leads I, II."""
     split, told = usable(store, label_targets(store), Split(np.array([0, 1, 2, 3, 5]), np.array([4])), [0, 1])
