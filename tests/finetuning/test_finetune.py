@@ -18,6 +18,9 @@ from sklearn.metrics import roc_auc_score
 
 from ecgfast.cli import main
 from ecgfast.data import Store, prepare
+from ecgfast.data.store.recording import Recording
+from ecgfast.data.store.store import STORE_VERSION
+from ecgfast.data.store.writer import StoreWriter
 from ecgfast.errors import EcgfastError
 from ecgfast.finetuning import (
     Classifier,
@@ -30,8 +33,9 @@ from ecgfast.finetuning import (
 )
 from ecgfast.finetuning.scoring import macro_auroc
 from ecgfast.interop import convert_fairseq
+from ecgfast.leads import STANDARD_LEADS
 from ecgfast.nn import Encoder
-from ecgfast.training import Interrupted, OptimConfig, read_metrics
+from ecgfast.training import Interrupted, OptimConfig, export, read_metrics
 from ecgfast.training.loop import Trainer
 from tests.finetuning.conftest import LEFT_BLOCK, RIGHT_BLOCK, SINUS, SMALL
 
@@ -244,19 +248,63 @@ def test_macro_auroc_by_hand():
     assert macro_auroc(targets, outputs) == pytest.approx(0.75)
 
 
+def train_with_two(path, pretrained, run, config):
+    settings = run.with_suffix(".json")
+    settings.write_text(json.dumps(dataclasses.asdict(config)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "ecgfast", "finetune", path, pretrained, run, "--config", settings]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_go_on(path, pretrained, config, tmp_path):
+    """Dropout is on, and each process has its own: 5 updates and 5 more are 10, the best state too."""
+    two = dataclasses.replace(config, batch_size=4)
+    train_with_two(path, pretrained, tmp_path / "whole", two)
+    train_with_two(path, pretrained, tmp_path / "parts", dataclasses.replace(two, max_steps=5))
+    train_with_two(path, pretrained, tmp_path / "parts", two)
+    assert (tmp_path / "parts/model-5").is_dir()
+    assert_same(state(tmp_path / "whole"), state(tmp_path / "parts"))
+
+
+def test_one_lead_from_end_to_end(config, pretrained, tmp_path):
+    """A watch's recordings: one lead, some shorter than a segment; the encoder was made for twelve."""
+    rng = np.random.default_rng(0)
+    settings = {"format": "ecgfast-store", "version": STORE_VERSION, "sample_rate": 500}
+    with StoreWriter(tmp_path / "store", settings | {"leads": list(STANDARD_LEADS)}) as writer:
+        for i in range(24):
+            signal = np.zeros((12, 500 + 100 * (i % 8)), np.int16)
+            lead = 1 if i == 23 else 0
+            signal[lead] = rng.integers(-500, 500, signal.shape[1])
+            leads, labels = [STANDARD_LEADS[lead]], ["A"] if i % 3 else ["B"]
+            writer.add(Recording(f"r{i}", f"p{i}", f"r{i}", signal, leads, labels, None, None, 500.0))
+        writer.finish()
+    changed = dataclasses.replace(config, classes=("A", "B"), leads=("I",), max_steps=2, batch_size=4)
+    with pytest.warns(UserWarning, match="1 of 24 recordings have none of the leads: they are left out"):
+        finetune(tmp_path / "store", pretrained, tmp_path / "run", changed, progress=False)
+    store, classifier = Store(tmp_path / "store"), Classifier.from_pretrained(tmp_path / "run")
+    with pytest.warns(UserWarning, match="1 of 24 recordings have none of I: they are left out"):
+        chosen, outputs = predict_store(store, classifier, batch_size=5, device="cpu")
+    assert chosen.tolist() == list(range(23))
+    want = [classifier.predict(store.signal(i)[:1].copy())[0] for i in chosen]
+    np.testing.assert_allclose(outputs, want, atol=1e-5)
+    with pytest.raises(EcgfastError, match="has no recording with any of the leads V1"):
+        finetune(
+            tmp_path / "store",
+            pretrained,
+            tmp_path / "other",
+            dataclasses.replace(changed, leads=("V1",)),
+            progress=False,
+        )
+
+
 def test_two_processes(whole, path, pretrained, config, tmp_path):
     """Two processes of 4 recordings are one of 8 but for rounding and dropout, which is off here."""
     encoder = dataclasses.replace(config.encoder, activation_dropout=0.0)
     alone = dataclasses.replace(config, encoder=encoder)
     finetune(path, pretrained, tmp_path / "alone", alone, progress=False)
-    told = dataclasses.asdict(dataclasses.replace(alone, batch_size=4))
-    (tmp_path / "settings.json").write_text(json.dumps(told))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "ecgfast", "finetune", path, pretrained, tmp_path / "both"]
-    command += ["--config", tmp_path / "settings.json"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
+    train_with_two(path, pretrained, tmp_path / "both", dataclasses.replace(alone, batch_size=4))
     points = [read_metrics(tmp_path / run / "metrics.jsonl") for run in ("alone", "both")]
     for one, two in zip(*points, strict=True):
         assert one.keys() == two.keys()
@@ -288,6 +336,8 @@ def test_splits_and_models_that_are_refused(path, store, pretrained, config, who
     both = Split(np.arange(0, 60, 2), np.arange(1, 60, 2))  # of each patient one recording in each part
     with pytest.raises(EcgfastError, match="every patient in one part, got p000000 in both"):
         finetune(path, pretrained, tmp_path / "run", config, split=both, progress=False)
+    with pytest.raises(EcgfastError, match=r"RUN: must be a run of ecgfast pretrain, got .* of finetune"):
+        export(whole, tmp_path / "out")
     with pytest.raises(EcgfastError, match="MODEL: must be a model folder, an official checkpoint or random"):
         finetune(path, tmp_path / "none", tmp_path / "run", config, progress=False)
     Encoder(SMALL).save_pretrained(tmp_path / "other")
