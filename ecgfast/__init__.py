@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ecgfast._build import config, cpu_isa, set_cpu_isa, show_config, usable_cpu_isas
     from ecgfast.data import SegmentLoader, Store, prepare
     from ecgfast.errors import EcgfastError
+    from ecgfast.finetuning import Classifier, FinetuneConfig, finetune
     from ecgfast.leads import STANDARD_LEADS
     from ecgfast.nn import Encoder, EncoderConfig
     from ecgfast.objectives import W2VCMSC, W2VCMSCConfig
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 # Imported when first asked for: torch takes seconds, and `ecgfast --help` needs none of it.
 _HOMES = {
     "STANDARD_LEADS": "leads",
+    "Classifier": "finetuning",
     "EcgfastError": "errors",
     "Encoder": "nn",
     "EncoderConfig": "nn",
+    "FinetuneConfig": "finetuning",
     "PretrainConfig": "training",
     "SegmentLoader": "data",
     "Store": "data",
@@ -28,6 +31,7 @@ _HOMES = {
     "W2VCMSCConfig": "objectives",
     "config": "_build",
     "cpu_isa": "_build",
+    "finetune": "finetuning",
     "prepare": "data",
     "pretrain": "training",
     "set_cpu_isa": "_build",
@@ -38,9 +42,11 @@ _HOMES = {
 __all__ = [
     "STANDARD_LEADS",
     "W2VCMSC",
+    "Classifier",
     "EcgfastError",
     "Encoder",
     "EncoderConfig",
+    "FinetuneConfig",
     "PretrainConfig",
     "SegmentLoader",
     "Store",
@@ -48,6 +54,7 @@ __all__ = [
     "__version__",
     "config",
     "cpu_isa",
+    "finetune",
     "ops",
     "prepare",
     "pretrain",

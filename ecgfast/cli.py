@@ -25,6 +25,8 @@ COMMANDS = {
     "prepare": "import a folder of records into a store",
     "inspect": "show what a store holds, or draw a recording",
     "pretrain": "pre-train an encoder on a store",
+    "finetune": "train a model on a store's labels or numbers",
+    "predict": "write a fine-tuned model's predictions for a store",
     "convert": "turn an official checkpoint into a model folder",
     "export": "write the model of a run that is not finished",
     "show-config": "print how this installation was built",

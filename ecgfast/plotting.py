@@ -63,11 +63,16 @@ def plot_curves(
 def _draw_panel(
     axes: Any, panel: Panel, metrics: Sequence[Metric], points: Sequence[Mapping[str, float]]
 ) -> None:
-    steps = [point["step"] for point in points]
-    marker = "." if len(points) < 60 else ""
     for metric in metrics:
-        values = [point.get(metric.name, math.nan) for point in points]
-        axes.plot(steps, values, marker=marker, label=metric.legend if len(metrics) > 1 else None)
+        # Those of validation stand at some of the log points only.
+        own = [point for point in points if metric.name in point]
+        steps, values = [point["step"] for point in own], [point[metric.name] for point in own]
+        axes.plot(
+            steps,
+            values,
+            marker="." if len(own) < 60 else "",
+            label=metric.legend if len(metrics) > 1 else None,
+        )
     for value, words in dict.fromkeys(metric.chance for metric in metrics if metric.chance):
         axes.axhline(value, color="0.35", linestyle=":", label=f"chance: {words}")
     axes.set_title(panel.title)

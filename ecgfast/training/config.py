@@ -41,10 +41,10 @@ def _check_choices(config: Any, **choices: tuple[Any, ...]) -> None:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam with decoupled weight decay, constant learning rate (CHIL 2022, appendix)."""
+    """Adam with decoupled weight decay and a schedule, constant as in the paper (CHIL 2022, appendix)."""
 
     lr: float = 5e-5
-    """Learning rate, constant after the warm-up."""
+    """Learning rate: the highest of the schedule."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay rates of the first and the second moment."""
     eps: float = 1e-6
@@ -52,9 +52,19 @@ class OptimConfig:
     weight_decay: float = 0.01
     """Decoupled decay: each update multiplies every parameter by 1 - decay * lr."""
     warmup_steps: int = 0
-    """Updates of linear warm-up of the learning rate."""
+    """Updates of linear warm-up of the learning rate; tri_stage has its own."""
     clip_norm: float = 0.0
     """Gradients are scaled down to this total norm; 0: no clipping."""
+    schedule: Literal["constant", "cosine", "tri_stage"] = "constant"
+    """The learning rate over the run's updates: constant after the warm-up; half a cosine from lr to
+    final_scale * lr after the warm-up; or fairseq's warm-up from initial_scale * lr, hold and
+    exponential decay to final_scale * lr. The length of a run that is not constant can't change."""
+    stages: tuple[float, float, float] = (0.1, 0.2, 0.7)
+    """Shares of tri_stage's warm-up, hold and decay in the run; what they leave has the final rate."""
+    initial_scale: float = 0.01
+    """Where tri_stage begins, as a part of lr."""
+    final_scale: float = 0.01
+    """Where cosine and tri_stage end, as a part of lr."""
 
     def __post_init__(self) -> None:
         if not _is_number(self.lr) or not 0 < self.lr < math.inf:
@@ -69,6 +79,25 @@ class OptimConfig:
                 raise EcgfastError(f"optim.{name}: got {value!r}; a number of at least 0 is taken")
         if not isinstance(self.warmup_steps, int):
             raise EcgfastError(f"optim.warmup_steps: got {self.warmup_steps!r}; an integer is taken")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        kinds = ("constant", "cosine", "tri_stage")
+        if self.schedule not in kinds:
+            raise EcgfastError(f"optim.schedule: got {self.schedule!r}; {' or '.join(kinds)} is taken")
+        three = isinstance(self.stages, list | tuple) and len(self.stages) == 3
+        numbers = three and all(_is_number(share) and share >= 0 for share in self.stages)
+        if not numbers or sum(self.stages) > 1 + 1e-9:
+            raise EcgfastError(
+                f"optim.stages: got {self.stages}; three shares of at least 0, together at most 1, are taken"
+            )
+        object.__setattr__(self, "stages", tuple(self.stages))
+        for name in ("initial_scale", "final_scale"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise EcgfastError(f"optim.{name}: got {value}; a number from 0 to 1 is taken")
+        if self.schedule == "tri_stage" and self.final_scale == 0:
+            raise EcgfastError("optim.final_scale: got 0; tri_stage decays exponentially, to more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,8 @@ def export(run: Path | str, out: Path | str) -> int:
         raise EcgfastError(f"RUN: {str(run)!r}: no such folder")
     folder = RunFolder(run)
     description = folder.read_description()
+    if (task := description.get("task", "pretrain")) != "pretrain":
+        raise EcgfastError(f"RUN: must be a run of ecgfast pretrain, got {str(run)!r} of {task}")
     check_new_folder("OUT", out)
     state = folder.load_state()
     if state is None:

@@ -84,6 +84,24 @@ class Critic(Protocol):
         """What goes wrong at a log point, for people."""
 
 
+class Validation(Protocol):
+    """Looks at a model between updates, on data that it never trains on, and keeps the best one."""
+
+    every: int
+    """Updates from one look to the next."""
+    metrics: Sequence[Metric]
+    """What it adds to log points."""
+
+    def look(self, trainer: "Trainer") -> dict[str, float]:
+        """The numbers of this step, on the main process; every process must call it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it keeps between looks, for a training state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+
+
 class Trainer:
     """Model, optimiser, data and random state of one process: what a checkpoint holds.
 
@@ -96,6 +114,8 @@ class Trainer:
         metrics: what its log points tell.
         watch: looks at its batches and log points.
         process_group: what the losses contrast over; None: each process by itself.
+        scales: factors on the learning rate, by the names of parameters; None: all have the same rate.
+        validation: looks at the model between updates; None: nothing does.
     """
 
     def __init__(
@@ -108,15 +128,20 @@ class Trainer:
         metrics: Sequence[Metric],
         watch: Critic,
         process_group: ProcessGroup | None = None,
+        scales: Mapping[str, float] | None = None,
+        validation: Validation | None = None,
     ) -> None:
         self.source, self.config, self.world = source, config, world
         self.metrics, self.watch, self.process_group = metrics, watch, process_group
+        self.validation = validation
+        self.steps = count_steps(config, len(source))  # over which the learning rate goes
         self.replica = Replica(model, world, compiled=config.compile)
         self.model = self.replica.model
         # The dropout of each process is its own.
         torch.manual_seed(config.seed + 1 + world.rank)
         self.parameters = self.replica.parameters
-        self.optimizer = make_optimizer(self.parameters, config.optim)
+        groups = self.parameters if scales is None else _scaled_groups(self.model, scales)
+        self.optimizer = make_optimizer(groups, config.optim)
         self.rng = make_rng(config.seed, 0, world.device)
         self.sums = MetricSums(metrics, world.device)
         self.step = 0
@@ -159,7 +184,7 @@ class Trainer:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         self.sums.add_step(scale_gradients_(gradients, factor, optim.clip_norm))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, optim)
+            group["lr"] = learning_rate(self.step, optim, self.steps) * group.get("scale", 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -179,7 +204,7 @@ class Trainer:
         point = {"step": self.step, "epoch": self.epoch, **self.sums.read()}
         if keep:
             self.sums.values.copy_(sums)
-        return point | {"lr": learning_rate(self.step - 1, self.config.optim)}
+        return point | {"lr": learning_rate(self.step - 1, self.config.optim, self.steps)}
 
     def largest(self) -> float:
         """The largest absolute value of the weights and the optimiser's state; waits for the device."""
@@ -202,6 +227,7 @@ class Trainer:
             **whole,
             "ranks": ranks,
             "identity": self.identity,
+            **({"validation": self.validation.state_dict()} if self.validation is not None else {}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -218,12 +244,23 @@ class Trainer:
             own = state["ranks"][self.world.rank]
             self.sums.load_state_dict(own)
             torch.set_rng_state(own["torch"])
+            if self.validation is not None:
+                self.validation.load_state_dict(state["validation"])
             if "cuda" in own and self.world.device.type == "cuda":
                 torch.cuda.set_rng_state(own["cuda"], self.world.device)
         except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__).strip()
             raise EcgfastError(f"does not fit this run: {reason}") from None
         self.step = self.saved = state["step"]
+
+
+def _scaled_groups(model: nn.Module, scales: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The trained parameters by their factors on the learning rate, in the model's order."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(scales[name], []).append(parameter)
+    return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
 
 
 def count_steps(config: LoopConfig, batches_per_epoch: int) -> int:
@@ -240,7 +277,9 @@ class _Progress:
         self.trainer = trainer
         # A shorter run logged its last step out of turn; its state holds the sums before that.
         beyond = bool(trainer.sums.values.any()) and trainer.step < steps
-        self.log = MetricLog(run.path, trainer.metrics, trainer.step, drop_last=beyond) if main else None
+        shown = () if trainer.validation is None else trainer.validation.metrics
+        self.metrics = (*trainer.metrics, *shown)
+        self.log = MetricLog(run.path, self.metrics, trainer.step, drop_last=beyond) if main else None
         self.bar = tqdm(
             total=steps,
             initial=trainer.step,
@@ -260,7 +299,7 @@ class _Progress:
         point["segments_per_second"] = segments / seconds
         if self.log is not None:
             self.log.write(point)
-        self.bar.set_postfix_str(bar_text(self.trainer.metrics, point))
+        self.bar.set_postfix_str(bar_text(self.metrics, point))
         self._mark()
 
     def close(self) -> None:
@@ -302,11 +341,14 @@ def train(trainer: Trainer, run: RunFolder, steps: int, *, show: bool) -> None:
                 trainer.update(batches)
                 progress.bar.update()
                 step = trainer.step
-                in_turn = step == 1 or step % config.log_every == 0
+                looked = trainer.validation is not None and step % trainer.validation.every == 0
+                in_turn = step == 1 or step % config.log_every == 0 or looked
                 signum = stop.signum if world.size == 1 else 0
                 if in_turn or step == steps:
                     point = trainer.read_metrics(keep=not in_turn)
                     check_finite("loss", point["loss"], step, trainer.saved)
+                    if looked:
+                        point |= trainer.validation.look(trainer)
                     progress.write(point)
                     trainer.tell(trainer.watch.point(point))
                     # Processes must stop at the same step: they agree where they wait anyway.

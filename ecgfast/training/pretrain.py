@@ -152,8 +152,22 @@ def _finish(trainer: Trainer, folder: RunFolder) -> None:
     folder.save_model(model)
 
 
-def _resume(trainer: Trainer, folder: RunFolder, old: dict[str, Any] | None, steps: int) -> None:
-    """Take up the run's last state, if there is one."""
+def take_up(
+    trainer: Trainer, folder: RunFolder, old: dict[str, Any] | None, steps: int, *, start: str, model: str
+) -> None:
+    """Take up the run's last state, if there is one.
+
+    Args:
+        trainer: at the run's start.
+        folder: of the run.
+        old: the run that it holds; None: a new one.
+        steps: updates of the whole run.
+        start: how a new run starts from a model, for messages.
+        model: how to get the model of a run that goes on, likewise.
+
+    Raises:
+        EcgfastError: the state is damaged, another run's, gone, or of more updates than `steps`.
+    """
     state = folder.load_state()
     if state is not None:
         try:
@@ -166,12 +180,12 @@ def _resume(trainer: Trainer, folder: RunFolder, old: dict[str, Any] | None, ste
     elif folder.finished:
         raise EcgfastError(
             f"RUN: {str(folder.path)!r} is finished and its checkpoint is gone, so it can't go on; a new run "
-            f"can start from its model: --init {folder.model}"
+            f"can start from its model: {start}"
         )
     if old is not None and trainer.step > steps:
         raise EcgfastError(
             f"max_steps: must be at least {trainer.step}, the updates that the run in {str(folder.path)!r} "
-            f"has made already, got {steps}; ecgfast export {folder.path} OUT writes its model"
+            f"has made already, got {steps}; {model}"
         )
 
 
@@ -251,7 +265,8 @@ def pretrain(
             folder.create(description)
         world.barrier()
         with folder.claim() if world.is_main else nullcontext():
-            _resume(trainer, folder, old, steps)
+            exporting = f"ecgfast export {run} OUT writes its model"
+            take_up(trainer, folder, old, steps, start=f"--init {folder.model}", model=exporting)
             world.barrier()
             if world.is_main and old is not None:
                 if folder.finished:

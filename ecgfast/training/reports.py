@@ -1,6 +1,7 @@
 """What a run's folder tells: its metrics with their meaning, as a table and as curves."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,13 @@ def rows_contrasted(batch_pairs: int, global_batch: bool, world_size: int) -> in
     return 2 * batch_pairs * (world_size if global_batch else 1)
 
 
-def plot_run(run: Path, out: Path) -> None:
+def plot_run(run: Path, out: Path, metrics: Sequence[Metric] | None = None) -> None:
     """Draw the curves of a run's `metrics.jsonl`, one panel per quantity, see `plot_curves`.
 
     Args:
         run: folder of the run.
         out: PNG, PDF or SVG file to write, by the end of its name.
+        metrics: of the run; None: those of its objective.
 
     Raises:
         EcgfastError: the run has no log point; `out` has another end or no folder.
@@ -51,15 +53,19 @@ def plot_run(run: Path, out: Path) -> None:
     points = read_metrics(run / "metrics.jsonl")
     if not points:
         raise EcgfastError(f"{run / 'metrics.jsonl'}: no log point to plot")
-    plot_curves(points, run_metrics(run), out, title=str(run))
+    plot_curves(points, run_metrics(run) if metrics is None else metrics, out, title=str(run))
 
 
-def summarize_run(run: Path) -> str:
-    """What the run in `run` learned and where its files are, for people; a few lines."""
+def summarize_run(run: Path, metrics: Sequence[Metric] | None = None) -> str:
+    """What the run in `run` learned and where its files are, for people; a few lines.
+
+    `metrics` are those of the run; None: those of its objective.
+    """
     points = read_metrics(run / "metrics.jsonl")
     if not points and not (run / "model").is_dir():
         raise EcgfastError(f"{run}: no metrics.jsonl with a log point")
-    rows = summarize_points(points, run_metrics(run)) if points else [f"{run}: metrics.jsonl can't be read"]
+    known = run_metrics(run) if metrics is None else metrics
+    rows = summarize_points(points, known) if points else [f"{run}: metrics.jsonl can't be read"]
     files = {
         "model": "model.safetensors, config.json",
         "metrics.jsonl": "every log point",

@@ -28,7 +28,12 @@ _CHANGEABLE = {f"config.{name}" for name in (*_LENGTHS, "log_every", "checkpoint
 
 
 def describe_run(
-    task: str, config: LoopConfig, store: Path, world_size: int, init: dict[str, Any] | None = None
+    task: str,
+    config: LoopConfig,
+    store: Path,
+    world_size: int,
+    init: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What makes a run the same run, as JSON values: configuration, store, number of processes.
 
@@ -38,6 +43,7 @@ def describe_run(
         store: folder of the recordings.
         world_size: processes.
         init: the model that the run starts from, as `ecgfast.training.initial.describe_init` says.
+        data: what of the store it trains on, such as targets and split.
     """
     index = file_digest(store / "index.parquet")
     description = {
@@ -46,6 +52,7 @@ def describe_run(
         "store": {"path": str(store), "index_sha256": index},
         "world_size": world_size,
         **({"init": init} if init is not None else {}),
+        **({"data": data} if data is not None else {}),
         "config": dataclasses.asdict(config),
     }
     description = json.loads(json.dumps(description))
@@ -57,14 +64,23 @@ def _identity(description: dict[str, Any]) -> str:
 
     Settings under the names that they had when the run began: it is never computed again.
     """
-    parts = {name: value for name, value in _deciding(description).items() if name not in _CHANGEABLE}
+    changeable = _changeable(description)
+    parts = {name: value for name, value in _deciding(description).items() if name not in changeable}
     parts["store"] = description["store"]["index_sha256"]
     parts["init"] = description.get("init", {}).get("sha256")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _deciding(description: dict[str, Any]) -> dict[str, Any]:
-    return dict(_flatten({key: description.get(key) for key in ("task", "world_size", "config")}))
+    names = ["task", "world_size", "config", *(["data"] if "data" in description else [])]
+    return dict(_flatten({name: description.get(name) for name in names}))
+
+
+def _changeable(description: dict[str, Any]) -> set[str]:
+    """The settings that may change: not the length of a run whose learning rate follows from it."""
+    schedule = description["config"].get("optim", {}).get("schedule", "constant")
+    fixed = set() if schedule == "constant" else {f"config.{name}" for name in _LENGTHS}
+    return _CHANGEABLE - fixed
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -79,7 +95,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`name = old (now new)` for what decides a run's numbers; paths and versions may change."""
     before, after = _deciding(old), _deciding(new)
     lines = []
-    names = (before.keys() | after.keys()) - _CHANGEABLE
+    names = (before.keys() | after.keys()) - _changeable(new)
     for name in sorted(names, key=lambda name: (name != _OBJECTIVE, name)):
         was, now = before.get(name, _MISSING), after.get(name, _MISSING)
         if was != now:

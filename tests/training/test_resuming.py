@@ -65,6 +65,23 @@ def test_a_finished_run_goes_on(long, copy, store, tiny):
     assert not pretrain(store, copy, tiny, progress=False)  # shorter than it is: nothing to do
 
 
+def test_a_schedule_resumes_and_keeps_its_length(store, tiny, tmp_path, monkeypatch):
+    """Over the run's length: the same numbers after a stop, and no other length."""
+    optim = dataclasses.replace(tiny.optim, schedule="cosine", warmup_steps=2)
+    config = dataclasses.replace(tiny, optim=optim)
+    pretrain(store, tmp_path / "whole", config, progress=False)
+    points = read_metrics(tmp_path / "whole/metrics.jsonl")
+    assert points[0]["lr"] == pytest.approx(optim.lr / 3)
+    assert points[-1]["lr"] == pytest.approx(0.01 * optim.lr)
+    stop_at(monkeypatch, 5)
+    with pytest.raises(Interrupted):
+        pretrain(store, tmp_path / "run", config, progress=False)
+    with pytest.raises(EcgfastError, match=r"max_steps = 10 \(now 14\)"):
+        pretrain(store, tmp_path / "run", dataclasses.replace(config, max_steps=14), progress=False)
+    pretrain(store, tmp_path / "run", config, progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_everything_that_may_change(long, store, tiny, tmp_path, monkeypatch):
     run = tmp_path / "run"
     stop_at(monkeypatch, 5)
