@@ -32,7 +32,7 @@ OBJECTIVES = {
     DEFAULT: Entry(
         "ecgfast.objectives.w2v_cmsc",
         "W2VCMSC",
-        "local and global loss with random lead masking (the paper's method)",
+        "the same with random lead masking, as in the paper",
     ),
 }
 """What `--objective` takes. A new objective is a line here."""

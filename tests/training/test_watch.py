@@ -12,7 +12,7 @@ from ecgfast.objectives import W2VCMSC, Losses, W2VCMSCConfig
 from ecgfast.training import PretrainConfig, pretrain, read_metrics, summarize_run
 from ecgfast.training.loop import Trainer
 from ecgfast.training.metrics import check_finite
-from ecgfast.training.pretrain import rows_contrasted
+from ecgfast.training.reports import rows_contrasted
 from ecgfast.training.watch import Watch, check_store
 from tests.training.conftest import write_store
 from tests.training.test_pretraining import CPU
@@ -50,7 +50,9 @@ def test_masks_are_told_once(tiny):
 
 def test_pairs_without_negatives(tiny):
     def weaknesses(config, world):
-        return W2VCMSC.weaknesses(config.model, rows_contrasted(config, world))
+        return W2VCMSC.weaknesses(
+            config.model, rows_contrasted(config.batch_pairs, config.global_batch, world.size)
+        )
 
     one = dataclasses.replace(tiny, batch_pairs=1)
     (told,) = weaknesses(one, CPU)
