@@ -233,20 +233,20 @@ def build_model(tensors: Mapping[str, Tensor], settings: Settings, *, pretrainin
         EcgfastError: a tensor is missing, unknown, or of another shape than the configuration's.
     """
     config = _encoder_config(tensors, settings)
-    groups = settings.get("model", "latent_groups", 2)
-    if not isinstance(groups, int) or groups < 1:
-        raise EcgfastError(f"has latent_groups {groups!r}, takes a positive integer")
+    codebook_groups = settings.get("model", "latent_groups", 2)
+    if not isinstance(codebook_groups, int) or codebook_groups < 1:
+        raise EcgfastError(f"has latent_groups {codebook_groups!r}, takes a positive integer")
     # Without memory until every tensor is known to fit: sizes are those that a file claims.
     with torch.device("meta"):
         if pretraining:
-            model = W2VCMSC(_pretraining_config(config, tensors, settings, groups))
+            model = W2VCMSC(_pretraining_config(config, tensors, settings, codebook_groups))
         else:
             model = Encoder(config)
     if not pretraining:
         # Fine-tuned models drop the mask token, which plays no part in encoding.
         tensors = {"mask_emb": torch.zeros(config.width), **tensors}
     _check_complete(tensors, model, settings)
-    encoder, heads = rename_tensors(tensors, groups)
+    encoder, heads = rename_tensors(tensors, codebook_groups)
     parameters = {**{f"encoder.{k}": v for k, v in encoder.items()}, **heads} if pretraining else encoder
     load_tensors(model, parameters, "the model")
     return model.eval()
@@ -310,14 +310,16 @@ def _check_complete(tensors: Mapping[str, Tensor], model: W2VCMSC | Encoder, set
                 raise EcgfastError(f"{name} has shape {list(tensors[name].shape)}, takes {list(shape)}")
 
 
-def rename_tensors(tensors: Mapping[str, Tensor], groups: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def rename_tensors(
+    tensors: Mapping[str, Tensor], codebook_groups: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Official tensors by our names: those of the encoder, and those of the pre-training heads."""
     encoder: dict[str, Tensor] = {}
     heads: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name in _HEAD_NAMES:
             if name == "quantizer.vars":
-                tensor = tensor.reshape(groups, -1, tensor.shape[-1])
+                tensor = tensor.reshape(codebook_groups, -1, tensor.shape[-1])
             heads[_HEAD_NAMES[name]] = tensor
         elif match := _ATTENTION_PATTERN.fullmatch(name):
             key = _QKV.format(match[1], match[3])
@@ -409,14 +411,16 @@ def _check_told(settings: Settings, found: list[tuple[str, int, str]]) -> None:
 
 
 def _pretraining_config(
-    encoder: EncoderConfig, tensors: Mapping[str, Tensor], settings: Settings, groups: int
+    encoder: EncoderConfig, tensors: Mapping[str, Tensor], settings: Settings, codebook_groups: int
 ) -> W2VCMSCConfig:
     final_dim, latent_dim = _take(tensors, "project_q.weight", 2).shape
     codebook = _take(tensors, "quantizer.vars", 3)
-    if codebook.shape[1] % groups or latent_dim % groups:
+    if codebook.shape[1] % codebook_groups or latent_dim % codebook_groups:
         shapes = f"{list(codebook.shape)}, project_q.weight {[final_dim, latent_dim]}"
-        raise EcgfastError(f"quantizer.vars has shape {shapes}: not for {groups} groups (latent_groups)")
-    entries = codebook.shape[1] // groups
+        raise EcgfastError(
+            f"quantizer.vars has shape {shapes}: not for {codebook_groups} groups (latent_groups)"
+        )
+    entries = codebook.shape[1] // codebook_groups
     told = {name: settings.get("model", name, 0) for name in ("final_dim", "latent_dim")}
     final = told["final_dim"] or final_dim
     _check_told(settings, [("latent_vars", entries, "quantizer.vars")])
@@ -436,7 +440,7 @@ def _pretraining_config(
     return W2VCMSCConfig(
         encoder=encoder,
         final_dim=final_dim,
-        codebook_groups=groups,
+        codebook_groups=codebook_groups,
         entries=entries,
         latent_dim=latent_dim,
         n_negatives=settings.get("model", "num_negatives", 100),
