@@ -1,5 +1,7 @@
 """Whether a recording's amplitude is that of an ECG, or that of one in another unit."""
 
+from functools import lru_cache
+
 import numba
 import numpy as np
 
@@ -21,6 +23,7 @@ _USUAL = (0.2, 5.0)  # millivolts
 _WINDOW = 3 * SAMPLE_RATE // 2  # samples that hold a QRS complex at 40 beats a minute and above
 
 
+@lru_cache(maxsize=256)  # twelve signals of a record have one
 def find_unit(text: str) -> str | None:
     """The key of `MICROVOLTS` that a unit is, whatever its case and its sign for micro, or None."""
     plain = text.strip().replace("\u00b5", "u").replace("\u03bc", "u").casefold()
