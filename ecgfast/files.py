@@ -102,7 +102,7 @@ def _file_of_its_own(path: Path) -> Path:
 
 
 def _open_to_others(path: Path) -> None:
-    """Let a file that was made for its owner alone be like any other: `write` may have made it anew."""
+    """Let a file that was made for its owner alone be like any other: `write` may have replaced it."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)

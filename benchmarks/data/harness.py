@@ -1,4 +1,4 @@
-"""Timing variants of the same work in turn, and writing down what came out."""
+"""Times variants of the same work in turn, and writes the results."""
 
 import argparse
 import json

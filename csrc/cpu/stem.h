@@ -135,7 +135,7 @@ struct Stem {
   }
 
   // The segment in millivolts as layer 0 multiplies it, and the means of its leads' even and odd samples;
-  // masked leads and padding are zero. Means that are more than twice the deviation are taken off, for sums
+  // masked leads and padding are zero. Means that are more than twice the deviation are subtracted, for sums
   // of large offsets would be less exact. Smaller ones stay: with them padding is zero, and has no rounding
   // errors. So does bf16, which is exact where a difference would be rounded.
   void load_signal(int64_t b) const {

@@ -173,7 +173,7 @@ struct StemBackward : Stem<In> {
     }
   }
 
-  // In double precision: times the patches' means they are taken off sums that may be nearly the same.
+  // In double precision: times the patches' means they are subtracted from sums that may be nearly equal.
   void add_columns_wide(int64_t rows, const El* x, double* sums) const {
     for (int64_t c = 0; c < cp; c += kLanes<T>) {
       Vec<double> sum[kLanes<T> / kLanes<double>] = {};

@@ -71,7 +71,7 @@ def identification_report(
 ) -> IdentificationReport:
     """Look for each probe's patient in a gallery.
 
-    All pairs are held at once: some 40 bytes each.
+    All pairs are held at once: some 100 bytes each.
 
     Args:
         gallery: Embeddings [G, D], of any norm but 0.

@@ -206,7 +206,7 @@ class AdjacentPairs(_Cut):
 
     A recording gives floor(n_samples / (2 T)) pairs in every epoch. With fixed offsets they are
     the consecutive segments 0 and 1, 2 and 3, ... as in the paper; with random offsets each begins
-    anywhere in its recording, anew in every epoch.
+    anywhere in its recording, drawn again in each epoch.
 
     The order depends on (seed, epoch) alone. Ranks have equally many batches. Pairs that fill no batch are
     left out of the epoch.
@@ -242,7 +242,7 @@ class SingleSegments(_Cut):
     """Every segment on its own.
 
     A recording gives floor(n_samples / T) segments in every epoch, consecutive ones with fixed offsets; with
-    random ones each begins anywhere in its recording, anew in every epoch. Order and ranks are as for
+    random ones each begins anywhere in its recording, drawn again in each epoch. Order and ranks are as for
     `AdjacentPairs`.
 
     Args:
@@ -285,7 +285,7 @@ class TwoViews(_Cut):
 class LabelledRecordings(_Shuffled):
     """One segment of each recording of a subset, such as a split with labels.
 
-    A recording shorter than T is taken whole (`Batch.lengths`). `Batch.recording` says which labels belong
+    A recording shorter than T is one segment (`Batch.lengths`). `Batch.recording` says which labels belong
     to a row; it is the sample id too.
 
     Shuffled, for training, order and ranks are as for `AdjacentPairs`. Else recordings come in the order
@@ -300,7 +300,7 @@ class LabelledRecordings(_Shuffled):
         rank: This process's number, from 0.
         world_size: Number of processes, W.
         shuffle: False for evaluation.
-        offsets: "fixed": a segment begins with its recording; "random": anywhere in it, anew in every epoch.
+        offsets: "fixed": a segment begins with its recording; "random": anywhere in it, new in every epoch.
         drop_last: False keeps the last, smaller batch of a shuffled epoch, as for `AdjacentPairs`.
 
     Raises:
