@@ -46,8 +46,9 @@ def tiny() -> PretrainConfig:
 class Step:
     """One variant's model, optimiser and batch; a call is an update."""
 
-    def __init__(self, variant: str, config: PretrainConfig, device: str) -> None:
+    def __init__(self, variant: str, config: PretrainConfig, device: str, *, bf16: bool = True) -> None:
         torch.manual_seed(0)
+        self.bf16 = bf16
         self.ops, _, mode = variant.partition("_")
         n_masked = None if variant == "official" else _MASKED
         self.model = W2VCMSC(dataclasses.replace(config.model, n_masked=n_masked)).to(device).train()
@@ -85,7 +86,7 @@ class Step:
             self.graph.replay()
 
     def _update(self) -> None:
-        with ops_of(self.ops), torch.autocast(self.device, torch.bfloat16):
+        with ops_of(self.ops), torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             losses = self.forward(self.views, self.rng)
         (losses.total / losses.size).backward()
         self.optimizer.step()
