@@ -62,7 +62,7 @@ class Runner:
         self._environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
 
     def run(self, cells: Sequence[Cell]) -> Outcome:
-        """Run all cells, each after those that it needs; the order given decides between those that can run."""
+        """Run all cells, each after those that it needs; of those that can run, the first comes first."""
         outcome = Outcome(done={cell.name: self._seconds(cell) for cell in cells if self._is_done(cell)})
         waiting = [cell for cell in cells if cell.name not in outcome.done]
         total, running = len(cells), {}
