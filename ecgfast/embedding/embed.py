@@ -116,6 +116,12 @@ def embed_windows(
             identity is begun again.
     """
     named = check_lead_names(leads, encoder.config.leads)
+    shape = (len(windows.unit), encoder.config.width)
+    kept = None
+    if keep is not None:
+        told = {"identity": identity, "windows": _digest(windows), "leads": list(named)}
+        told |= {"precision": precision, "segment_samples": segment_samples}
+        kept = _Kept(keep, told, shape)
     encoding = Encoding(
         store,
         encoder,
@@ -123,21 +129,18 @@ def embed_windows(
         named,
         segment_samples=segment_samples,
         precision=precision,
-        batch_size=batch_size,
+        batch_size=(kept.batch_size if kept else None) or batch_size,
         device=resolve_device(device),
     )
-    shape = (len(windows.unit), encoder.config.width)
-    if keep is None:
-        rows = np.empty(shape, dtype=np.float32)
-        with Progress("encoding", _n_units(windows), shown=progress) as bar:
-            for encoded in encoding.batches():
-                rows[encoded.windows] = encoded.pooled()
-                bar.update(_n_begun(windows, encoded.windows))
-        return rows
-    told = {"identity": identity, "windows": _digest(windows), "leads": list(named), "precision": precision}
-    kept = _Kept(keep, told | {"segment_samples": segment_samples}, shape)
-    _fill(kept, encoding, windows, _Pooled(), progress)
-    return np.array(kept.rows)
+    if kept is not None:
+        _fill(kept, encoding, windows, _Pooled(), progress)
+        return np.array(kept.rows)
+    rows = np.empty(shape, dtype=np.float32)
+    with Progress("encoding", _n_units(windows), shown=progress) as bar:
+        for encoded in encoding.batches():
+            rows[encoded.windows] = encoded.pooled()
+            bar.update(_n_begun(windows, encoded.windows))
+    return rows
 
 
 class _Pooled:
