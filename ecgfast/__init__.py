@@ -8,7 +8,9 @@ from ecgfast._version import __version__
 if TYPE_CHECKING:
     from ecgfast import ops
     from ecgfast._build import config, cpu_isa, set_cpu_isa, show_config, usable_cpu_isas
+    from ecgfast.assessment import compare, evaluate
     from ecgfast.data import SegmentLoader, Store, prepare
+    from ecgfast.embedding import embed_store
     from ecgfast.errors import EcgfastError
     from ecgfast.finetuning import Classifier, FinetuneConfig, finetune
     from ecgfast.leads import STANDARD_LEADS
@@ -29,8 +31,11 @@ _HOMES = {
     "Store": "data",
     "W2VCMSC": "objectives",
     "W2VCMSCConfig": "objectives",
+    "compare": "assessment",
     "config": "_build",
     "cpu_isa": "_build",
+    "embed_store": "embedding",
+    "evaluate": "assessment",
     "finetune": "finetuning",
     "prepare": "data",
     "pretrain": "training",
@@ -52,8 +57,11 @@ __all__ = [
     "Store",
     "W2VCMSCConfig",
     "__version__",
+    "compare",
     "config",
     "cpu_isa",
+    "embed_store",
+    "evaluate",
     "finetune",
     "ops",
     "prepare",

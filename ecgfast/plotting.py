@@ -84,6 +84,27 @@ def _draw_panel(
         axes.legend(fontsize="small")
 
 
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches, which no window is opened for."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, out: Path) -> Path:
+    """Write a figure whole, PNG, PDF or SVG by the end of the name; returns the file.
+
+    Raises:
+        EcgfastError: `out` has another end or no folder.
+    """
+    check_output("out", out, PICTURES)
+    _save(figure, out, dpi=130)
+    return out
+
+
 def _save(figure: Any, out: Path, **options: Any) -> None:
     """Write a figure in the format that the end of the name tells; text stays text in PDF and SVG."""
     import matplotlib

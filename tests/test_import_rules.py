@@ -29,6 +29,8 @@ MAY_IMPORT = {
     "plotting": {"base", "objectives", "data"},
     "training": {"base", "ops", "nn", "objectives", "data", "plotting"},
     "finetuning": {"base", "nn", "objectives", "data", "interop", "training"},
+    "embedding": {"base", "nn", "data", "interop", "training"},
+    "assessment": {"base", "nn", "data", "plotting", "evaluation", "finetuning", "embedding"},
     "benchmarking": {"base", "_build", "ops"},
     "commands": {
         "base",
@@ -39,6 +41,8 @@ MAY_IMPORT = {
         "plotting",
         "training",
         "finetuning",
+        "embedding",
+        "assessment",
         "benchmarking",
     },
     "_parsing": {"base"},

@@ -1,6 +1,7 @@
 """Records in, stores, and batches out."""
 
 from ecgfast.data.batches.batch import Batch
+from ecgfast.data.batches.listed import ListedSegments
 from ecgfast.data.batches.loader import Loader
 from ecgfast.data.batches.plans import (
     AdjacentPairs,
@@ -24,6 +25,7 @@ from ecgfast.data.signal.preprocess import Preprocessing
 from ecgfast.data.signal.rhythm import heart_rate
 from ecgfast.data.sources.importing import PrepareReport, prepare, write_store
 from ecgfast.data.store.inspection import StoreSummary, summarize
+from ecgfast.data.store.preprocessing import describe_differences
 from ecgfast.data.store.store import Store
 from ecgfast.data.synthetic.files import synthetic_store, write_synthetic
 from ecgfast.data.synthetic.records import SyntheticRecord, synthesize
@@ -40,6 +42,7 @@ __all__ = [
     "EmgNoise",
     "LabelledRecordings",
     "LeadNames",
+    "ListedSegments",
     "Loader",
     "Plan",
     "PowerlineNoise",
@@ -54,6 +57,7 @@ __all__ = [
     "TurnDipole",
     "TwoViews",
     "Windows",
+    "describe_differences",
     "heart_rate",
     "prepare",
     "summarize",

@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ecgfast._outputs import check_output, write_whole
-from ecgfast.data import SegmentLoader, Store, Windows
+from ecgfast.data import SegmentLoader, Store, Windows, describe_differences
 from ecgfast.errors import EcgfastError
 from ecgfast.finetuning.classifier import Classifier, shortest_window
 from ecgfast.finetuning.scoring import score_recordings
@@ -65,8 +65,8 @@ def predict_store(
         n = int((~present).sum())
         warnings.warn(f"{n} of {len(chosen)} recordings have none of {', '.join(used)}: they are left out")
     chosen = chosen[present]
-    if config.preprocessing is not None and store.description.get("preprocessing") != config.preprocessing:
-        warnings.warn(f"{store.path}: was made with other preprocessing than the store of the training")
+    for line in describe_differences(config.preprocessing, store.description.get("preprocessing", {})):
+        warnings.warn(f"{store.path}: was made with other preprocessing than the training's store: {line}")
     world = World(0, 1, resolve_device(device))
     plan = Windows(
         store,
