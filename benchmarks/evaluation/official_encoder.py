@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecgfast.benchmarking.variants import official
 from ecgfast.nn import Encoder
 
 
@@ -83,9 +82,13 @@ class OfficialEncoder(nn.Module):
         )
 
     def forward(self, signal: Tensor) -> Tensor:
-        keep = torch.ones(signal.shape[:2], dtype=torch.bool)
-        x = official.patch_embed(signal, keep, self.convs, *self.stem_norm)
-        x = self.projection(self.layer_norm(x))
+        x = signal
+        for i, weight in enumerate(self.convs):
+            x = F.conv1d(x, weight, stride=2)
+            if i == 0:
+                x = F.group_norm(x.float(), x.shape[1], *self.stem_norm).type_as(x)
+            x = F.gelu(x)
+        x = self.projection(self.layer_norm(x.transpose(1, 2)))
         y = self.position(x.transpose(1, 2))
         if self.position.kernel_size[0] % 2 == 0:
             y = y[:, :, :-1]
