@@ -63,16 +63,22 @@ def plot_curves(
 def _draw_panel(
     axes: Any, panel: Panel, metrics: Sequence[Metric], points: Sequence[Mapping[str, float]]
 ) -> None:
+    colours: dict[str, Any] = {}
+    several = len(metrics) > 1
     for metric in metrics:
         # Those of validation stand at some of the log points only.
         own = [point for point in points if metric.name in point]
         steps, values = [point["step"] for point in own], [point[metric.name] for point in own]
-        axes.plot(
+        style = {"linestyle": "--", "color": colours.get(metric.beside)} if metric.beside else {}
+        legend = metric.legend or ("training" if several else "")
+        (line,) = axes.plot(
             steps,
             values,
             marker="." if len(own) < 60 else "",
-            label=metric.legend if len(metrics) > 1 else None,
+            label=legend if several else None,
+            **style,
         )
+        colours[metric.name] = line.get_color()
     for value, words in dict.fromkeys(metric.chance for metric in metrics if metric.chance):
         axes.axhline(value, color="0.35", linestyle=":", label=f"chance: {words}")
     axes.set_title(panel.title)

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "interop": {"base", "nn", "objectives"},
     "plotting": {"base", "objectives", "data"},
     "training": {"base", "ops", "nn", "objectives", "data", "plotting"},
-    "finetuning": {"base", "nn", "objectives", "data", "interop", "training"},
+    "finetuning": {"base", "ops", "nn", "objectives", "data", "evaluation", "interop", "training"},
     "embedding": {"base", "nn", "data", "interop", "training"},
     "assessment": {"base", "nn", "data", "plotting", "evaluation", "finetuning", "embedding"},
     "benchmarking": {"base", "_build", "ops"},

@@ -45,6 +45,7 @@ from ecgfast.embedding import (
 )
 from ecgfast.errors import EcgfastError
 from ecgfast.evaluation import (
+    Bootstrap,
     ChallengeWeights,
     classification_report,
     compare_classifiers,
@@ -387,6 +388,9 @@ class _Evaluation:
         """Of each method of the model, its difference to the same probe on the random encoder."""
         if self.task.kind != "classification" or self.task.bootstrap.draws == 0:
             return []
+        # A p-value is 2 / (draws + 1) at least: some protocols draw too few for one.
+        draws = self.config.draws or max(self.task.bootstrap.draws, Bootstrap().draws)
+        bootstrap = dataclasses.replace(self.task.bootstrap, draws=draws)
         beside = {(r.probe, r.share): r for r in results if r.encoder == RANDOM}
         rows = []
         for result in results:
@@ -400,7 +404,7 @@ class _Evaluation:
                 other.scores,
                 self.task.names,
                 patients=self._patients(test),
-                bootstrap=self.task.bootstrap,
+                bootstrap=bootstrap,
             )
             rows.append(
                 {

@@ -166,7 +166,7 @@ def _reliability(
     axes.set(ylabel="share that has the class", xlim=(0, 1), ylim=(0, 1))
     axes.set_title(f"Reliability, {shown[0].leads} leads, {len(columns)} classes together")
     axes.legend(fontsize=8, loc="upper left")
-    below.set(xlabel="probability told", ylabel="told", yscale="log")
+    below.set(xlabel="probability told", ylabel="times told")
     for one in (axes, below):
         one.grid(alpha=0.3)
     return save_figure(figure, file)

@@ -9,13 +9,18 @@ def export(
     run: Argument[Path],
     out: Argument[Path],
 ) -> None:
-    """Write the model of a run's last checkpoint, also while it trains.
+    """Write the model of a run, also while it trains.
+
+    Of pre-training it is that of the last checkpoint; of fine-tuning the best by validation until then.
 
     Args:
-        run: Folder of `ecgfast pretrain`.
+        run: Folder of `ecgfast pretrain` or `ecgfast finetune`.
         out: New or empty folder for model.safetensors and config.json.
     """
-    from ecgfast import training
+    from ecgfast import finetuning, training
+    from ecgfast.finetuning.config import TASK
+    from ecgfast.training.run_folder import RunFolder
 
-    step = training.export(run, out)
+    fine_tuned = run.is_dir() and RunFolder(run).read_description().get("task") == TASK
+    step = (finetuning if fine_tuned else training).export(run, out)
     print(f"{out}: model.safetensors, config.json of step {step}")

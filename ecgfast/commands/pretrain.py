@@ -1,6 +1,7 @@
-"""`ecgfast pretrain`: pre-training an encoder on a store."""
+"""`ecgfast pretrain`: pre-training an encoder on stores."""
 
 import argparse
+import dataclasses
 import inspect
 import os
 import warnings
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ecgfast.commands.arguments import Argument, File, Folder
+from ecgfast.commands.arguments import Argument, File, Folder, value
 from ecgfast.errors import EcgfastError
 
 if TYPE_CHECKING:
@@ -25,14 +26,17 @@ def command(args: Sequence[str]) -> Callable[..., None]:
     default, started_from = _settings(args)
 
     def pretrain(
-        store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
+        stores: Annotated[
+            tuple[Path, ...], tyro.conf.arg(metavar="STORE ...", help_behavior_hint="(one or more)"), Argument
+        ],
         run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
         preset: Size = "small",
         file: Annotated[File, tyro.conf.arg(name="config")] = None,
         init: Folder = None,
+        lead_mask_prob: Annotated[float | None, value("FLOAT")] = None,
         config: Annotated[training.PretrainConfig, tyro.conf.arg(name="")] = default,
     ) -> None:
-        """Pre-train an encoder on a store.
+        """Pre-train an encoder on one store or several.
 
         The same command takes a stopped run up again; with a larger max-steps or epochs, a finished one
         too. Several processes: torchrun -m ecgfast pretrain ...
@@ -41,22 +45,30 @@ def command(args: Sequence[str]) -> Callable[..., None]:
         {objectives}
 
         Args:
-            store: Folder written by `ecgfast prepare`.
+            stores: Folders written by `ecgfast prepare`.
             run: Folder for the model, checkpoints, metrics and curves.
             preset: Where the settings below start from: demo takes minutes on two CPU cores,
                 small hours on a GPU, paper is the paper's. Their values are shown as defaults.
             file: A run's config.json, or its `config` part, where they start from instead; RUN/config.json
                 to go on with RUN. The preset and the objective are those in it.
             init: Model folder to start from (ecgfast export, convert, or a run's model).
+            lead_mask_prob: Probability that a lead is masked (random lead masking), for any objective: short
+                for --model.lead-mask-prob.
             config: Settings.
         """
+        if not stores:
+            raise EcgfastError(f"missing: STORE before RUN, got {str(run)!r} alone")
         is_main = os.environ.get("RANK", "0") == "0"
         if started_from is not None and init is None and is_main and not (run / "config.json").exists():
             warnings.warn(
                 f"config: the run of {str(file)!r} was started from the model {started_from}, this one is "
                 f"from random weights; --init {started_from} starts it so too"
             )
-        trained = training.pretrain(store, run, config, init=init, progress=is_main)
+        if lead_mask_prob is not None:
+            config = dataclasses.replace(
+                config, model=dataclasses.replace(config.model, lead_mask_prob=lead_mask_prob)
+            )
+        trained = training.pretrain(stores, run, config, init=init, progress=is_main)
         if is_main:
             if not trained:
                 print(f"{run}: nothing to do, the run is finished")

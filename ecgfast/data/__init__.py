@@ -1,8 +1,10 @@
 """Records in, stores, and batches out."""
 
 from ecgfast.data.batches.batch import Batch
+from ecgfast.data.batches.joined import JoinedStores
 from ecgfast.data.batches.listed import ListedSegments
 from ecgfast.data.batches.loader import Loader
+from ecgfast.data.batches.mixture import Mixture
 from ecgfast.data.batches.plans import (
     AdjacentPairs,
     LabelledRecordings,
@@ -40,10 +42,12 @@ __all__ = [
     "BaselineWander",
     "Batch",
     "EmgNoise",
+    "JoinedStores",
     "LabelledRecordings",
     "LeadNames",
     "ListedSegments",
     "Loader",
+    "Mixture",
     "Plan",
     "PowerlineNoise",
     "PrepareReport",

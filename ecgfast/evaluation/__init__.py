@@ -15,7 +15,14 @@ from ecgfast.evaluation.classification import (
 )
 from ecgfast.evaluation.comparison import Comparison, compare_classifiers
 from ecgfast.evaluation.identification import IdentificationReport, identification_report
-from ecgfast.evaluation.labels import LabelTable, MultiLabel, Numbers, describe_left_out, store_labels
+from ecgfast.evaluation.labels import (
+    LabelTable,
+    MultiLabel,
+    Numbers,
+    describe_left_out,
+    store_labels,
+    store_numbers,
+)
 from ecgfast.evaluation.lead_sets import LEAD_SETS
 from ecgfast.evaluation.protocols import PROTOCOLS, Prepared, Protocol, Recipe, find_protocol
 from ecgfast.evaluation.ptbxl import Statements
@@ -27,11 +34,13 @@ from ecgfast.evaluation.segments import (
     IdentitySplit,
     Segments,
     SegmentSplit,
+    gallery_probe,
 )
 from ecgfast.evaluation.splits import (
     ByFolds,
     ByFoldsOrPatient,
     ByPatient,
+    HoldOut,
     LastFolds,
     Split,
     check_patients,
@@ -53,6 +62,7 @@ __all__ = [
     "Comparison",
     "Estimate",
     "GalleryProbe",
+    "HoldOut",
     "IdentificationReport",
     "IdentitySplit",
     "LabelTable",
@@ -74,9 +84,11 @@ __all__ = [
     "compare_classifiers",
     "describe_left_out",
     "find_protocol",
+    "gallery_probe",
     "identification_report",
     "regression_report",
     "store_labels",
+    "store_numbers",
     "take_share",
     "tune_thresholds",
 ]

@@ -5,9 +5,11 @@ What is left out on the way is told: every function's result has `left_out`, the
 """
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from ecgfast.evaluation._inputs import named
 LeftOut = dict[str, list[str]]
 
 _KEYS = ("record_id", "patient_id")
+_PLACES = ("shard", "offset", "checksum")  # numbers of a store's index that say nothing of a recording
 _YES_NO = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
@@ -69,7 +72,7 @@ def store_labels(
     *,
     synonyms: Mapping[str, str] | None = None,
     min_records: int = 1,
-    keep_unlabelled: bool = False,
+    keep_unlabelled: bool | str = False,
     absent: str = "error",
 ) -> MultiLabel:
     """Targets from the column `labels` of a store's index.
@@ -80,7 +83,8 @@ def store_labels(
         synonyms: The class of each label that has one; labels without a class are left aside. None: each
             label is its own class.
         min_records: Leave out classes that fewer recordings have.
-        keep_unlabelled: Keep recordings that have none of the classes, as ones with every target 0.
+        keep_unlabelled: Keep recordings that have none of the classes, as ones with every target 0: all of
+            them, or with "others" those that have other labels; what has none at all was not read.
         absent: What to do with a class of `classes` that no recording has: "error", or "leave out".
 
     Raises:
@@ -88,6 +92,8 @@ def store_labels(
     """
     if absent not in ("error", "leave out"):
         raise EcgfastError(f"absent: must be 'error' or 'leave out', got {absent!r}")
+    if keep_unlabelled not in (False, True, "others"):
+        raise EcgfastError(f"keep_unlabelled: must be False, True or 'others', got {keep_unlabelled!r}")
     lists = [_classes_of(labels, synonyms) for labels in index["labels"].to_pylist()]
     counts = Counter(label for labels in lists for label in labels)
     if not counts:
@@ -104,7 +110,38 @@ def store_labels(
         "classes that no recording has": missing,
         f"classes that fewer than {min_records} recordings have": rare,
     }
-    return _multi_label(index["record_id"].to_pylist(), lists, kept, keep_unlabelled, left_out)
+    labelled = [bool(labels) for labels in index["labels"].to_pylist()]
+    keep = labelled if keep_unlabelled == "others" else [bool(keep_unlabelled)] * len(lists)
+    return _multi_label(index["record_id"].to_pylist(), lists, kept, keep, left_out)
+
+
+def store_numbers(index: pa.Table, column: str) -> Numbers:
+    """A column of numbers of a store's index, such as "age"; recordings where it is null are left out.
+
+    Args:
+        index: `Store.index`, or some of its rows.
+        column: Its name; those that tell where signals lie are none.
+
+    Raises:
+        EcgfastError: there is no such column of numbers, or no number in it.
+    """
+    known = [entry.name for entry in index.schema if _is_number(entry)]
+    if column not in known:
+        near = did_you_mean(column, known)
+        raise EcgfastError(f"target: must be labels or {' or '.join(known)}, got {column!r}{near}")
+    values = index[column].to_numpy().astype(np.float64)
+    good = np.isfinite(values)
+    if not good.any():
+        raise EcgfastError(f"target: must be known of some recordings of the store, got no {column}")
+    records = index["record_id"].to_pylist()
+    without = [records[i] for i in np.flatnonzero(~good)]
+    left_out = {f"recordings without {column}": without} if without else {}
+    return Numbers(column, np.flatnonzero(good), values[good], left_out)
+
+
+def _is_number(entry: pa.Field) -> bool:
+    number = pa.types.is_floating(entry.type) or pa.types.is_integer(entry.type)
+    return number and entry.name not in _PLACES
 
 
 @dataclass(frozen=True)
@@ -118,6 +155,7 @@ class LabelTable:
         ids: Id of each row, each once.
         columns: Texts of each column, as many as ids.
         left_out: Rows without an id.
+        digest: SHA-256 of the file, in hexadecimal.
     """
 
     path: Path
@@ -126,6 +164,7 @@ class LabelTable:
     ids: tuple[str, ...]
     columns: dict[str, tuple[str, ...]]
     left_out: LeftOut
+    digest: str = ""
 
     @classmethod
     def read(cls, path: str | Path) -> "LabelTable":
@@ -142,7 +181,7 @@ class LabelTable:
                 or a row of another number of fields.
         """
         path = Path(path)
-        header, rows = _read_csv(path)
+        header, rows, digest = _read_csv(path)
         by = next((key for key in _KEYS if key in header), None)
         names = [name for name in header if name not in _KEYS and name and not name.startswith("_")]
         if by is None:
@@ -157,7 +196,7 @@ class LabelTable:
         taken = set(lines)
         kept = [fields for line, fields in rows if line in taken]
         columns = {name: tuple(fields[header.index(name)] for fields in kept) for name in names}
-        return cls(path, by, tuple(lines), tuple(ids), columns, left_out)
+        return cls(path, by, tuple(lines), tuple(ids), columns, left_out, digest)
 
     def kind(self, column: str) -> str:
         """What a column holds: "binary" (0/1, true/false), "number", or "list" (texts with `;` between).
@@ -302,27 +341,27 @@ def _no_labels(index: pa.Table, synonyms: Mapping[str, str] | None) -> str:
 
 
 def _multi_label(
-    records: list[str], lists: list[set[str]], kept: list[str], keep_unlabelled: bool, left_out: LeftOut
+    records: list[str], lists: list[set[str]], kept: list[str], keep: list[bool], left_out: LeftOut
 ) -> MultiLabel:
+    """Targets of the recordings that have one of the classes `kept`, and of those to `keep` all the same."""
     at = {name: column for column, name in enumerate(kept)}
     matrix = np.zeros((len(records), len(kept)), dtype=bool)
     for row, labels in enumerate(lists):
         matrix[row, [at[label] for label in labels if label in at]] = True
-    labelled = matrix.any(axis=1)
-    recordings = np.arange(len(records)) if keep_unlabelled else np.flatnonzero(labelled)
-    if not keep_unlabelled:
-        left_out["recordings without a label of the task"] = [records[i] for i in np.flatnonzero(~labelled)]
+    counts = matrix.any(axis=1) | np.array(keep, dtype=bool)
+    recordings = np.flatnonzero(counts)
+    left_out["recordings without a label of the task"] = [records[i] for i in np.flatnonzero(~counts)]
     left_out = {reason: ids for reason, ids in left_out.items() if ids}
     return MultiLabel(tuple(kept), recordings, matrix[recordings], left_out)
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and the lines and fields of the rows."""
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """The header, the lines and fields of the rows, and the file's digest."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if row]
+        content = path.read_bytes()
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        header = [name.strip() for name in next(reader, [])]
+        rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise EcgfastError(f"labels: can't read {path}: {one_line(error)}") from None
     for line, fields in rows:
@@ -331,7 +370,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             raise EcgfastError(f"labels: {path} line {line} must have {want}, got {len(fields)}")
     if not rows:
         raise EcgfastError(f"labels: {path} must have a header and rows, got none")
-    return header, rows
+    return header, rows, sha256(content).hexdigest()
 
 
 def _ids(

@@ -21,7 +21,7 @@ from ecgfast.evaluation.labels import LeftOut, MultiLabel, describe_left_out, st
 from ecgfast.evaluation.lead_sets import LEAD_SETS
 from ecgfast.evaluation.ptbxl import TASKS, Statements
 from ecgfast.evaluation.segments import ByIdentity, BySegment, IdentitySplit, SegmentSplit
-from ecgfast.evaluation.splits import ByFolds, ByFoldsOrPatient, ByPatient, LastFolds, Split
+from ecgfast.evaluation.splits import ByFolds, ByFoldsOrPatient, ByPatient, HoldOut, LastFolds, Split
 
 CINC2021_CLASSES = (
     "164889003",
@@ -53,7 +53,7 @@ CINC2021_CLASSES = (
 )
 """The 26 classes of the challenge's `weights.csv`, in its order; SNOMED CT codes, equivalent ones joined."""
 
-Division = ByFolds | LastFolds | ByPatient | ByFoldsOrPatient | BySegment | ByIdentity
+Division = ByFolds | HoldOut | LastFolds | ByPatient | ByFoldsOrPatient | BySegment | ByIdentity
 """How parts are made."""
 
 _PAPER_SETS = ("12", "6", "3", "2", "1")
@@ -247,7 +247,8 @@ class Protocol:
             shared = f"{len(parts.shared_patients):,} patients are in several parts, so results flatter"
             return ["segments: train {:,}, validation {:,}, test {:,}".format(*sizes), shared]
         chosen_by = 0 if parts.validation is None else len(parts.validation.patients)
-        sizes = f"{chosen_by:,} for validation, {len(parts.test.patients):,} to test on"
+        tested = 0 if parts.test is None else len(parts.test.patients)
+        sizes = f"{chosen_by:,} for validation, {tested:,} to test on"
         return [f"{len(parts.train):,} recordings to train on; patients: {sizes}"]
 
 

@@ -1,6 +1,6 @@
 """Parts of other things than whole recordings: the official split by segment, and pairs of a patient."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,13 +121,13 @@ class IdentitySplit:
     Attributes:
         train: Numbers of the recordings to train on, int64.
         validation: Crops to choose by; None where their share is 0.
-        test: Crops to test on; their patients are never trained on.
+        test: Crops to test on; their patients are never trained on. None where their share is 0.
         left_out: Ids of recordings in no part, by the reason.
     """
 
     train: np.ndarray
     validation: GalleryProbe | None
-    test: GalleryProbe
+    test: GalleryProbe | None
     left_out: LeftOut = field(default_factory=dict)
 
 
@@ -151,9 +151,11 @@ class ByIdentity:
 
     def __post_init__(self) -> None:
         good = len(self.fractions) == 3 and all(0 <= share <= 1 for share in self.fractions)
-        if not good or abs(sum(self.fractions) - 1) > 1e-9 or self.fractions[2] == 0:
+        if not good or abs(sum(self.fractions) - 1) > 1e-9 or not any(self.fractions[1:]):
             got = ", ".join(str(share) for share in self.fractions)
-            raise EcgfastError(f"fractions: must be three shares with the sum 1, test above 0, got {got}")
+            raise EcgfastError(
+                "fractions: must be three shares with the sum 1, validation or test above 0, got " + got
+            )
 
     def __str__(self) -> str:
         shares = "/".join(f"{100 * share:g}" for share in self.fractions)
@@ -181,15 +183,23 @@ class ByIdentity:
         members: list[list[str]] = [[], [], []]
         for patient, own in of_patient.items():
             members[part_of(patient, self.fractions, self.seed) if len(own) > 1 else 0].append(patient)
-        if len(members[2]) < 2 or (self.fractions[1] > 0 and len(members[1]) < 2):
-            lacking = "test" if len(members[2]) < 2 else "validation"
+        few = [part for part in (2, 1) if self.fractions[part] > 0 and len(members[part]) < 2]
+        if few:
+            lacking = PARTS[few[0]]
             repeated = sum(len(own) > 1 for own in of_patient.values())
             raise EcgfastError(
                 f"fractions: must give {lacking} two patients with two recordings, got "
-                f"{len(members[PARTS.index(lacking)])} of {repeated} that the store has"
+                f"{len(members[few[0]])} of {repeated} that the store has"
             )
         crops = [
-            self._crops(index, {patient: of_patient[patient] for patient in part}) if part else None
+            gallery_probe(
+                index,
+                {patient: of_patient[patient] for patient in part},
+                seed=self.seed,
+                segment_samples=self.segment_samples,
+            )
+            if part
+            else None
             for part in members[1:]
         ]
         beyond = [records[i] for part in members[1:] for patient in part for i in of_patient[patient][2:]]
@@ -204,13 +214,24 @@ class ByIdentity:
             left_out={reason: ids for reason, ids in left_out.items() if ids},
         )
 
-    def _crops(self, index: pa.Table, of_patient: dict[str, list[int]]) -> GalleryProbe:
-        records, samples = index["record_id"].to_pylist(), index["n_samples"].to_numpy()
 
-        def crops(which: int) -> Segments:
-            recording = np.array([own[which] for own in of_patient.values()], dtype=np.int64)
-            room = samples[recording] - self.segment_samples + 1
-            place = np.array([place_of(records[i], self.seed, "crop") for i in recording])
-            return Segments(recording, np.floor(place * room).astype(np.int64))
+def gallery_probe(
+    index: pa.Table, of_patient: Mapping[str, Sequence[int]], *, seed: int = 0, segment_samples: int = 2500
+) -> GalleryProbe:
+    """A crop of each of the first two recordings of patients, where it begins drawn from the recording's id.
 
-        return GalleryProbe(crops(0), crops(1), tuple(of_patient))
+    Args:
+        index: `Store.index`.
+        of_patient: Numbers of each patient's recordings, two or more of `segment_samples` or longer.
+        seed: Of the draws.
+        segment_samples: Samples of a crop.
+    """
+    records, samples = index["record_id"].to_pylist(), index["n_samples"].to_numpy()
+
+    def crops(which: int) -> Segments:
+        recording = np.array([own[which] for own in of_patient.values()], dtype=np.int64)
+        room = samples[recording] - segment_samples + 1
+        place = np.array([place_of(records[i], seed, "crop") for i in recording])
+        return Segments(recording, np.floor(place * room).astype(np.int64))
+
+    return GalleryProbe(crops(0), crops(1), tuple(of_patient))

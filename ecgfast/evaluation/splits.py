@@ -27,13 +27,13 @@ class Split:
     Attributes:
         train: To train on.
         validation: To choose by.
-        test: To tell results of.
+        test: To tell results of; by default none.
         left_out: Ids of recordings that are in no part, by the reason.
     """
 
     train: np.ndarray
     validation: np.ndarray
-    test: np.ndarray
+    test: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     left_out: LeftOut = field(default_factory=dict)
 
     def parts(self) -> dict[str, np.ndarray]:
@@ -53,12 +53,15 @@ class ByFolds:
 
     train: tuple[int, ...]
     validation: tuple[int, ...]
-    test: tuple[int, ...]
+    test: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         every = [*self.train, *self.validation, *self.test]
-        if len(set(every)) < len(every) or not (self.train and self.test):
-            raise EcgfastError(f"folds: must be there once, some to train and to test on, got {asdict(self)}")
+        if len(set(every)) < len(every) or not (self.train and (self.validation or self.test)):
+            raise EcgfastError(
+                "folds: must be there once, some to train on and some to choose by or to test on, got "
+                f"{asdict(self)}"
+            )
 
     def __str__(self) -> str:
         parts = [f"{part} {_spans(getattr(self, part))}" for part in PARTS if getattr(self, part)]
@@ -117,6 +120,56 @@ class LastFolds:
             raise EcgfastError(f"folds: must be three or more, got {len(numbers)} in the store")
         by = ByFolds(tuple(numbers[:-2]), (numbers[-2],), (numbers[-1],))
         return by.split(index, recordings)
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """A number of the patients drawn to choose by, and to test on; all others are trained on.
+
+    As many as the shares say, at least one, which suits few patients; but who they are follows from the order
+    of the store, where `ByPatient` keeps everybody's part when a store grows.
+
+    Attributes:
+        validation: Share of the patients to choose by.
+        test: Share to test on; 0: none.
+        seed: Of the draw.
+    """
+
+    validation: float = 0.1
+    test: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation < 1 or not 0 <= self.test < 1 or self.validation + self.test >= 1:
+            got = f"{self.validation:g} and {self.test:g}"
+            raise EcgfastError(f"shares: must be above 0 to choose by, and below 1 together, got {got}")
+
+    def __str__(self) -> str:
+        test = f"{100 * self.test:g} % of the patients to test on, " if self.test else ""
+        return f"{test}{100 * self.validation:g} % of the patients for validation, seed {self.seed}"
+
+    def split(self, index: pa.Table, recordings: Sequence[int] | np.ndarray | None = None) -> Split:
+        """Divide a store's recordings.
+
+        Args:
+            index: `Store.index`.
+            recordings: Numbers of those to divide; None: all.
+
+        Raises:
+            EcgfastError: there are fewer patients than parts.
+        """
+        recordings = _chosen(index, recordings)
+        encoded = index["patient_id"].combine_chunks().dictionary_encode()
+        patients = encoded.indices.to_numpy().astype(np.int64)[recordings]
+        numbers = np.unique(patients)
+        parts = 3 if self.test else 2
+        if len(numbers) < parts:
+            raise EcgfastError(f"split: must have {parts} patients or more to divide, got {len(numbers)}")
+        drawn = np.random.default_rng(self.seed).permutation(numbers)
+        tested = max(1, round(self.test * len(numbers))) if self.test else 0
+        n = min(max(1, round(self.validation * len(numbers))), len(numbers) - 1 - tested)
+        validated, held = np.isin(patients, drawn[:n]), np.isin(patients, drawn[n : n + tested])
+        return Split(recordings[~validated & ~held], recordings[validated], recordings[held])
 
 
 @dataclass(frozen=True)

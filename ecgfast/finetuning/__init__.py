@@ -1,17 +1,13 @@
-"""Fine-tuning an encoder on labels or numbers, and predicting with it."""
+"""Fine-tuning an encoder on labels, numbers or identities, and predicting with it."""
 
+from ecgfast.evaluation import Split
 from ecgfast.finetuning.classifier import Classifier, ClassifierConfig, LabelledBatch
-from ecgfast.finetuning.config import FinetuneConfig, read_config
+from ecgfast.finetuning.config import FinetuneConfig, read_config, recipe_config
+from ecgfast.finetuning.exporting import export
 from ecgfast.finetuning.finetune import finetune, summarize
+from ecgfast.finetuning.parts import read_parts
 from ecgfast.finetuning.predicting import predict_store, write_predictions
-from ecgfast.finetuning.targets import (
-    Split,
-    Targets,
-    column_targets,
-    label_targets,
-    split_by_fold,
-    split_by_patient,
-)
+from ecgfast.finetuning.targets import Targets, choose_data, column_targets, label_targets
 
 __all__ = [
     "Classifier",
@@ -20,13 +16,15 @@ __all__ = [
     "LabelledBatch",
     "Split",
     "Targets",
+    "choose_data",
     "column_targets",
+    "export",
     "finetune",
     "label_targets",
     "predict_store",
     "read_config",
-    "split_by_fold",
-    "split_by_patient",
+    "read_parts",
+    "recipe_config",
     "summarize",
     "write_predictions",
 ]

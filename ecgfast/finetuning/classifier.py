@@ -1,7 +1,7 @@
 """An encoder with a linear head: what is fine-tuned, and what predicts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,14 +15,17 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from ecgfast.errors import EcgfastError
+from ecgfast.finetuning.arcface import arcface_logits, check_arcface, unit_vectors
 from ecgfast.leads import lead_indices
 from ecgfast.nn import Encoder, EncoderConfig, mean_tokens
-from ecgfast.nn.config import check_integers, config_from_dict
+from ecgfast.nn.config import check_integers, check_numbers, config_from_dict
 from ecgfast.nn.pretrained import WEIGHTS, load_tensors, read_model, write_model
 from ecgfast.objectives.base import Losses, Metric, Panel
+from ecgfast.ops import lead_mask
 
 MODEL_TYPE = "ecgfast_classifier"
 FREEZES = ("stem", "encoder", "none")
+TASKS = ("classification", "regression", "identification")
 
 _LOSS = Panel("Loss", "per known target")
 
@@ -32,13 +35,16 @@ class LabelledBatch(NamedTuple):
 
     Attributes:
         signal: [B, L, T], int16 microvolts or float millivolts, leads as in `ClassifierConfig.leads`.
-        targets: float [B, K]; NaN: unknown, it counts in no sum.
+        targets: float [B, K]; NaN: unknown, it counts in no sum. Of identification int64 [B], numbers of
+            identities.
         lengths: int64 [B], samples of each row; None: all T.
+        sample_ids: int64 [B], what each row's random leads follow from; None: no lead is masked.
     """
 
     signal: Tensor
     targets: Tensor
     lengths: Tensor | None = None
+    sample_ids: Tensor | None = None
 
 
 @dataclass
@@ -47,45 +53,55 @@ class ClassifierConfig:
 
     Attributes:
         encoder: its encoder.
-        names: of the K classes or quantities.
-        task: "classification", a probability for each class, or "regression", numbers.
+        names: of the K classes or quantities; none for identification.
+        task: "classification", a probability for each class, "regression", numbers, or "identification", unit
+            embeddings that are alike for recordings of one person.
         leads: that it takes, in this order; the encoder's others count as zero.
         segment_samples: T, samples of a window at 500 Hz; longer recordings are averaged over theirs.
         freeze: what is not trained: "stem" (the convolutions, as in the paper), "encoder" or "none".
         mean: [K], of the targets of regression, in their unit; the head gives (target - mean) / std.
         std: [K], likewise.
         positive_weights: [K], factors on the loss where a class is present; empty: 1.
+        identities: that identification was trained to tell apart; 0 for other tasks.
+        arcface_scale: factor on the cosines of identification.
+        arcface_margin: angle that it adds to that of the own identity, in radians.
+        lead_mask_prob: probability with which a lead of a segment is masked in training.
         preprocessing: of the store that it was trained on, as `store.json` has it.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     names: tuple[str, ...] = ("target",)
-    task: Literal["classification", "regression"] = "classification"
+    task: Literal["classification", "regression", "identification"] = "classification"
     leads: tuple[str, ...] = ()
     segment_samples: int = 2500
     freeze: Literal["stem", "encoder", "none"] = "stem"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     positive_weights: tuple[float, ...] = ()
+    identities: int = 0
+    arcface_scale: float = 192.0
+    arcface_margin: float = 1.0
+    lead_mask_prob: float = 0.0
     preprocessing: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, EncoderConfig):
             self.encoder = config_from_dict(EncoderConfig, self.encoder, "encoder")
         self.names = tuple(self.names)
-        if not self.names or len(set(self.names)) < len(self.names):
-            raise EcgfastError(f"names: must be one or more, each once, got {list(self.names)}")
-        if self.task not in ("classification", "regression"):
-            raise EcgfastError(f"task: must be classification or regression, got {self.task!r}")
+        if self.task not in TASKS:
+            raise EcgfastError(f"task: must be {' or '.join(TASKS)}, got {self.task!r}")
+        self._check_outputs()
         if self.freeze not in FREEZES:
             raise EcgfastError(f"freeze: must be {', '.join(FREEZES)}, got {self.freeze!r}")
         self.leads = check_leads(tuple(self.leads) or self.encoder.leads, self.encoder)
         check_integers(self, 1 << self.encoder.stem_layers, "segment_samples")
+        check_numbers(self, 0, 1, "lead_mask_prob")
         regression = self.task == "regression"
         for name, least in (("mean", -math.inf), ("std", 0.0), ("positive_weights", 0.0)):
             values = tuple(getattr(self, name))
             setattr(self, name, values)
-            wanted = regression if name != "positive_weights" else bool(values) and not regression
+            weighted = bool(values) and self.task == "classification"
+            wanted = weighted if name == "positive_weights" else regression
             good = all(
                 isinstance(v, int | float) and math.isfinite(v) and (v > least or name == "mean")
                 for v in values
@@ -93,6 +109,20 @@ class ClassifierConfig:
             if len(values) != (len(self.names) if wanted else 0) or not good:
                 what = f"{len(self.names)} numbers" if wanted else "empty"
                 raise EcgfastError(f"{name}: must be {what} for {self.task}, got {list(values)}")
+
+    def _check_outputs(self) -> None:
+        """Refuse names or identities that are not the task's."""
+        identification = self.task == "identification"
+        check_integers(self, 2 if identification else 0, "identities")
+        check_arcface(self.arcface_scale, self.arcface_margin)
+        if identification:
+            if self.names:
+                raise EcgfastError(f"names: must be none for identification, got {list(self.names)}")
+            return
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise EcgfastError(f"names: must be one or more, each once, got {list(self.names)}")
+        if self.identities:
+            raise EcgfastError(f"identities: must be 0 for {self.task}, got {self.identities}")
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data for JSON."""
@@ -116,7 +146,8 @@ class Classifier(nn.Module):
     """An encoder, the mean over its tokens, and a linear head.
 
     As in Oh et al., CHIL 2022, section 4: the head is Xavier-initialised with zero bias, its loss is the
-    binary cross-entropy of each class; for regression it is the squared error of the standardised target.
+    binary cross-entropy of each class; for regression it is the squared error of the standardised target. For
+    identification the head is a direction for each identity, and the loss the cross-entropy of ArcFace.
 
     Args:
         config: what it is.
@@ -129,9 +160,12 @@ class Classifier(nn.Module):
         self.encoder = Encoder(config.encoder)
         if encoder is not None:
             load_tensors(self.encoder, encoder.state_dict(), "encoder", assign=False)
-        self.head = nn.Linear(config.encoder.width, len(config.names))
+        identification = config.task == "identification"
+        n_outputs = config.identities if identification else len(config.names)
+        self.head = nn.Linear(config.encoder.width, n_outputs, bias=not identification)
         nn.init.xavier_uniform_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        if not identification:
+            nn.init.zeros_(self.head.bias)
         for name in ("mean", "std", "positive_weights"):
             values = getattr(config, name)
             constant = torch.tensor(values, dtype=torch.float32, device="cpu") if values else None
@@ -149,18 +183,31 @@ class Classifier(nn.Module):
             self.encoder.eval()
         return self
 
+    def pooled(
+        self,
+        signal: Tensor,
+        lengths: Tensor | None = None,
+        leads: Sequence[str] | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """The mean over the tokens of segments [B, L, T]: [B, E].
+
+        `leads` names those of the signal, of the encoder's; None: the classifier's. Those that `keep` [B, L]
+        does not keep count as zero.
+        """
+        leads = self.config.leads if leads is None else tuple(leads)
+        with torch.no_grad() if self.config.freeze == "encoder" else nullcontext():
+            output = self.encoder(signal, leads, lengths=lengths, keep=keep)
+            return mean_tokens(output.tokens, output.padding)
+
     def logits(
         self, signal: Tensor, lengths: Tensor | None = None, leads: Sequence[str] | None = None
     ) -> Tensor:
         """What the head gives for segments [B, L, T]: [B, K], before any sigmoid or scaling.
 
-        `leads` names those of the signal, of the encoder's; None: the classifier's.
+        `leads` are as for `pooled`.
         """
-        leads = self.config.leads if leads is None else tuple(leads)
-        with torch.no_grad() if self.config.freeze == "encoder" else nullcontext():
-            output = self.encoder(signal, leads, lengths=lengths)
-            pooled = mean_tokens(output.tokens, output.padding)
-        return self.head(pooled)
+        return self.head(self.pooled(signal, lengths, leads))
 
     def outputs(self, logits: Tensor) -> Tensor:
         """Probabilities, or quantities in the targets' unit."""
@@ -176,10 +223,16 @@ class Classifier(nn.Module):
 
         Args:
             batch: segments and targets.
-            rng: of the update; a classifier draws nothing from it.
+            rng: of the update, which the masked leads follow from.
             process_group: unused: no loss compares rows.
         """
-        logits = self.logits(batch.signal, batch.lengths).float()
+        keep, p = None, self.config.lead_mask_prob
+        if self.training and p > 0 and batch.sample_ids is not None:
+            keep = lead_mask(batch.sample_ids, batch.signal.shape[1], p, rng, keep_one=True)
+        pooled = self.pooled(batch.signal, batch.lengths, keep=keep)
+        if self.config.task == "identification":
+            return self._identity_losses(pooled, batch.targets)
+        logits = self.head(pooled).float()
         known = ~batch.targets.isnan()
         # Not multiplied by zero: 0 * NaN would be NaN.
         targets = torch.where(known, batch.targets, 0.0).to(logits.dtype)
@@ -196,6 +249,18 @@ class Classifier(nn.Module):
         total = torch.where(known, each, 0.0).sum()
         return Losses(total, known.sum(), {}, counts)
 
+    def _identity_losses(self, pooled: Tensor, identities: Tensor) -> Losses:
+        logits, cosines = arcface_logits(
+            pooled,
+            self.head.weight,
+            identities,
+            scale=self.config.arcface_scale,
+            margin=self.config.arcface_margin,
+        )
+        total = F.cross_entropy(logits, identities, reduction="sum")
+        right = cosines.detach().argmax(dim=1) == identities
+        return Losses(total, len(identities), {}, {"n_correct": right.sum()})
+
     def after_update(self, rng: Tensor) -> None:
         """Nothing follows an update."""
 
@@ -203,6 +268,10 @@ class Classifier(nn.Module):
     def metrics(cls, config: ClassifierConfig) -> tuple[Metric, ...]:
         """The metrics of a log point, "loss" first."""
         loss = Metric("loss", _LOSS, "total", term=True, legend="training", bar="loss {:.3f}", row=".4f")
+        if config.task == "identification":
+            loss = loss._replace(panel=Panel("Loss", "per segment"))
+            right = Panel("Accuracy", "share of segments nearest to their own identity")
+            return loss, Metric("accuracy", right, "n_correct", legend="training", row=".4f")
         if config.task == "classification":
             right = Panel("Accuracy", "share of known labels")
             return loss, Metric("accuracy", right, "n_correct", legend="training", row=".4f")
@@ -230,7 +299,6 @@ class Classifier(nn.Module):
             scales[name] = decay**depth
         return scales
 
-    @torch.no_grad()
     def predict(
         self, signal: np.ndarray | Tensor, leads: Sequence[str] | None = None, *, batch_size: int = 64
     ) -> np.ndarray:
@@ -246,13 +314,74 @@ class Classifier(nn.Module):
             float32 [n, K]; n is 1 for [L, T].
 
         Raises:
-            EcgfastError: a signal of another shape or dtype, or none of the leads is the classifier's.
+            EcgfastError: a signal of another shape or dtype, none of the leads is the classifier's, or a
+                model of identification, which gives embeddings.
         """
+        if self.config.task == "identification":
+            raise EcgfastError(
+                "predict: takes a model that tells classes or numbers, got one of identification: embed"
+            )
+        mean = self._mean_over_windows(
+            signal, leads, batch_size, lambda *window: self.outputs(self.logits(*window))
+        )
+        return mean.float().numpy()
+
+    def embed(
+        self, signal: np.ndarray | Tensor, leads: Sequence[str] | None = None, *, batch_size: int = 64
+    ) -> np.ndarray:
+        """Unit embeddings, whose products are cosines: of one person's recordings they are near 1.
+
+        That of a recording is the mean of its windows' unit vectors, brought to norm 1.
+
+        Args:
+            signal, leads, batch_size: as for `predict`.
+
+        Returns:
+            float32 [n, E]; n is 1 for [L, T].
+
+        Raises:
+            EcgfastError: as `predict`, but any model embeds.
+        """
+        mean = self._mean_over_windows(
+            signal, leads, batch_size, lambda *window: unit_vectors(self.pooled(*window))
+        )
+        return unit_vectors(mean).float().numpy()
+
+    @torch.no_grad()
+    def _mean_over_windows(
+        self,
+        signal: np.ndarray | Tensor,
+        leads: Sequence[str] | None,
+        batch_size: int,
+        compute: Callable[[Tensor, Tensor | None, Sequence[str]], Tensor],
+    ) -> Tensor:
+        """The mean of what is computed from windows, their lengths and leads: float64 [n, ...]."""
+        whole, names = self._chosen(signal, leads)
+        window, device = self.config.segment_samples, self.head.weight.device
+        starts, lengths = window_bounds(whole.shape[2], window)
+        was_training = self.training
+        self.eval()
+        sums = []
+        try:
+            for i in range(0, len(whole), batch_size):
+                total = torch.zeros((), dtype=torch.float64)
+                for start, length in zip(starts, lengths, strict=True):
+                    part = whole[i : i + batch_size, :, start : start + length].to(device)
+                    padded = F.pad(part, (0, window - length)) if length < window else part
+                    told = torch.full((len(part),), length, device=device) if length < window else None
+                    total = total + compute(padded, told, names).double().cpu()
+                sums.append(total)
+        finally:
+            self.train(was_training)
+        return torch.cat(sums) / len(starts)
+
+    def _chosen(self, signal: np.ndarray | Tensor, leads: Sequence[str] | None) -> tuple[Tensor, list[str]]:
+        """The leads of a signal that are the classifier's, [n, L, T], and their names."""
         signal = torch.as_tensor(signal)
         signal = signal[None] if signal.ndim == 2 else signal
         own = lead_indices(self.config.leads)
         named = own if leads is None else lead_indices(leads)
-        if signal.ndim != 3 or signal.shape[1] != len(named) or signal.shape[2] == 0:
+        if signal.ndim != 3 or signal.shape[1] != len(named) or 0 in signal.shape:
             raise EcgfastError(f"signal: must be [n, {len(named)}, T], got {list(signal.shape)}")
         if signal.dtype != torch.int16 and not signal.is_floating_point():
             raise EcgfastError(f"signal: must be int16 microvolts or float millivolts, got {signal.dtype}")
@@ -261,24 +390,9 @@ class Classifier(nn.Module):
         shared = [lead for lead in own if lead in named]
         if not shared:
             raise EcgfastError(f"leads: must have one of {', '.join(self.config.leads)}, got {list(leads)}")
-        device = self.head.weight.device
-        names = [self.config.leads[own.index(lead)] for lead in shared]
-        whole = signal[:, [named.index(lead) for lead in shared]]
-        window = self.config.segment_samples
-        starts, lengths = window_bounds(signal.shape[2], window)
-        was_training = self.training
-        self.eval()
-        try:
-            total = torch.zeros(signal.shape[0], len(self.config.names), dtype=torch.float64)
-            for start, length in zip(starts, lengths, strict=True):
-                for i in range(0, signal.shape[0], batch_size):
-                    part = whole[i : i + batch_size, :, start : start + length].to(device)
-                    padded = F.pad(part, (0, window - length)) if length < window else part
-                    told = torch.full((len(part),), length, device=device) if length < window else None
-                    total[i : i + batch_size] += self.outputs(self.logits(padded, told, names)).double().cpu()
-        finally:
-            self.train(was_training)
-        return (total / len(starts)).float().numpy()
+        return signal[:, [named.index(lead) for lead in shared]], [
+            self.config.leads[own.index(lead)] for lead in shared
+        ]
 
     def save_pretrained(self, folder: Path | str, *, origin: Mapping[str, Any] | None = None) -> None:
         """Write `model.safetensors` and `config.json` into a folder, made if need be.

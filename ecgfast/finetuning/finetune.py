@@ -3,7 +3,7 @@
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,25 @@ import torch
 
 from ecgfast.data import Batch, LabelledRecordings, Loader, ResidentLoader, SegmentLoader, Store
 from ecgfast.errors import EcgfastError
+from ecgfast.evaluation import Split
 from ecgfast.finetuning.classifier import Classifier, ClassifierConfig, LabelledBatch, check_leads
 from ecgfast.finetuning.config import TASK, FinetuneConfig, completed
+from ecgfast.finetuning.identities import IdentityData, choose_identities
+from ecgfast.finetuning.parts import write_parts
 from ecgfast.finetuning.scoring import (
     BestByValidation,
+    BestEmbeddings,
+    BestOutputs,
+    check_sklearn,
     check_validation,
     make_windows,
     validation_metrics,
 )
 from ecgfast.finetuning.targets import (
-    Split,
     Targets,
+    TrainingData,
     check_targets,
-    column_targets,
-    describe_data,
-    label_targets,
-    split_by_fold,
-    split_by_patient,
+    choose_data,
     usable,
     without_single,
 )
@@ -62,10 +64,11 @@ class LabelledBatches:
     """
 
     def __init__(self, loader: Loader, targets: np.ndarray, device: torch.device) -> None:
+        """`targets`: a row or number for each recording of the store, as `LabelledBatch` has them."""
         self.loader = loader
         self.rows = loader.plan.batch_size
         self.samples = loader.plan.segment_samples
-        self._targets = torch.from_numpy(targets.astype(np.float32)).to(device)
+        self._targets = torch.from_numpy(targets).to(device)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -81,7 +84,7 @@ class LabelledBatches:
 
     def _labelled(self, batch: Batch) -> LabelledBatch:
         rows = batch.recording.to(self._targets.device)
-        return LabelledBatch(batch.signal, self._targets[rows], batch.lengths)
+        return LabelledBatch(batch.signal, self._targets[rows], batch.lengths, batch.sample_ids)
 
 
 class _Calm:
@@ -144,68 +147,82 @@ def _in_run(encoder: EncoderConfig, config: FinetuneConfig) -> EncoderConfig:
     return dataclasses.replace(encoder, feature_grad_mult=mult, **dropouts)
 
 
-def is_classification(config: FinetuneConfig, targets: Targets) -> bool:
-    """Whether targets are classes, as the configuration says or their values do."""
-    if config.task != "auto":
-        return config.task == "classification"
-    known = targets.values[~np.isnan(targets.values)]
-    return bool(np.isin(known, (0, 1)).all())
-
-
-def choose_data(
+def choose(
     store: Store, config: FinetuneConfig, targets: Targets | None, split: Split | None
-) -> tuple[Targets, Split]:
-    """The targets and the split that are given, or else those that the configuration names."""
-    if targets is None:
-        if config.target == "labels":
-            if config.task == "regression":
-                raise EcgfastError("task: must be classification for labels, got 'regression'")
-            targets = label_targets(store, config.classes)
-        else:
-            if config.task == "classification":
-                raise EcgfastError(f"task: must be regression for {config.target}, got 'classification'")
-            targets = column_targets(store, config.target)
-    if split is None and config.validation_folds:
-        split = split_by_fold(store, config.validation_folds, config.test_folds)
-    elif split is None:
-        split = split_by_patient(store, config.validation_fraction, config.seed)
-    return targets, Split(*(np.asarray(part, dtype=np.int64) for part in split))
+) -> tuple[TrainingData | IdentityData, list[str]]:
+    """What a run learns from a store, checked, and what is odd about it, for people.
+
+    Args:
+        store: the recordings.
+        config: with the names of the leads to use.
+        targets, split: as for `finetune`.
+
+    Raises:
+        EcgfastError: nothing can be learnt or validated from what is asked for.
+    """
+    leads = lead_indices(config.leads)
+    if config.is_identification:
+        if targets is not None or split is not None:
+            raise EcgfastError("targets and split: must be left out for identification, got some")
+        check_sklearn()
+        return choose_identities(store, config, leads), []
+    data = choose_data(store, config, targets, split)
+    split, odd = usable(store, data.targets, data.split, leads)
+    data = dataclasses.replace(data, split=split)
+    if data.single == "leave out":
+        found, told = without_single(data.targets, split)
+        data = dataclasses.replace(data, targets=found)
+        odd += told
+    check_targets(store, data)
+    classification = data.task == "classification"
+    odd += check_validation(data.targets, split.validation, classification=classification)
+    return data, odd
 
 
 def classifier_config(
-    store: Store, config: FinetuneConfig, targets: Targets, split: Split
+    store: Store, config: FinetuneConfig, data: TrainingData | IdentityData
 ) -> ClassifierConfig:
     """What the classifier is, with what the training part alone tells of the targets."""
-    values = targets.values[split.train].astype(np.float64)
-    classification = is_classification(config, targets)
+    common = {
+        "encoder": config.encoder,
+        "leads": config.leads,
+        "segment_samples": config.segment_samples,
+        "freeze": config.freeze,
+        "lead_mask_prob": config.lead_mask_prob,
+        "arcface_scale": config.arcface_scale,
+        "arcface_margin": config.arcface_margin,
+        "preprocessing": store.description.get("preprocessing"),
+    }
+    if isinstance(data, IdentityData):
+        return ClassifierConfig(names=(), task="identification", identities=data.n_identities, **common)
+    values = data.targets.values[data.split.train].astype(np.float64)
     mean = std = positive = ()
-    if not classification:
+    if data.task == "regression":
         mean, std = np.nanmean(values, 0).tolist(), np.nanstd(values, 0).tolist()
     elif config.class_weights == "balanced":
         present = np.nansum(values, 0)
-        positive = ((np.isfinite(values).sum(0) - present) / present).tolist()
+        absent = np.isfinite(values).sum(0) - present
+        both = (present > 0) & (absent > 0)  # one that is never there, or always, has nothing to balance
+        positive = np.where(both, absent / np.maximum(present, 1), 1.0).tolist()
     return ClassifierConfig(
-        encoder=config.encoder,
-        names=targets.names,
-        task="classification" if classification else "regression",
-        leads=config.leads,
-        segment_samples=config.segment_samples,
-        freeze=config.freeze,
+        names=data.targets.names,
+        task=data.task,
         mean=tuple(mean),
         std=tuple(std),
         positive_weights=tuple(positive),
-        preprocessing=store.description.get("preprocessing"),
+        **common,
     )
 
 
 def open_batches(
-    store: Store, config: FinetuneConfig, targets: Targets, split: Split, world: World
+    store: Store, config: FinetuneConfig, data: TrainingData | IdentityData, world: World
 ) -> LabelledBatches:
     """The training batches of a run."""
+    targets = data.classes if isinstance(data, IdentityData) else data.targets.values.astype(np.float32)
     plan = LabelledRecordings(
         store,
         config.batch_size,
-        split.train,
+        data.split.train,
         segment_samples=config.segment_samples,
         seed=config.seed,
         rank=world.rank,
@@ -214,16 +231,15 @@ def open_batches(
     )
     if config.loader == "resident":
         loader: Loader = ResidentLoader(plan, device=world.device, leads=config.leads)
-        return LabelledBatches(loader, targets.values, world.device)
+        return LabelledBatches(loader, targets, world.device)
     loader = SegmentLoader(plan, leads=config.leads, pin_memory=world.device.type == "cuda")
-    return LabelledBatches(loader, targets.values, torch.device("cpu"))
+    return LabelledBatches(loader, targets, torch.device("cpu"))
 
 
 def run_metrics(run: Path) -> tuple[Metric, ...]:
     """The metrics of a run of fine-tuning."""
     config = Classifier.from_pretrained(run).config
-    classification = config.task == "classification"
-    return (*Classifier.metrics(config), *validation_metrics(classification=classification), *COMMON)
+    return (*Classifier.metrics(config), *validation_metrics(config.task), *COMMON)
 
 
 def summarize(run: Path) -> str:
@@ -254,21 +270,24 @@ def finetune(
     targets: Targets | None = None,
     split: Split | None = None,
     progress: bool = True,
+    report: Callable[[str], object] | None = None,
 ) -> bool:
     """Train a classifier on the recordings of `store` and leave everything in the folder `run`.
 
     The model that it leaves in `run` is the best by validation. A run that was stopped is taken up from its
     last checkpoint, as in `ecgfast.training.pretrain`, with the same numbers bit for bit, the best state's
     too. Under torchrun each process takes its share of every batch and of the validation's windows.
+    `run/parts.json` names the recordings of every part, those left alone for a test too.
 
     Args:
         store: folder written by `ecgfast prepare`.
         model: model folder, run of pre-training, official checkpoint, or "random".
         run: new or empty folder, or that of a run with the same settings, store, targets and split.
         config: how to train.
-        targets: of all recordings of the store; None: `config.target`.
-        split: of the store; None: by `config.validation_folds` or at random by patient.
+        targets: of all recordings of the store; None: those that `config` names.
+        split: of the store; None: by the protocol, folds or fractions of `config`.
         progress: show a progress bar on stderr.
+        report: called with each line about what was chosen and left out; None: the latter is warned of.
 
     Returns:
         False if the run was finished before, True otherwise.
@@ -288,81 +307,104 @@ def finetune(
         leads = check_leads(config.leads or settings.leads, settings)
         config = dataclasses.replace(config, encoder=settings, leads=leads)
         check_store(opened, leads)
-        listed = targets is not None or bool(config.classes)
-        targets, split = choose_data(opened, config, targets, split)
-        split, odd = usable(opened, targets, split, lead_indices(leads))
-        if not listed:
-            targets, told = without_single(targets, split)
-            odd += told
-        classification = is_classification(config, targets)
-        check_targets(opened, targets, split, classification=classification)
-        odd += check_validation(targets, split.validation, classification=classification)
-        source = open_batches(opened, config, targets, split, world)
+        data, odd = choose(opened, config, targets, split)
+        source = open_batches(opened, config, data, world)
         steps = count_steps(config, len(source))
         every = config.validate_every or max(1, len(source) // config.accumulation)
         if every > steps:
             raise EcgfastError(f"validate_every: must be at most the run's {steps} updates, got {every}")
-        description = describe_run(TASK, config, store, world.size, init, describe_data(targets, split))
-        old = folder.find()
-        if old is not None:
-            old = old | {"config": completed(old["config"])}
-            folder.check(old, description)
+        described = classifier_config(opened, config, data)
+        description = describe_run(TASK, config, store, world.size, init, data.describe())
+        description["classifier"] = described.to_dict()
+        old = _find(folder, description)
         before = steps if old is None else count_steps(had_length(old, config), len(source))
         if folder.finished and steps <= before:
             return False
-        trainer, validation = _make_trainer(opened, config, targets, split, world, source, encoder, every)
+        torch.manual_seed(config.seed)
+        validation = _make_validation(opened, config, data, source, world, every)
+        trainer = _make_trainer(Classifier(described, encoder), config, source, world, validation)
         trainer.identity = (old or description).get("identity")
-        trainer.tell(odd)
+        for line in data.told if report is not None and world.is_main else ():
+            report(line)
+        trainer.tell([*(data.left_out if report is None else ()), *odd])
         if world.is_main:
             folder.create(description)
         world.barrier()
         with folder.claim() if world.is_main else nullcontext():
             _take_up(trainer, folder, old, steps)
             world.barrier()
-            if world.is_main and old is not None:
-                if folder.finished:
-                    folder.reopen(before)
-                folder.adopt(old, description, trainer.step)
+            if world.is_main:
+                if old is not None:
+                    if folder.finished:
+                        folder.reopen(before)
+                    folder.adopt(old, description, trainer.step)
+                write_parts(folder.path, opened, data.split)
             train(trainer, folder, steps, show=progress)
             _finish(trainer, validation, folder)
         world.barrier()
     return True
 
 
-def _make_trainer(
+def _find(folder: RunFolder, description: dict[str, Any]) -> dict[str, Any] | None:
+    """The description of the run that the folder holds, if that is the run described; None: it holds none.
+
+    Raises:
+        EcgfastError: it is another run, or something else.
+    """
+    old = folder.find()
+    if old is None:
+        return None
+    old = old | {"config": completed(old["config"])}
+    if isinstance(had := old.get("data"), dict):
+        # Runs of earlier versions told nothing of a part to test on, which followed from their settings.
+        newer = {name: description["data"].get(name) for name in ("n_test", "test_sha256")}
+        old["data"] = newer | had
+    folder.check(old, description)
+    return old
+
+
+def _make_validation(
     store: Store,
     config: FinetuneConfig,
-    targets: Targets,
-    split: Split,
-    world: World,
+    data: TrainingData | IdentityData,
     source: LabelledBatches,
-    encoder: Encoder | None,
+    world: World,
     every: int,
-) -> tuple[Trainer, BestByValidation]:
-    torch.manual_seed(config.seed)
-    described = classifier_config(store, config, targets, split)
-    classifier = Classifier(described, encoder)
-    windows = make_windows(source.loader, split.validation, config.batch_size, config.segment_samples, world)
-    validation = BestByValidation(
-        windows,
-        split.validation,
-        targets,
-        classification=described.task == "classification",
-        every=every,
-        bf16=config.precision == "bf16",
-    )
-    scales = classifier.learning_rate_scales(config.layer_decay) if config.layer_decay != 1 else None
-    trainer = Trainer(
+) -> BestByValidation:
+    bf16 = config.precision == "bf16"
+    if isinstance(data, IdentityData):
+        return BestEmbeddings(
+            store,
+            data.crops,
+            config.leads,
+            segment_samples=config.segment_samples,
+            batch_size=config.batch_size,
+            every=every,
+            bf16=bf16,
+        )
+    held = data.split.validation
+    windows = make_windows(source.loader, held, config.batch_size, config.segment_samples, world)
+    classification = data.task == "classification"
+    return BestOutputs(windows, held, data.targets, classification=classification, every=every, bf16=bf16)
+
+
+def _make_trainer(
+    classifier: Classifier,
+    config: FinetuneConfig,
+    source: LabelledBatches,
+    world: World,
+    validation: BestByValidation,
+) -> Trainer:
+    return Trainer(
         classifier,
         source,
         config,
         world,
-        metrics=Classifier.metrics(described),
+        metrics=Classifier.metrics(classifier.config),
         watch=_Calm(),
-        scales=scales,
+        scales=classifier.learning_rate_scales(config.layer_decay) if config.layer_decay != 1 else None,
         validation=validation,
     )
-    return trainer, validation
 
 
 def _take_up(trainer: Trainer, folder: RunFolder, old: dict[str, Any] | None, steps: int) -> None:
@@ -372,5 +414,5 @@ def _take_up(trainer: Trainer, folder: RunFolder, old: dict[str, Any] | None, st
         old,
         steps,
         start=f"as MODEL {folder.model}",
-        model="give a new folder for a shorter run",
+        model=f"ecgfast export {folder.path} OUT writes its best model",
     )

@@ -13,7 +13,7 @@ from ecgfast.errors import EcgfastError
 from ecgfast.leads import lead_indices
 from ecgfast.nn.config import EncoderConfig, config_from_dict
 from ecgfast.nn.positional_conv import PositionalConv
-from ecgfast.nn.pretrained import ENCODER_TYPE, load_tensors, read_model, write_model
+from ecgfast.nn.pretrained import ENCODER_TYPE, PREPROCESSING, load_tensors, read_model, write_model
 from ecgfast.nn.stem import Stem, scale_gradient
 from ecgfast.nn.transformer import Transformer
 from ecgfast.ops._dispatch import INTS, as_int64, readable
@@ -74,6 +74,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig | None = None) -> None:
         super().__init__()
         self.config = config = EncoderConfig() if config is None else config
+        self.preprocessing: Any = None  # of the model folder, see `ecgfast.nn.pretrained.write_model`
         self.stem = Stem(config.n_leads, config.stem_channels, config.stem_layers, bias=config.stem_bias)
         self.feature_norm = nn.LayerNorm(config.stem_channels)
         same = config.stem_channels == config.width
@@ -208,7 +209,8 @@ class Encoder(nn.Module):
             folder: where to.
             origin: where the encoder is from, kept in `config.json` for people.
         """
-        write_model(folder, self.model_type, self.config.to_dict(), self, origin=origin)
+        config = self.config.to_dict()
+        write_model(folder, self.model_type, config, self, origin=origin, preprocessing=self.preprocessing)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:
@@ -220,12 +222,14 @@ class Encoder(nn.Module):
         model_type, config, tensors, start = read_model(folder)
         if start is None:
             raise EcgfastError(f"{folder}: must hold an encoder, got model_type {model_type!r} without one")
+        preprocessing = config.pop(PREPROCESSING, None)
         if start:
             config = config.get("encoder")
             tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
         with torch.device("meta"):
             encoder = cls(config_from_dict(EncoderConfig, config, f"{folder}/config.json"))
         load_tensors(encoder, tensors, folder)
+        encoder.preprocessing = preprocessing
         return encoder.eval()
 
     def _channels(self, leads: Sequence[str] | None) -> list[int] | None:

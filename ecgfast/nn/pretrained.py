@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,6 +21,7 @@ DIGEST = "weights_sha256"
 ORIGIN = "origin"
 ENCODER_PREFIX = "encoder_prefix"
 REPLACED = "replaced"
+PREPROCESSING = "preprocessing"
 _NOT_OF_THE_MODEL = (DIGEST, ORIGIN, ENCODER_PREFIX, REPLACED)
 
 
@@ -57,6 +58,7 @@ def write_model(
     *,
     encoder_prefix: str = "",
     origin: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Write a model folder; a process that dies meanwhile leaves the model that was there, or the new one.
 
@@ -68,6 +70,9 @@ def write_model(
         encoder_prefix: how the names of its encoder's parameters begin, where it is more than an encoder; its
             `config` then has the encoder's as `encoder`.
         origin: where it is from, kept in `config.json` for people.
+        preprocessing: how the data were made that it was trained on, kept in `config.json`: as a store's
+            `store.json` tells it, with rate, unit, leads and sources; a list where stores were made
+            differently. `read_model` gives it with the configuration.
 
     Raises:
         EcgfastError: the folder cannot be made or written.
@@ -75,7 +80,8 @@ def write_model(
     folder = Path(folder)
     tensors = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
     content = {"model_type": model_type, **config}
-    content |= {name: value for name, value in ((ENCODER_PREFIX, encoder_prefix), (ORIGIN, origin)) if value}
+    told = {ENCODER_PREFIX: encoder_prefix, ORIGIN: origin, PREPROCESSING: preprocessing}
+    content |= {name: value for name, value in told.items() if value}
     fresh = not folder.exists()
     weights: Path | None = None
     try:

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from ecgfast.errors import EcgfastError
 from ecgfast.nn.config import EncoderConfig, config_from_dict
 from ecgfast.nn.encoder import Encoder
-from ecgfast.nn.pretrained import load_tensors, read_model, write_model
+from ecgfast.nn.pretrained import PREPROCESSING, load_tensors, read_model, write_model
 from ecgfast.ops._dispatch import INTS
 
 Pairing = Literal["adjacent_pairs", "single_segments", "two_views"]
@@ -91,6 +91,7 @@ class Metric(NamedTuple):
         row: format in the summary at the end, such as ".4f"; empty: it is not in it.
         note: what the summary says of its unit.
         chance: what guessing would reach, with the words for the legend.
+        beside: the metric that it is of the validation part; drawn dashed, in that one's colour.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Metric(NamedTuple):
     row: str = ""
     note: str = ""
     chance: tuple[float, str] | None = None
+    beside: str = ""
 
 
 @dataclass
@@ -143,6 +145,8 @@ class Objective(nn.Module, ABC):
     Attributes:
         encoder: what is kept after pre-training.
         config: the settings.
+        preprocessing: how the stores that it was trained on were made, see
+            `ecgfast.nn.pretrained.write_model`; it goes into the model's folder. None: it doesn't tell.
     """
 
     Config: ClassVar[type[ObjectiveConfig]]
@@ -160,6 +164,7 @@ class Objective(nn.Module, ABC):
             got = type(self.config).__name__
             raise EcgfastError(f"config: must be {self.Config.__name__}, got {got}")
         self.encoder = Encoder(self.config.encoder)
+        self.preprocessing: Any = None
 
     @abstractmethod
     def forward(self, views: Views, rng: Tensor, *, process_group: ProcessGroup | None = None) -> Losses:
@@ -220,8 +225,15 @@ class Objective(nn.Module, ABC):
             folder: where to.
             origin: where the model is from, kept in `config.json` for people.
         """
-        config = self.config.to_dict()
-        write_model(folder, self.model_type, config, self, encoder_prefix="encoder.", origin=origin)
+        write_model(
+            folder,
+            self.model_type,
+            self.config.to_dict(),
+            self,
+            encoder_prefix="encoder.",
+            origin=origin,
+            preprocessing=self.preprocessing,
+        )
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:
@@ -233,9 +245,11 @@ class Objective(nn.Module, ABC):
         model_type, config, tensors, _ = read_model(folder)
         if model_type != cls.model_type:
             raise EcgfastError(f"{folder}: model_type must be {cls.model_type}, got {model_type!r}")
+        preprocessing = config.pop(PREPROCESSING, None)
         with torch.device("meta"):
             model = cls(config_from_dict(cls.Config, config, f"{folder}/config.json"))
         load_tensors(model, tensors, folder)
+        model.preprocessing = preprocessing
         return model.eval()
 
 

@@ -18,6 +18,7 @@ from ecgfast.objectives.registry import DEFAULT, objective_class, objective_conf
 # Each process and each epoch may add to the seed, which torch takes in 64 bits.
 _SEED_END = 2**63 - 2**20
 _FLAG = (True, False)
+_FOLDS = ("train_folds", "validation_folds", "exclude_folds")
 
 
 def _is_number(value: Any) -> bool:
@@ -139,11 +140,17 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(LoopConfig):
-    """Pre-training with an objective. The defaults are the paper's."""
+class _Objective:
+    """What a pre-training is told first."""
 
     objective: str = DEFAULT
     """What to learn by: one of the objectives listed above."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(LoopConfig, _Objective):  # the fields of the last base come first
+    """Pre-training with an objective. The defaults are the paper's."""
+
     # Where nothing is told, __post_init__ makes that of the objective.
     model: ObjectiveConfig = field(default=None)
     """Settings of the objective."""
@@ -157,6 +164,20 @@ class PretrainConfig(LoopConfig):
     """Batches come ahead of their use from the disk, or out of a store kept in the device's memory."""
     global_batch: bool = False
     """Contrast segments with those of all processes; the official code does so within each."""
+    store_weights: tuple[float, ...] = ()
+    """Shares in which the stores are drawn from, one number each, of any sum; none: every recording once an
+    epoch."""
+    train_folds: tuple[int, ...] = ()
+    """The source's folds to train on; none: all but those below. Stores without folds are trained on
+    whole."""
+    validation_folds: tuple[int, ...] = ()
+    """The source's folds to validate on."""
+    exclude_folds: tuple[int, ...] = ()
+    """The source's folds to leave alone, such as those of a later test."""
+    validation_fraction: float = 0.0
+    """Share of the patients to validate on, drawn by their ids and the seed; 0: none."""
+    validate_every: int = 0
+    """Updates between validations; 0: once an epoch, and 20 times in the run as told when it begins."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,7 +190,44 @@ class PretrainConfig(LoopConfig):
             raise EcgfastError(f"model: must be {kind.__name__} for objective {self.objective}, got {got}")
         _check_integers(self, batch_pairs=1, segment_samples=16)
         _check_choices(self, offsets=("fixed", "random"), loader=("stream", "resident"), global_batch=_FLAG)
+        self._check_data()
         self.model.check_segment(self.segment_samples)
+
+    @property
+    def validates(self) -> bool:
+        """Whether a part of the data is for validation."""
+        return bool(self.validation_folds) or self.validation_fraction > 0
+
+    def _check_data(self) -> None:
+        for name in ("store_weights", *_FOLDS):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple):
+                raise EcgfastError(f"{name}: must be a list of numbers, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        if not all(_is_number(weight) and 0 < weight < math.inf for weight in self.store_weights):
+            raise EcgfastError(f"store_weights: must be positive numbers, got {list(self.store_weights)}")
+        seen: dict[int, str] = {}
+        for name in _FOLDS:
+            for fold in getattr(self, name):
+                if not isinstance(fold, int) or isinstance(fold, bool) or fold < 0:
+                    raise EcgfastError(f"{name}: must be integers of at least 0, got {fold!r}")
+                if fold in seen:
+                    where = "twice" if seen[fold] == name else f"in {seen[fold]} too"
+                    raise EcgfastError(f"{name}: must be folds of their own, got {fold} {where}")
+                seen[fold] = name
+        if not _is_number(self.validation_fraction) or not 0 <= self.validation_fraction < 1:
+            raise EcgfastError(
+                f"validation_fraction: must be a number in [0, 1), got {self.validation_fraction!r}"
+            )
+        if self.validation_fraction and self.validation_folds:
+            raise EcgfastError(
+                f"validation_fraction: must be 0 beside validation_folds, got {self.validation_fraction}"
+            )
+        _check_integers(self, validate_every=0)
+        if self.validate_every and not self.validates:
+            raise EcgfastError(
+                "validate_every: must have validation_fraction or validation_folds beside it, got neither"
+            )
 
 
 def model_config(objective: str, data: Any, source: str) -> ObjectiveConfig:

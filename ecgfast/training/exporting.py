@@ -52,6 +52,7 @@ def export(run: Path | str, out: Path | str) -> int:
     if not isinstance(state.get("model"), dict):
         raise EcgfastError(f"{folder.state}: holds no model")
     load_tensors(model, state["model"], folder.state)
+    model.preprocessing = description.get("preprocessing")
     origin = {"run": str(run), "step": state["step"]}
     model.eval().save_pretrained(out, origin=origin)
     return state["step"]

@@ -10,7 +10,7 @@ import torch
 from ecgfast.errors import EcgfastError
 from ecgfast.nn import Encoder, EncoderConfig
 from ecgfast.nn.config import config_from_dict
-from ecgfast.nn.pretrained import WEIGHTS, file_digest, load_tensors, read_model
+from ecgfast.nn.pretrained import PREPROCESSING, WEIGHTS, file_digest, load_tensors, read_model
 from ecgfast.objectives.base import Objective, ObjectiveConfig
 
 # What decides how an encoder trains, but not what it computes: a run's own.
@@ -53,6 +53,7 @@ def load_init(model: Objective, init: dict[str, Any]) -> None:
         _check_encoder(folder, encoder.config, model.config.encoder)
         load_tensors(model.encoder, encoder.state_dict(), folder, assign=False)
         return
+    content.pop(PREPROCESSING, None)
     config = config_from_dict(type(model.config), content, f"{folder}/config.json")
     _check_encoder(folder, config.encoder, model.config.encoder)
     has, wants = asdict(config), asdict(model.config)

@@ -140,6 +140,7 @@ class MetricLog:
 
         self.path = run / "metrics.jsonl"
         self._terms = {metric.name for metric in metrics if metric.term}
+        self._beside = {metric.name: metric.beside for metric in metrics if metric.beside}
         self._told = False
         self._continue(start - drop_last)
         self._events = run / "tensorboard"
@@ -191,6 +192,8 @@ class MetricLog:
             for name, value in point.items():
                 if name not in ("step", "epoch"):
                     panel = f"loss/{name}" if name in self._terms else f"train/{name}"
+                    if name in self._beside:
+                        panel = f"validation/{self._beside[name]}"
                     self._writer.add_scalar(panel, value, point["step"])
         except OSError as error:
             self._drop_events(error)
@@ -233,11 +236,15 @@ def _row(metric: Metric, first: dict[str, float], last: dict[str, float]) -> str
 
 def summarize_points(points: Sequence[dict[str, float]], metrics: Sequence[Metric]) -> list[str]:
     """The first and the last log point as lines of a table, for people."""
-    first, last = points[0], points[-1]
+    ends = points[0], points[-1]
+    first, last = ends
     rows = [f"{'':<17}{'first':>9}{'last':>9}   (update {first['step']}, {last['step']})"]
     shown: set[tuple[Panel, float]] = set()
     for metric in metrics:
         # One that ends as another in its panel, as a stricter count does, adds nothing.
+        first, last = ends
+        if metric.beside and (own := [point for point in points if metric.name in point]):
+            first, last = own[0], own[-1]  # it stands at some of the log points
         if metric.row and metric.name in last and (metric.panel, last[metric.name]) not in shown:
             rows.append(_row(metric, first, last))
             shown.add((metric.panel, last[metric.name]))

@@ -2,44 +2,36 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ecgfast.data import (
-    AdjacentPairs,
-    Batch,
-    Loader,
-    Plan,
-    ResidentLoader,
-    SegmentLoader,
-    SingleSegments,
-    Store,
-    TwoViews,
-)
+from ecgfast.data import Batch, Loader, ResidentLoader, SegmentLoader
 from ecgfast.errors import EcgfastError
 from ecgfast.nn import EncoderConfig
 from ecgfast.objectives.base import Objective, Views
 from ecgfast.objectives.registry import objective_class
 from ecgfast.training.config import PretrainConfig, completed, renamed
+from ecgfast.training.data import (
+    Data,
+    describe_preprocessing,
+    make_plan,
+    make_validation_plan,
+    open_data,
+    resolved,
+)
 from ecgfast.training.initial import describe_init, load_init
 from ecgfast.training.loop import Trainer, count_steps, train
 from ecgfast.training.parallel import World, open_world
 from ecgfast.training.reports import plot_run, rows_contrasted
 from ecgfast.training.run_folder import RunFolder, describe_run, had_length
+from ecgfast.training.validating import PartValidation
 from ecgfast.training.watch import Watch, check_store
 
 TASK = "pretrain"
-
-PLANS: dict[str, type[Plan]] = {
-    "adjacent_pairs": AdjacentPairs,
-    "single_segments": SingleSegments,
-    "two_views": TwoViews,
-}
-"""How the rows of an objective's batches belong together, see `ecgfast.objectives.base.Pairing`."""
 
 
 class Batches:
@@ -67,27 +59,23 @@ class Batches:
             epoch += 1
             self.loader.set_epoch(epoch)
 
+    def first_epoch(self) -> Iterator[Views]:
+        """The batches of epoch 0, the same in the same order each time."""
+        self.loader.set_epoch(0)
+        return map(_views, self.loader)
+
 
 def _views(batch: Batch) -> Views:
     return Views(batch.signal, batch.patients, batch.sample_ids, batch.lengths)
 
 
-def open_batches(store: Store, config: PretrainConfig, world: World) -> tuple[Batches, int]:
-    """The batches of a run, and how many updates they make.
+def open_batches(data: Data, config: PretrainConfig, world: World) -> tuple[Batches, int, list[str]]:
+    """The batches of a run, how many updates they make, and what they leave out, for people.
 
     Raises:
-        EcgfastError: the store fills too few batches.
+        EcgfastError: the stores fill too few batches.
     """
-    kind = PLANS[objective_class(config.objective).plan]
-    plan = kind(
-        store,
-        2 * config.batch_pairs // kind.rows_per_unit,
-        segment_samples=config.segment_samples,
-        seed=config.seed,
-        rank=world.rank,
-        world_size=world.size,
-        offsets=config.offsets,
-    )
+    plan, notes = make_plan(data, config, world)
     leads = config.model.encoder.leads
     if config.loader == "resident":
         loader = ResidentLoader(plan, device=world.device, leads=leads)
@@ -96,11 +84,27 @@ def open_batches(store: Store, config: PretrainConfig, world: World) -> tuple[Ba
     steps = count_steps(config, len(loader))
     if steps == 0:
         raise EcgfastError(
-            f"STORE: {str(store.path)!r} fills {len(loader)} batches of {plan.batch_size} {plan.unit} in "
-            f"each of {config.epochs} epochs; at least one update of {config.accumulation} batches "
+            f"STORE: {str(data.store.path)!r} fills {len(loader)} batches of {plan.batch_size} {plan.unit} "
+            f"in each of {config.epochs} epochs; at least one update of {config.accumulation} batches "
             "is needed"
         )
-    return Batches(loader), steps
+    return Batches(loader), steps, notes
+
+
+def open_validation(
+    data: Data, source: Batches, config: PretrainConfig, world: World
+) -> tuple[PartValidation | None, list[str]]:
+    """The validation of a run, None if it has none, and what is odd about its part, for people.
+
+    Raises:
+        EcgfastError: its part has too little for a batch.
+    """
+    if data.validation is None:
+        return None, []
+    plan, notes = make_validation_plan(data, config, world)
+    batches = Batches(source.loader.for_plan(plan))
+    metrics = objective_class(config.objective).metrics(config.model, _rows(config, world))
+    return PartValidation(batches, metrics, config.validate_every), notes
 
 
 def make_objective(config: PretrainConfig) -> Objective:
@@ -113,7 +117,13 @@ def make_objective(config: PretrainConfig) -> Objective:
     return objective
 
 
-def make_trainer(objective: Objective, source: Batches, config: PretrainConfig, world: World) -> Trainer:
+def make_trainer(
+    objective: Objective,
+    source: Batches,
+    config: PretrainConfig,
+    world: World,
+    validation: PartValidation | None = None,
+) -> Trainer:
     """A trainer of an objective, at the run's start."""
     return Trainer(
         objective,
@@ -123,6 +133,7 @@ def make_trainer(objective: Objective, source: Batches, config: PretrainConfig, 
         metrics=objective.metrics(config.model, _rows(config, world)),
         watch=Watch(type(objective), config.model, config.optim.warmup_steps),
         process_group=world.group if config.global_batch else None,
+        validation=validation,
     )
 
 
@@ -140,11 +151,12 @@ def as_started(old: dict[str, Any], config: PretrainConfig) -> PretrainConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
 
 
-def _finish(trainer: Trainer, folder: RunFolder) -> None:
+def _finish(trainer: Trainer, folder: RunFolder, preprocessing: Any) -> None:
     """Draw the curves and write the model, which nothing about the curves may prevent."""
     model = trainer.replica.full_model()
     if model is None:
         return
+    model.preprocessing = preprocessing
     try:
         plot_run(folder.path, folder.path / "curves.png")
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -200,10 +212,38 @@ def _find(folder: RunFolder) -> dict[str, Any] | None:
         raise EcgfastError(f"{folder.config}: {error}") from None
 
 
+def _described(
+    data: Data, config: PretrainConfig, world: World, started_from: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What the run's config.json says, see `describe_run`; how the stores were made decides nothing."""
+    paths = [store.path for store in data.stores]
+    description = describe_run(TASK, config, paths, world.size, started_from, data.describe())
+    return description | {"preprocessing": describe_preprocessing(data.stores)}
+
+
+def _validating(
+    config: PretrainConfig, old: dict[str, Any] | None, data: Data, world: World
+) -> PretrainConfig:
+    """`config` with the updates between validations: those of the run `old`, or those of a new run."""
+    if not config.validates or config.validate_every:
+        return config
+    every = 0 if old is None else old["config"].get("validate_every", 0)
+    if every:
+        return dataclasses.replace(config, validate_every=every)
+    plan, _ = make_plan(data, config, world)
+    # told in config.json: it must not change where the run goes on for longer
+    return resolved(config, len(plan), count_steps(config, len(plan)))
+
+
 def pretrain(
-    store: Path, run: Path, config: PretrainConfig, *, init: Path | None = None, progress: bool = True
+    store: Path | Sequence[Path],
+    run: Path,
+    config: PretrainConfig,
+    *,
+    init: Path | None = None,
+    progress: bool = True,
 ) -> bool:
-    """Pre-train on the recordings of `store` and leave everything in the folder `run`.
+    """Pre-train on the recordings of one store or several and leave everything in the folder `run`.
 
     A run that was stopped is taken up from its last checkpoint, and then ends with the same
     numbers, bit for bit, as one that never stopped (on the same machine and number of threads).
@@ -212,9 +252,16 @@ def pretrain(
     architecture (`norm_padding`). Under torchrun each process takes its share of every
     epoch's pairs, on its own device.
 
+    Several stores are mixed in every epoch, in shares that follow `store_weights` (see
+    `ecgfast.data.Mixture`). Patients of two stores count as different ones, unless both stores were imported
+    from the same folder (see `ecgfast.data.JoinedStores`). One that is too short for a segment is left out.
+
+    With a validation part the objective's losses on it, in evaluation mode and with the same random choices
+    each time, stand in the log as `validation_loss` and so on.
+
     Args:
-        store: folder written by `ecgfast prepare`.
-        run: new or empty folder, or that of a run with the same configuration and store.
+        store: folder written by `ecgfast prepare`, or several.
+        run: new or empty folder, or that of a run with the same configuration and stores.
         config: what to train and how.
         init: model folder to start from, a pre-training model's or an encoder's; None: random weights,
             or what the run in `run` was started from.
@@ -229,35 +276,47 @@ def pretrain(
         Interrupted: SIGINT or SIGTERM came; the state is saved.
 
     Warns:
-        UserWarning: the run can't learn: targets collapse, no negatives, no context; or a file beside
-            the model (metrics, curves) can't be read or written.
+        UserWarning: the run can't learn: targets collapse, no negatives, no context; stores were made
+            differently, or recordings are left out; or a file beside the model (metrics, curves) can't be
+            read or written.
     """
-    store, folder = Path(store), RunFolder(Path(run))
+    paths = [Path(store)] if isinstance(store, str | Path) else [Path(one) for one in store]
+    folder = RunFolder(Path(run))
     with open_world(config.device) as world:
-        opened = Store(store)
+        data = open_data(paths, config)
         started_from = None if init is None else describe_init(Path(init))
         old = _find(folder)
         if old is not None:
             config = as_started(old, config)
-        description = describe_run(TASK, config, store, world.size, started_from)
+        config = _validating(config, old, data, world)
+        description = _described(data, config, world, started_from)
         if old is not None:
             folder.check(old | {"config": completed(old["config"])}, description)
         lengthened = old is not None and had_length(old, config) != config
         if folder.finished and not lengthened:
             return False
-        odd = check_store(opened, config.model.encoder.leads)
-        source, steps = open_batches(opened, config, world)
+        odd = list(data.notes)
+        for i, one in enumerate(data.stores):
+            odd += check_store(one, config.model.encoder.leads, data.used(i))
+        source, steps, told = open_batches(data, config, world)
+        if config.validate_every > steps:
+            raise EcgfastError(
+                f"validate_every: must be at most the run's {steps} updates, got {config.validate_every}"
+            )
+        validation, of_validation = open_validation(data, source, config, world)
         before = steps if old is None else count_steps(had_length(old, config), len(source))
         if folder.finished and steps <= before:
             return False
         objective = make_objective(config)
         if not folder.states.exist and (started_from := (old or description).get("init")):
             load_init(objective, started_from)
-        trainer = make_trainer(objective, source, config, world)
+        trainer = make_trainer(objective, source, config, world, validation)
         trainer.identity = (old or description).get("identity")
         trainer.tell(
             [
                 *odd,
+                *told,
+                *of_validation,
                 *objective.weaknesses(config.model, _rows(config, world)),
             ]
         )
@@ -273,6 +332,6 @@ def pretrain(
                     folder.reopen(before)
                 folder.adopt(old, description, trainer.step)
             train(trainer, folder, steps, show=progress)
-            _finish(trainer, folder)
+            _finish(trainer, folder, description["preprocessing"])
         world.barrier()
     return True

@@ -11,6 +11,7 @@ from ecgfast.objectives.base import Metric
 from ecgfast.objectives.registry import DEFAULT, objective_class
 from ecgfast.plotting import plot_curves
 from ecgfast.training.metrics import COMMON, read_metrics, summarize_points
+from ecgfast.training.validating import validation_metrics
 
 
 def run_metrics(run: Path) -> tuple[Metric, ...]:
@@ -31,7 +32,8 @@ def _described(description: dict[str, Any]) -> tuple[Metric, ...]:
     config = description["config"]
     kind = objective_class(config.get("objective", DEFAULT))
     n_rows = rows_contrasted(config["batch_pairs"], config.get("global_batch"), description.get("world_size"))
-    return kind.metrics(config_from_dict(kind.Config, config["model"], "model"), n_rows)
+    metrics = kind.metrics(config_from_dict(kind.Config, config["model"], "model"), n_rows)
+    return (*metrics, *validation_metrics(metrics))
 
 
 def rows_contrasted(batch_pairs: int, global_batch: bool, world_size: int) -> int:

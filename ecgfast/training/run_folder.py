@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -30,7 +30,7 @@ _CHANGEABLE = {f"config.{name}" for name in (*_LENGTHS, "log_every", "checkpoint
 def describe_run(
     task: str,
     config: LoopConfig,
-    store: Path,
+    store: Path | Sequence[Path],
     world_size: int,
     init: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
@@ -40,16 +40,17 @@ def describe_run(
     Args:
         task: name of the training task.
         config: what to train and how.
-        store: folder of the recordings.
+        store: folder of the recordings, or several.
         world_size: processes.
         init: the model that the run starts from, as `ecgfast.training.initial.describe_init` says.
         data: what of the store it trains on, such as targets and split.
     """
-    index = file_digest(store / "index.parquet")
+    paths = [store] if isinstance(store, Path) else store
+    told = [{"path": str(path), "index_sha256": file_digest(path / "index.parquet")} for path in paths]
     description = {
         "task": task,
         "ecgfast_version": __version__,
-        "store": {"path": str(store), "index_sha256": index},
+        **({"store": told[0]} if len(told) == 1 else {"stores": told}),
         "world_size": world_size,
         **({"init": init} if init is not None else {}),
         **({"data": data} if data is not None else {}),
@@ -66,9 +67,16 @@ def _identity(description: dict[str, Any]) -> str:
     """
     changeable = _changeable(description)
     parts = {name: value for name, value in _deciding(description).items() if name not in changeable}
-    parts["store"] = description["store"]["index_sha256"]
+    digests = [digest for digest, _ in _stores(description)]
+    parts["store"] = digests[0] if len(digests) == 1 else digests
     parts["init"] = description.get("init", {}).get("sha256")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _stores(description: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """The digests of the stores' indexes, and their paths."""
+    told = description.get("stores", [description.get("store")])
+    return [(store.get("index_sha256"), store.get("path")) for store in told if isinstance(store, dict)]
 
 
 def _deciding(description: dict[str, Any]) -> dict[str, Any]:
@@ -101,8 +109,10 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         if was != now:
             shown = ["unset" if value is _MISSING else json.dumps(value) for value in (was, now)]
             lines.append(f"{name.removeprefix('config.')} = {shown[0]} (now {shown[1]})")
-    if old.get("store", {}).get("index_sha256") != new["store"]["index_sha256"]:
-        lines.append(f"store {old.get('store', {}).get('path')} (now {new['store']['path']})")
+    stores = [_stores(old), _stores(new)]
+    if [digest for digest, _ in stores[0]] != [digest for digest, _ in stores[1]]:
+        was, now = (", ".join(str(path) for _, path in some) for some in stores)
+        lines.append(f"{'store' if len(stores[0]) == 1 else 'stores'} {was} (now {now})")
     was, now = old.get("init") or {}, new.get("init") or {}
     # Once a run has started, the model that it started from need not be named again.
     if now and was.get("sha256") != now["sha256"]:
@@ -150,8 +160,7 @@ class RunFolder:
         """
         try:
             old = json.loads(self.config.read_text())
-            parts = ("config", "store") if isinstance(old, dict) else ()
-            if not parts or not all(isinstance(old.get(name), dict) for name in parts):
+            if not isinstance(old, dict) or not isinstance(old.get("config"), dict) or not _stores(old):
                 raise ValueError("no description of a run")
         except (OSError, ValueError):
             raise EcgfastError(

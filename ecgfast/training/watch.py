@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from ecgfast.data import Store
 from ecgfast.data.store.store import block_checksum, shard_name
 from ecgfast.errors import EcgfastError
@@ -12,8 +14,13 @@ _SPOT_CHECKS = 32  # recordings, of some 120 kB each
 _FIRST_STEPS = 20
 
 
-def check_store(store: Store, leads: tuple[str, ...]) -> list[str]:
+def check_store(store: Store, leads: tuple[str, ...], recordings: np.ndarray | None = None) -> list[str]:
     """Look at some recordings, evenly spread, before a run relies on all of them.
+
+    Args:
+        store: it.
+        leads: those that are used.
+        recordings: numbers of the recordings that are used; None: all.
 
     Returns:
         What is odd but no error, for people.
@@ -22,9 +29,11 @@ def check_store(store: Store, leads: tuple[str, ...]) -> list[str]:
         EcgfastError: a recording's bytes changed since the import, or are all zero; or none has one
             of the leads.
     """
-    n = len(store)
+    used = np.arange(len(store)) if recordings is None else recordings
+    n = len(used)
     checksums = store.index["checksum"]
-    for i in sorted({round(k * (n - 1) / (_SPOT_CHECKS - 1)) for k in range(_SPOT_CHECKS)} if n else ()):
+    at = sorted({round(k * (n - 1) / (_SPOT_CHECKS - 1)) for k in range(_SPOT_CHECKS)} if n else ())
+    for i in used[at].tolist():
         signal = store.signal(i)
         record = store.index["record_id"][i].as_py()
         file = store.path / shard_name(store.index["shard"][i].as_py())
@@ -35,12 +44,14 @@ def check_store(store: Store, leads: tuple[str, ...]) -> list[str]:
             )
         if not signal.any():
             raise EcgfastError(f"STORE: record {record} in {file} is zero throughout; import it again")
-    without = int((~store.present_leads()[:, lead_indices(leads)].any(1)).sum())
+    without = int((~store.present_leads()[used][:, lead_indices(leads)].any(1)).sum())
     named = ", ".join(leads)
     if n and without == n:
         raise EcgfastError(f"STORE: {str(store.path)!r} has no recording with any of the leads {named}")
     if without:
-        return [f"{without} of {n} recordings have none of the leads {named}: they train on zeros"]
+        return [
+            f"{store.path}: {without} of {n} recordings have none of the leads {named}: they train on zeros"
+        ]
     return []
 
 

@@ -193,7 +193,6 @@ def test_other_arguments_begin_again(path, model, encoder, tmp_path, monkeypatch
     assert np.load(tmp_path / "e.npy").shape == (24, 32)
 
 
-@pytest.mark.large
 def test_killed(path, model, tmp_path):
     """A process that is killed leaves what another goes on with."""
     args = [str(path), str(model), "--batch-size", "1", "--segment-samples", str(T)]

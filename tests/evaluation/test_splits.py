@@ -116,7 +116,7 @@ def test_a_patient_on_both_sides_is_an_error():
         (lambda i: ByPatient().split(i, [3, 3]), "recordings: must be numbers from 0 to 23, each once"),
         (lambda i: LastFolds().split(patients(3)), "got none: split by patient"),
         (lambda i: take_share(i, [0, 1], 1.5), "share: must be above 0 and at most 1, got 1.5"),
-        (lambda i: ByIdentity((0.5, 0.5, 0)), "test above 0"),
+        (lambda i: ByIdentity((1, 0, 0)), "validation or test above 0"),
         (lambda i: ByIdentity().split(patients(9, 1)), "two patients with two recordings, got 0 of 0"),
     ],
 )

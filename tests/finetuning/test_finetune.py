@@ -29,9 +29,9 @@ from ecgfast.finetuning import (
     finetune,
     label_targets,
     predict_store,
-    split_by_patient,
 )
 from ecgfast.finetuning.scoring import macro_auroc
+from ecgfast.finetuning.targets import choose_split
 from ecgfast.interop import convert_fairseq
 from ecgfast.leads import STANDARD_LEADS
 from ecgfast.nn import Encoder
@@ -91,7 +91,7 @@ def test_validation_is_logged_and_the_best_is_kept(whole, store, config):
     # the folder's model is that of the best step: it gives the very number, computed here anew
     classifier = Classifier.from_pretrained(whole)
     assert json.loads((whole / "model/config.json").read_text())["origin"]["step"] == best["step"]
-    held = split_by_patient(store, config.validation_fraction, config.seed).validation
+    held = choose_split(store, config).validation
     truth = label_targets(store, config.classes).values[held]
     outputs = np.concatenate([classifier.predict(store.signal(i).copy()) for i in held])
     assert roc_auc_score(truth, outputs) == pytest.approx(best["val_auroc"], abs=1e-9)
@@ -170,7 +170,7 @@ def test_it_learns_what_the_leads_carry(path, store, config, tmp_path):
     finetune(path, "random", tmp_path / "run", changed, targets=targets, progress=False)
     classifier = Classifier.from_pretrained(tmp_path / "run")
     assert classifier.config.task == "regression"
-    held = split_by_patient(store, config.validation_fraction, config.seed).validation
+    held = choose_split(store, config).validation
     outputs = np.concatenate([classifier.predict(store.signal(i)[1:2].copy(), leads=["II"]) for i in held])
     assert outputs.shape == (len(held), 1)
     assert np.corrcoef(outputs[:, 0], peak[held])[0, 1] > 0.6
@@ -193,7 +193,7 @@ def test_it_learns_classes(path, store, config, tmp_path):
         validate_every=10,
     )
     finetune(path, "random", tmp_path / "run", changed, targets=targets, progress=False)
-    held = split_by_patient(store, config.validation_fraction, config.seed).validation
+    held = choose_split(store, config).validation
     _, outputs = predict_store(store, Classifier.from_pretrained(tmp_path / "run"), recordings=held)
     assert roc_auc_score(targets.values[held, 0], outputs[:, 0]) > 0.8
 
@@ -210,7 +210,7 @@ def test_age_of_the_store(path, config, tmp_path):
 def test_balanced_weights(path, store, config, tmp_path):
     changed = dataclasses.replace(config, class_weights="balanced", max_steps=2)
     finetune(path, "random", tmp_path / "run", changed, progress=False)
-    train = split_by_patient(store, config.validation_fraction, config.seed).train
+    train = choose_split(store, config).train
     present = label_targets(store, (SINUS,)).values[train].sum()
     weights = Classifier.from_pretrained(tmp_path / "run").config.positive_weights
     assert weights == pytest.approx([(len(train) - present) / present])
@@ -334,7 +334,7 @@ def test_what_is_refused(path, pretrained, config, tmp_path, changes, message):
 
 def test_splits_and_models_that_are_refused(path, store, pretrained, config, whole, tmp_path):
     both = Split(np.arange(0, 60, 2), np.arange(1, 60, 2))  # of each patient one recording in each part
-    with pytest.raises(EcgfastError, match="every patient in one part, got p000000 in both"):
+    with pytest.raises(EcgfastError, match=r"each patient in one part, got 'p000000' in train"):
         finetune(path, pretrained, tmp_path / "run", config, split=both, progress=False)
     with pytest.raises(EcgfastError, match=r"RUN: must be a run of ecgfast pretrain, got .* of finetune"):
         export(whole, tmp_path / "out")

@@ -8,15 +8,15 @@ from ecgfast.data.store.recording import Recording
 from ecgfast.data.store.store import STORE_VERSION
 from ecgfast.data.store.writer import StoreWriter
 from ecgfast.errors import EcgfastError
+from ecgfast.evaluation import Split
+from ecgfast.finetuning import FinetuneConfig
 from ecgfast.finetuning.targets import (
-    Split,
     Targets,
+    TrainingData,
     check_targets,
+    choose_split,
     column_targets,
-    describe_data,
     label_targets,
-    split_by_fold,
-    split_by_patient,
     usable,
     without_single,
 )
@@ -56,6 +56,14 @@ def store(tmp_path_factory) -> Store:
     return write(tmp_path_factory.mktemp("targets") / "store", ROWS)
 
 
+def parts(split):
+    return [part.tolist() for part in split.parts().values()]
+
+
+def by_fold(store, validation, test=()):
+    return choose_split(store, FinetuneConfig(validation_folds=validation, test_folds=test))
+
+
 def test_labels_in_alphabetical_order(store):
     values, names = label_targets(store)
     assert names == ("A", "B", "C")
@@ -73,12 +81,13 @@ def test_age(store):
 
 
 def test_folds(store):
-    split = split_by_fold(store, (3,), (1,))
-    assert [part.tolist() for part in split] == [[2, 3], [4]]  # the last recording has no fold
+    split = by_fold(store, (3,), (1,))
+    assert parts(split) == [[2, 3], [4], [0, 1]]
+    assert split.left_out == {"recordings without a fold": ["r5"]}
 
 
 def test_random_split_keeps_patients_whole(store):
-    splits = [split_by_patient(store, 0.4, seed) for seed in range(20)]
+    splits = [choose_split(store, FinetuneConfig(validation_fraction=0.4, seed=seed)) for seed in range(20)]
     patients = store.patient_numbers()
     for split in splits:
         assert len(np.unique(patients[split.validation])) == 2
@@ -91,22 +100,20 @@ def test_a_patient_of_a_test_fold_elsewhere(tmp_path):
     rows = [
         (patient, ["A"], None, fold, STANDARD_LEADS) for patient, fold in (("p0", 1), ("p1", 2), ("p0", 3))
     ]
-    with pytest.raises(
-        EcgfastError, match="test_folds: must hold whole patients, got p0 in another fold too"
-    ):
-        split_by_fold(write(tmp_path / "store", rows), (2,), (3,))
+    with pytest.raises(EcgfastError, match=r"each patient in one part, got 'p0' in train \(r0\) and in test"):
+        by_fold(write(tmp_path / "store", rows), (2,), (3,))
 
 
 def test_leads_that_some_lack_are_told(store):
     split, told = usable(store, label_targets(store), Split(np.array([0, 1, 2]), np.array([4, 5])), [0, 6])
-    assert [part.tolist() for part in split] == [[0, 1, 2], [4, 5]]
+    assert parts(split) == [[0, 1, 2], [4, 5], []]
     assert told == ["2 of 5 recordings lack some of the leads, which count as zero: I"]
 
 
 def test_what_is_left_out_is_told(store):
     """Recording 3 has no label, 4 and 5 none of the leads I, II."""
     split, told = usable(store, label_targets(store), Split(np.array([0, 1, 2, 3, 5]), np.array([4])), [0, 1])
-    assert [part.tolist() for part in split] == [[0, 1, 2], []]
+    assert parts(split) == [[0, 1, 2], [], []]
     assert told == [
         "1 of 6 recordings have no known target: they are left out",
         "2 of 6 recordings have none of the leads: they are left out",
@@ -122,15 +129,17 @@ def test_single_valued_classes_are_left_out(store):
 
 def test_another_target_is_another_run(store):
     targets, split = label_targets(store), Split(np.array([0, 1]), np.array([2]))
-    told = describe_data(targets, split)
-    assert told == describe_data(targets, split)
+    told = TrainingData(targets, split, "classification").describe()
+    assert told == TrainingData(targets, split, "classification").describe()
     other = targets.values.copy()
     other[0, 0] = 0
     for changed in (
-        describe_data(Targets(other, targets.names), split),
-        describe_data(targets, Split(split.train[::-1], split.validation)),
+        TrainingData(Targets(other, targets.names), split, "classification"),
+        TrainingData(targets, Split(split.train[::-1], split.validation), "classification"),
+        TrainingData(targets, Split(split.train, split.validation, np.array([4])), "classification"),
+        TrainingData(targets, split, "classification", digests={"labels_sha256": "0"}),
     ):
-        assert told != changed
+        assert told != changed.describe()
 
 
 @pytest.mark.parametrize(
@@ -138,12 +147,15 @@ def test_another_target_is_another_run(store):
     [
         (lambda s: label_targets(s, ("D",)), "classes: must be labels of .*, got 'D'"),
         (lambda s: label_targets(s, ("A", "A")), "classes: must be named once each"),
-        (lambda s: column_targets(s, "weight"), "target: must be labels or age, got 'weight'"),
         (
-            lambda s: split_by_fold(s, (9,)),
+            lambda s: column_targets(s, "weight"),
+            "target: must be labels or n_samples or age or fold or source_rate, got 'weight'",
+        ),
+        (
+            lambda s: by_fold(s, (9,)),
             r"validation_folds: must be of the store's folds \[1, 2, 3\], got 9",
         ),
-        (lambda s: split_by_fold(s, (1,), (1,)), "test_folds: must be other folds"),
+        (lambda s: by_fold(s, (1,), (1,)), "test_folds: must be other folds"),
     ],
 )
 def test_bad_choices(store, make, message):
@@ -154,7 +166,7 @@ def test_bad_choices(store, make, message):
 @pytest.mark.parametrize(
     ("train", "validation", "message"),
     [
-        ([0, 2], [1, 4], "split: must have every patient in one part, got p0 in both"),
+        ([0, 2], [1, 4], r"split: must have each patient in one part, got 'p0' in train \(r0\)"),
         ([0, 1], [4], "targets: 'A' must have two values among the training recordings, got 1 alone"),
         ([0, 2], [], "split: must have recordings with targets in validation, got none"),
         ([0, 9], [4], "split: train must be 0 to 5, got 0 to 9"),
@@ -163,7 +175,7 @@ def test_bad_choices(store, make, message):
 def test_bad_splits(store, train, validation, message):
     split = Split(np.array(train, dtype=np.int64), np.array(validation, dtype=np.int64))
     with pytest.raises(EcgfastError, match=message):
-        check_targets(store, label_targets(store, ("A",)), split, classification=True)
+        check_targets(store, TrainingData(label_targets(store, ("A",)), split, "classification"))
 
 
 def test_bad_values(store):
@@ -174,15 +186,16 @@ def test_bad_values(store):
         (np.zeros((5, 1)), r"targets: must be \[6, 1\], got \[5, 1\]"),
     ):
         with pytest.raises(EcgfastError, match=message):
-            check_targets(store, Targets(values.astype(np.float32), ("x",)), split, classification=True)
+            found = Targets(values.astype(np.float32), ("x",))
+            check_targets(store, TrainingData(found, split, "classification"))
 
 
 def test_stores_without_targets(tmp_path):
     rows = [("p0", [], None, None, STANDARD_LEADS)]
     bare = write(tmp_path / "store", rows)
-    with pytest.raises(EcgfastError, match="must have labels to learn, got none"):
+    with pytest.raises(EcgfastError, match="the store must have labels, got none"):
         label_targets(bare)
     with pytest.raises(EcgfastError, match="got no age"):
         column_targets(bare, "age")
-    with pytest.raises(EcgfastError, match="must have two patients for a split, got 1"):
-        split_by_patient(bare, 0.5, 0)
+    with pytest.raises(EcgfastError, match="must have 2 patients or more to divide, got 1"):
+        choose_split(bare, FinetuneConfig())

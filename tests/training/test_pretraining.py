@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ecgfast.data import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.nn import Encoder
 from ecgfast.objectives import W2VCMSC
 from ecgfast.training import Interrupted, PretrainConfig, pretrain, read_metrics
+from ecgfast.training.data import open_data
 from ecgfast.training.loop import Trainer
 from ecgfast.training.parallel import World, resolve_device
 from ecgfast.training.pretrain import make_objective, make_trainer, open_batches
@@ -29,7 +29,7 @@ CPU = World(0, 1, torch.device("cpu"))
 
 def trainer_of(config: PretrainConfig, store: Path, world: World = CPU) -> Trainer:
     """A trainer as `pretrain` makes it, before its first update."""
-    source, _ = open_batches(Store(store), config, world)
+    source, *_ = open_batches(open_data([store], config), config, world)
     return make_trainer(make_objective(config), source, config, world)
 
 

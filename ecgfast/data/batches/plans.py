@@ -161,6 +161,7 @@ class _Cut(_Shuffled):
         world_size: int = 1,
         offsets: str = "fixed",
         drop_last: bool = True,
+        recordings: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         super().__init__(
             store,
@@ -174,15 +175,29 @@ class _Cut(_Shuffled):
         )
         self._unit_samples = self.segments_per_unit * segment_samples
         counts = store.n_samples // self._unit_samples
-        self.n_too_short = int(np.count_nonzero(counts == 0))
-        self._recording, self._number = _numbered(counts)
+        first = np.cumsum(counts) - counts  # numbered through the whole store: a subset changes no draw
+        chosen = np.arange(len(counts)) if recordings is None else _subset(store, recordings)
+        self._digest = None if recordings is None else _digest(chosen)
+        self.n_too_short = int(np.count_nonzero(counts[chosen] == 0))
+        place, self._number = _numbered(counts[chosen])
+        self._recording = chosen[place]
+        self._id = first[self._recording] + self._number
         self.n_units = len(self._recording)
         if len(self) == 0:
             raise EcgfastError(
                 f"store: {store.path} gives {self.n_units} {self.unit} of {segment_samples} "
-                f"samples ({self.n_too_short} of {len(counts)} recordings are too short), fewer than"
+                f"samples ({self.n_too_short} of {len(chosen)} recordings are too short), fewer than"
                 f" one batch of {batch_size} x {world_size}"
             )
+
+    @classmethod
+    def count(cls, n_samples: np.ndarray, segment_samples: int) -> int:
+        """Units in recordings of so many samples each."""
+        return int((n_samples // (cls.segments_per_unit * segment_samples)).sum())
+
+    def identity(self) -> dict[str, Any]:
+        part = {} if self._digest is None else {"recordings": self._digest}
+        return super().identity() | part
 
     def segments(self, epoch: int) -> Segments:
         unit, place = self._own(self._order(epoch))
@@ -192,7 +207,7 @@ class _Cut(_Shuffled):
             recording=self._recording[unit],
             start=self._starts(epoch)[unit] + within,
             length=np.full(len(unit), self.segment_samples),
-            sample_id=self.rows_per_unit * unit + place,
+            sample_id=self.rows_per_unit * self._id[unit] + place,
         )
 
     def _starts(self, epoch: int) -> np.ndarray:
@@ -221,9 +236,11 @@ class AdjacentPairs(_Cut):
         offsets: "fixed" or "random".
         drop_last: False keeps the last, smaller batch, cut to equal parts over the ranks; what
             cannot be divided equally (fewer than W pairs) is left out.
+        recordings: Numbers of the recordings to take, such as those to train on; None: all. Their pairs have
+            the sample ids that they have among all.
 
     Attributes:
-        n_too_short: Recordings shorter than two segments.
+        n_too_short: Of the recordings, those shorter than two segments.
 
     Raises:
         EcgfastError: an argument out of range, or too few recordings to fill one batch.
@@ -248,10 +265,10 @@ class SingleSegments(_Cut):
     Args:
         store: The store.
         batch_size: P, segments per batch on this rank.
-        segment_samples, seed, rank, world_size, offsets, drop_last: As for `AdjacentPairs`.
+        segment_samples, seed, rank, world_size, offsets, drop_last, recordings: As for `AdjacentPairs`.
 
     Attributes:
-        n_too_short: Recordings shorter than a segment.
+        n_too_short: Of the recordings, those shorter than a segment.
 
     Raises:
         EcgfastError: an argument out of range, or too few recordings to fill one batch.
@@ -269,10 +286,10 @@ class TwoViews(_Cut):
     Args:
         store: The store.
         batch_size: P, segments per batch on this rank: half as many as its rows.
-        segment_samples, seed, rank, world_size, offsets, drop_last: As for `AdjacentPairs`.
+        segment_samples, seed, rank, world_size, offsets, drop_last, recordings: As for `AdjacentPairs`.
 
     Attributes:
-        n_too_short: Recordings shorter than a segment.
+        n_too_short: Of the recordings, those shorter than a segment.
 
     Raises:
         EcgfastError: an argument out of range, or too few recordings to fill one batch.
