@@ -16,7 +16,7 @@ from ecgfast.objectives.registry import OBJECTIVES
 ROOT = Path(__file__).resolve().parents[1] / "ecgfast"
 
 # The parts from the lowest to the highest; each may import those that are named after it, and itself.
-BASE = {"errors", "leads", "units", "files", "_suggest", "_outputs", "_version"}
+BASE = {"errors", "leads", "units", "vcg", "files", "_suggest", "_outputs", "_version"}
 MAY_IMPORT = {
     "base": set(),
     "_build": {"base"},

@@ -54,11 +54,17 @@ for _kind in (Features, EncoderOutput):
     _register_namedtuple(_kind, serialized_type_name=f"ecgfast.nn.{_kind.__name__}")
 
 
-def mean_tokens(tokens: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean over tokens that are not padding: [B, N, E] -> [B, E]; zeros where all are padding."""
-    if padding is None:
+def mean_tokens(tokens: Tensor, padding: Tensor | None, *, nonzero: bool = False) -> Tensor:
+    """Mean over tokens that are not padding: [B, N, E] -> [B, E]; zeros where all are padding.
+
+    With `nonzero` each component's sum is divided by the number of tokens in which it is not zero, as in FS.
+    """
+    if padding is None and not nonzero:
         return tokens.mean(1)
-    total = tokens.masked_fill(padding[..., None], 0).sum(1)
+    total = (tokens if padding is None else tokens.masked_fill(padding[..., None], 0)).sum(1)
+    if nonzero:
+        counted = tokens != 0 if padding is None else (tokens != 0) & ~padding[..., None]
+        return total / counted.sum(1).clamp(min=1)
     return total / (~padding).sum(1, keepdim=True).clamp(min=1)
 
 

@@ -471,13 +471,17 @@ class GlobalConfig(LeadMaskingConfig):
 
     Attributes:
         global_temperature: divides the cosines.
+        official_token_mean: average over the tokens in which a component is not zero, as FS does, rather than
+            over all tokens of a segment.
     """
 
     global_temperature: float = 0.1
+    official_token_mean: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, 1e-6, 1e6, "global_temperature")
+        check_flags(self, "official_token_mean")
 
 
 class Global(LeadMasking):
@@ -488,11 +492,14 @@ class Global(LeadMasking):
 
     config: GlobalConfig
 
+    def embedding(self, encoded: EncoderOutput) -> Tensor:
+        """The mean token of each segment, [B, E]."""
+        z = mean_tokens(encoded.tokens, encoded.padding, nonzero=self.config.official_token_mean)
+        return z.to(wide(z.dtype))
+
     def global_loss(self, encoded: EncoderOutput, views: Views, process_group: ProcessGroup | None) -> Tensor:
         """The loss of pairs, 0-dim: a mean over positives."""
-        tokens, patients = encoded.tokens, views.patients
-        z = mean_tokens(tokens, encoded.padding)
-        z = z.to(wide(z.dtype))
+        z, patients = self.embedding(encoded), views.patients
         if views.segment is not None:
             # A stable sort puts first segments before second ones without a dynamic shape.
             order = views.segment.argsort(stable=True)

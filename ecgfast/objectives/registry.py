@@ -26,6 +26,13 @@ class Entry(NamedTuple):
 OBJECTIVES = {
     "w2v": Entry("ecgfast.objectives.w2v_cmsc", "W2V", "local loss (wav2vec 2.0)"),
     "cmsc": Entry("ecgfast.objectives.w2v_cmsc", "CMSC", "global loss of adjacent segments (CLOCS)"),
+    "cmlc": Entry("ecgfast.objectives.lead_by_lead", "CMLC", "global loss of the leads of a segment (CLOCS)"),
+    "cmsmlc": Entry(
+        "ecgfast.objectives.lead_by_lead", "CMSMLC", "global loss of leads of adjacent segments (CLOCS)"
+    ),
+    "simclr": Entry("ecgfast.objectives.simclr", "SimCLR", "global loss of noisy views of a segment"),
+    "3kg": Entry("ecgfast.objectives.three_kg", "ThreeKG", "global loss of views with a turned dipole"),
+    "crlc": Entry("ecgfast.objectives.crlc", "CRLC", "global loss of disjoint sets of leads"),
     "w2v_cmsc": Entry(
         "ecgfast.objectives.w2v_cmsc", "W2VCMSC", "local and global loss", {"lead_mask_prob": 0.0}
     ),

@@ -1,6 +1,6 @@
 """Rows of all ranks of a process group, of which each may have another number, with their gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,23 +58,27 @@ def _all_gather(mine: Tensor, group: ProcessGroup) -> list[list[int]]:
 def gather_rows(
     op: str,
     validate: Callable[[], tuple],
-    sides: tuple[Tensor, Tensor],
-    groups: tuple[Tensor, Tensor],
+    rows: Sequence[Tensor | None],
+    pairs: Tensor | None,
+    denominator: str,
     process_group: ProcessGroup,
 ) -> tuple:
-    """The rows of both sides and their groups of all ranks, in the ranks' order, and ``validate``'s result.
+    """The rows of all ranks, in the ranks' order, and ``validate``'s result.
+
+    ``rows``: both sides, ``[N, D]`` or ``[L, N, D]``, their groups ``[N]`` and which of them are present,
+    ``[N]`` or ``[L, N]``; what is None stays so.
 
     The ranks first tell each other their sizes, and whether their arguments passed ``validate``: what is
     wrong on one raises an error on all, where it would leave the others waiting. While a CUDA graph is
     captured, nothing can be told: the ranks must have equally many rows.
     """
-    device = sides[0].device if isinstance(sides[0], Tensor) else torch.device("cpu")
+    device = rows[0].device if isinstance(rows[0], Tensor) else torch.device("cpu")
     failure = None
     try:
         result = validate()
-        own = [sides[0].shape[0], sides[1].shape[0], sides[0].shape[1], FLOATS.index(sides[0].dtype)]
+        own = _numbers(rows, pairs, denominator)
     except (TypeError, ValueError) as error:
-        failure, own = error, [_FAILED] * 4
+        failure, own = error, [_FAILED] * (2 + len(_SAME))
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         told = [own] * dist.get_world_size(process_group)
     else:
@@ -82,9 +86,40 @@ def gather_rows(
     if failure:
         raise failure
     _check(op, told)
-    rows = [_AllRows.apply(x, [t[i] for t in told], process_group) for i, x in enumerate(sides)]
-    ids = [_AllRows.apply(as_int64(x), [t[i] for t in told], process_group) for i, x in enumerate(groups)]
-    return *rows, *ids, *result
+    gathered = []
+    for i, x in enumerate(rows):
+        if x is None:
+            gathered.append(None)
+            continue
+        dim = x.dim() - 2 if i < 2 else x.dim() - 1  # of the rows
+        sent = x if i < 2 else as_int64(x)
+        all_rows = _AllRows.apply(sent.movedim(dim, 0), [t[i % 2] for t in told], process_group)
+        gathered.append(all_rows.movedim(0, dim).to(x.dtype))
+    return *gathered, result
+
+
+# What must be the same on all ranks, after the two numbers of rows.
+_SAME = (
+    "a {} number of columns D",
+    "a {} dtype",
+    "a {} number of leads",
+    "b {} number of leads",
+    "b {} dimensions",
+    "present_a {} dimensions",
+    "present_b {} dimensions",
+    "pairs {} length",
+    "denominator {} value",
+)
+
+
+def _numbers(rows: Sequence[Tensor | None], pairs: Tensor | None, denominator: str) -> list[int]:
+    a, b, _, _, *present = rows
+    leads = [0 if x is None or x.dim() == 2 else x.shape[0] for x in (a, b)]
+    dimensions = [0 if x is None else x.dim() for x in (b, *present)]
+    return [
+        *(a.shape[-2], 0 if b is None else b.shape[-2], a.shape[-1], FLOATS.index(a.dtype)),
+        *(*leads, *dimensions, 0 if pairs is None else pairs.shape[0], int(denominator == "negatives")),
+    ]
 
 
 def _check(op: str, told: list[list[int]]) -> None:
@@ -92,9 +127,11 @@ def _check(op: str, told: list[list[int]]) -> None:
     for rank, (first, *_) in enumerate(told):
         if first == _FAILED:
             raise ValueError(f"{op}: the arguments on rank {rank} are wrong: see the error there")
-    widths, dtypes = ([numbers[i] for numbers in told] for i in (2, 3))
-    if len(set(widths)) > 1:
-        raise ValueError(f"{op}: a must have the same number of columns D on all ranks, got {widths}")
-    if len(set(dtypes)) > 1:
-        names = [str(FLOATS[i]).removeprefix("torch.") for i in dtypes]
-        raise ValueError(f"{op}: a must have the same dtype on all ranks, got {', '.join(names)}")
+    for i, name in enumerate(_SAME, start=2):
+        values = [numbers[i] for numbers in told]
+        if len(set(values)) == 1:
+            continue
+        got = str(values)
+        if name.endswith("dtype"):
+            got = ", ".join(str(FLOATS[v]).removeprefix("torch.") for v in values)
+        raise ValueError(f"{op}: {name.format('must have the same')} on all ranks, got {got}")

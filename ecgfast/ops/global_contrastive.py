@@ -1,6 +1,6 @@
-"""The global contrastive loss (CMSC): two segments of one patient attract, other patients repel."""
+"""The global contrastive loss: rows of one group attract, rows of other groups repel."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +13,13 @@ from ecgfast.ops._dispatch import (
     INTS,
     as_int64,
     autocasts,
+    check,
     check_tensor,
+    describe,
     flag,
     full_precision,
     fused,
+    readable,
     temperature_of,
     tf32,
     wide,
@@ -26,88 +29,211 @@ from ecgfast.ops._gather import gather_rows
 _OP = "global_contrastive"
 
 
-def _validate(
-    a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, temperature: float | Tensor, detach_norm: bool
-) -> tuple[float | Tensor, bool]:
-    check_tensor(_OP, "a", a, (None, None), FLOATS, None, "N, D")
-    check_tensor(_OP, "b", b, (None, a.shape[1]), (a.dtype,), a)
-    check_tensor(_OP, "group_a", group_a, (a.shape[0],), INTS, a)
-    check_tensor(_OP, "group_b", group_b, (b.shape[0],), INTS, a)
-    return temperature_of(_OP, temperature, a), flag(_OP, "detach_norm", detach_norm)
+DENOMINATORS = ("all", "negatives")
 
 
-def _checked(
-    a: Tensor,
-    b: Tensor,
-    group_a: Tensor,
-    group_b: Tensor,
-    temperature: float | Tensor,
-    detach_norm: bool,
-    process_group: ProcessGroup | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, float | Tensor, bool]:
-    """The arguments after the checks; the rows are those of all ranks where there is a group."""
+class _Arguments(NamedTuple):
+    """What is contrasted, after the checks; the rows are those of all ranks where there is a group."""
 
-    def validate() -> tuple[float | Tensor, bool]:
-        return _validate(a, b, group_a, group_b, temperature, detach_norm)
+    a: Tensor
+    b: Tensor | None
+    group_a: Tensor
+    group_b: Tensor | None
+    present_a: Tensor | None
+    present_b: Tensor | None
+    pairs: Tensor | None
+    denominator: str
+    temperature: float | Tensor
+    detach_norm: bool
 
+
+def _validate(given: _Arguments) -> tuple[float | Tensor, bool]:
+    a, b, pairs = given.a, given.b, given.pairs
+    batch = () if pairs is None else (None,)
+    letters = "N, D" if pairs is None else "L, N, D"
+    check_tensor(_OP, "a", a, (*batch, None, None), FLOATS, None, letters)
+    check_tensor(_OP, "group_a", given.group_a, (a.shape[-2],), INTS, a)
+    _check_present("present_a", given.present_a, a)
+    if b is None:
+        for name in ("group_b", "present_b"):
+            value = getattr(given, name)
+            check(value is None, _OP, "{} must be None where b is None, got {}", name, describe(value))
+    else:
+        check_tensor(_OP, "b", b, (*batch, None, a.shape[-1]), (a.dtype,), a)
+        check_tensor(_OP, "group_b", given.group_b, (b.shape[-2],), INTS, a)
+        _check_present("present_b", given.present_b, b)
+    known = isinstance(given.denominator, str) and given.denominator in DENOMINATORS
+    names = " or ".join(map(repr, DENOMINATORS))
+    check(known, _OP, "denominator must be {}, got {}", names, describe(given.denominator))
+    if pairs is not None:
+        _check_pairs(pairs, a, a if b is None else b)
+    return temperature_of(_OP, given.temperature, a), flag(_OP, "detach_norm", given.detach_norm)
+
+
+def _check_present(name: str, present: Tensor | None, x: Tensor) -> None:
+    if present is None:
+        return
+    every = x.dim() == 3 and isinstance(present, Tensor) and present.dim() == 2
+    check_tensor(_OP, name, present, x.shape[:-1] if every else (x.shape[-2],), (torch.bool,), x)
+
+
+def _check_pairs(pairs: Tensor, a: Tensor, b: Tensor) -> None:
+    check_tensor(_OP, "pairs", pairs, (None, 2), INTS, a, "Q, 2")
+    if not readable(pairs) or pairs.numel() == 0:
+        return
+    least, most = pairs.min().item(), pairs.amax(dim=0).tolist()
+    check(least >= 0, _OP, "pairs must not be negative, got {}", least)
+    for name, found, size in zip("ab", most, (a.shape[0], b.shape[0]), strict=True):
+        check(found < size, _OP, "pairs must be below {} for {}, got {}", size, name, found)
+
+
+def _checked(given: _Arguments, process_group: ProcessGroup | None) -> _Arguments:
     if process_group is None:
-        settings = validate()
-        return a, b, as_int64(group_a), as_int64(group_b), *settings
-    return gather_rows(_OP, validate, (a, b), (group_a, group_b), process_group)
+        rows = given[:6]
+        settings = _validate(given)
+    else:
+        *rows, settings = gather_rows(
+            _OP, lambda: _validate(given), given[:6], given.pairs, given.denominator, process_group
+        )
+    temperature, detach_norm = settings
+    a, b, group_a, group_b, *present = rows
+    return given._replace(
+        a=a,
+        b=b,
+        group_a=as_int64(group_a),
+        group_b=None if group_b is None else as_int64(group_b),
+        present_a=present[0],
+        present_b=present[1],
+        pairs=None if given.pairs is None else as_int64(given.pairs),
+        temperature=temperature,
+        detach_norm=detach_norm,
+    )
 
 
 def global_contrastive_reference(
     a: Tensor,
-    b: Tensor,
+    b: Tensor | None,
     group_a: Tensor,
-    group_b: Tensor,
+    group_b: Tensor | None = None,
     *,
     temperature: float | Tensor = 0.1,
     detach_norm: bool = True,
     process_group: ProcessGroup | None = None,
+    denominator: str = "all",
+    pairs: Tensor | None = None,
+    present_a: Tensor | None = None,
+    present_b: Tensor | None = None,
 ) -> Tensor:
-    """Plain PyTorch form of :func:`global_contrastive`: the whole N x N matrix."""
-    a, b, group_a, group_b, temperature, detach_norm = _checked(
-        a, b, group_a, group_b, temperature, detach_norm, process_group
+    """Plain PyTorch form of :func:`global_contrastive`: the whole N x N matrix, for each pair."""
+    given = _Arguments(
+        a, b, group_a, group_b, present_a, present_b, pairs, denominator, temperature, detach_norm
     )
-    dtype = wide(a.dtype)
-    if isinstance(temperature, Tensor):
-        temperature = temperature.to(dtype)
-    with full_precision(a):
-        u, v = (unit(z.to(dtype), detach_norm=detach_norm) for z in (a, b))
-        logits = u @ v.T / temperature
-    positive = group_a[:, None] == group_b[None, :]
-    n_positive = positive.sum().clamp(min=1)
-    forward = torch.logsumexp(logits, dim=1, keepdim=True) - logits
-    backward = torch.logsumexp(logits, dim=0, keepdim=True) - logits
-    return torch.where(positive, forward + backward, 0.0).sum() / (2 * n_positive)
+    return _reference(_checked(given, process_group))
+
+
+def _reference(x: _Arguments) -> Tensor:
+    dtype = wide(x.a.dtype)
+    temperature = x.temperature.to(dtype) if isinstance(x.temperature, Tensor) else x.temperature
+    with full_precision(x.a):
+        u = _units(x.a, x.present_a, x.detach_norm)
+        v = u if x.b is None else _units(x.b, x.present_b, x.detach_norm)
+        if x.pairs is not None:
+            u, v = u[x.pairs[:, 0]], v[x.pairs[:, 1]]
+        logits = u @ v.mT / temperature
+    group_b = x.group_a if x.group_b is None else x.group_b
+    positive = x.group_a[:, None] == group_b[None, :]
+    least = torch.finfo(dtype).min / 2  # not -inf, for which gradients would be NaN
+    taking_part = _taking_part(x, logits)
+    if taking_part is not None:
+        positive = positive & taking_part
+        logits = torch.where(taking_part, logits, least)
+    n_positive = positive.sum(dim=(-2, -1)).clamp(min=1)
+    if x.denominator == "all":
+        forward = torch.logsumexp(logits, dim=-1, keepdim=True) - logits
+        backward = torch.logsumexp(logits, dim=-2, keepdim=True) - logits
+    else:
+        others = torch.where(positive, least, logits)
+        forward = torch.logaddexp(logits, torch.logsumexp(others, dim=-1, keepdim=True)) - logits
+        backward = torch.logaddexp(logits, torch.logsumexp(others, dim=-2, keepdim=True)) - logits
+    losses = torch.where(positive, forward + backward, 0.0).sum(dim=(-2, -1)) / (2 * n_positive)
+    if x.pairs is None:
+        return losses
+    # A pair without a positive has loss 0.
+    n_pairs = positive.expand(logits.shape).any(dim=-1).any(dim=-1).sum()
+    return losses.sum() / n_pairs.clamp(min=1)
+
+
+def _units(x: Tensor, present: Tensor | None, detach_norm: bool) -> Tensor:
+    x = x.to(wide(x.dtype))
+    if present is not None:
+        x = torch.where(present[..., None], x, 0.0)  # a NaN of an absent row goes nowhere
+    return unit(x, detach_norm=detach_norm)
+
+
+def _taking_part(x: _Arguments, logits: Tensor) -> Tensor | None:
+    """Which similarities do, ``[N, N']`` or ``[Q, N, N']``; ``None``: all."""
+    sides = (x.present_a, x.present_a if x.b is None else x.present_b)
+    mask = None
+    for side, present in enumerate(sides):
+        if present is None:
+            continue
+        if x.pairs is not None and present.dim() == 2:
+            present = present[x.pairs[:, side]]
+        present = present[..., None, :] if side else present[..., :, None]
+        mask = present if mask is None else mask & present
+    if x.b is not None:
+        return mask
+    n = x.a.shape[-2]
+    other = ~torch.eye(n, dtype=torch.bool, device=x.a.device)
+    if x.pairs is not None:
+        other = other | (x.pairs[:, 0] != x.pairs[:, 1])[:, None, None]
+    return other if mask is None else mask & other
 
 
 def global_contrastive(
     a: Tensor,
-    b: Tensor,
+    b: Tensor | None,
     group_a: Tensor,
-    group_b: Tensor,
+    group_b: Tensor | None = None,
     *,
     temperature: float | Tensor = 0.1,
     detach_norm: bool = True,
     process_group: ProcessGroup | None = None,
+    denominator: str = "all",
+    pairs: Tensor | None = None,
+    present_a: Tensor | None = None,
+    present_b: Tensor | None = None,
 ) -> Tensor:
-    """InfoNCE between two batches of embeddings, both directions, with groups of positives.
+    """InfoNCE between batches of embeddings, both directions, with groups of positives.
 
     With ``s = unit(a) unit(b)^T / temperature``, the mean over all pairs of one group of
     ``-log softmax(s)`` along the rows, the same along the columns, halved.
 
     Args:
-        a, b: ``[N, D]`` and ``[N', D]`` of one dtype (fp32, bf16, fp16 or fp64).
+        a, b: ``[N, D]`` and ``[N', D]`` of one dtype (fp32, bf16, fp16 or fp64). ``b=None``: the rows of
+            ``a`` among themselves, where the similarity of a row to itself is left out of everything
+            (NT-Xent); ``group_b`` and ``present_b`` are None then too.
         group_a, group_b: integer ``[N]`` and ``[N']``: rows of equal numbers are positives (the patient).
         temperature: divides the cosines (the paper's is 0.1): a positive number, or a floating-point tensor
             of shape [] on the same device, which gets a gradient if it requires one. On CUDA a
             tensor's value is not looked at: the loss is NaN where it is not positive.
         detach_norm: no gradient through the norms, as the official code does.
-        process_group: contrast with the rows of all ranks of this group, as many as each has. Each rank
-            then returns the loss over all rows; averaging gradients over ranks, as DDP does, gives its
-            gradient (that of the temperature is whole on each rank).
+        process_group: contrast with the rows (N and N') of all ranks of this group, as many as each has.
+            Each rank then returns the loss over all rows; averaging gradients over ranks, as DDP does, gives
+            its gradient (that of the temperature is whole on each rank). ``pairs`` and ``denominator`` must
+            be the same on all ranks.
+        denominator: ``"all"``: the softmax goes over all similarities of the row or column.
+            ``"negatives"``: each positive (i, p) is a cross-entropy of its own against those that are not
+            positive: ``log(exp(s_ip) + sum_n exp(s_in)) - s_ip`` with n over the row's negatives, and the
+            same over the column's (3KG). It is 0 where there are no negatives.
+        pairs: integer ``[Q, 2]``: ``a`` is ``[L, N, D]`` and ``b`` ``[L', N', D]`` (a row of each lead), and
+            the loss is the mean over the pairs (l, m) with at least one positive of the loss of ``a[l]``
+            against ``b[m]``. The groups are those of all leads. With ``b=None``, pair (l, m) contrasts
+            ``a[l]`` with ``a[m]``; a row is left out against itself alone, which is in the pairs (l, l):
+            in others it is a positive of its other lead. On CUDA the numbers are not looked at.
+        present_a, present_b: bool ``[N]`` and ``[N']``, with ``pairs`` also ``[L, N]`` and ``[L', N']``:
+            rows that are absent (False) take no part, neither as positives nor as negatives, and get no
+            gradient, whatever they hold.
 
     A row no longer than 1e-8 has cosine 0 with all or nearly so, and gets no gradient. Where the product of
     two rows' norms passes what fp32 holds, bf16 inputs on any device, and others on CUDA, give NaN.
@@ -127,27 +253,23 @@ def global_contrastive(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is taken.
 
-    Source: Kiyasseh et al., CLOCS, ICML 2021, equation 2; Oh et al., CHIL 2022, section 3.2.
+    Sources: Kiyasseh et al., CLOCS, ICML 2021, equation 2 (and CMLC, CMSMLC: ``pairs``); Oh et al., CHIL
+    2022, section 3.2; Chen et al., SimCLR, ICML 2020, equation 1 (``b=None``); Gopal et al., 3KG, ML4H 2021,
+    equation 1 (``denominator="negatives"``).
     """
     if isinstance(a, Tensor) and isinstance(b, Tensor) and autocasts(a) and a.dtype != b.dtype:
         common = torch.promote_types(a.dtype, b.dtype)
         a, b = a.to(common), b.to(common)
-    if not fused(_OP, a):
-        return global_contrastive_reference(
-            a,
-            b,
-            group_a,
-            group_b,
-            temperature=temperature,
-            detach_norm=detach_norm,
-            process_group=process_group,
-        )
-    a, b, group_a, group_b, temperature, detach_norm = _checked(
-        a, b, group_a, group_b, temperature, detach_norm, process_group
+    given = _Arguments(
+        a, b, group_a, group_b, present_a, present_b, pairs, denominator, temperature, detach_norm
     )
-    number, tensor = split_temperature(temperature, a)
-    scalars = (number, detach_norm, tf32(a))
-    return _call(a, b, group_a, group_b, *scalars, *(() if tensor is None else (tensor,)))[0]
+    x = _checked(given, process_group)
+    plain = x.b is not None and x.pairs is None and x.denominator == "all"
+    if not plain or x.present_a is not None or x.present_b is not None or not fused(_OP, x.a):
+        return _reference(x)
+    number, tensor = split_temperature(x.temperature, x.a)
+    scalars = (number, x.detach_norm, tf32(x.a))
+    return _call(x.a, x.b, x.group_a, x.group_b, *scalars, *(() if tensor is None else (tensor,)))[0]
 
 
 @torch.library.register_fake("ecgfast::global_contrastive")

@@ -7,6 +7,7 @@ ranks, the batch a sample is in, or what was drawn before.
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
+import math
 from enum import IntEnum
 
 import torch
@@ -27,6 +28,9 @@ class Purpose(IntEnum):
     NEGATIVES = 5
     GUMBEL = 6
     CROP = 7
+    AUGMENT = 8
+    MUSCLE_NOISE = 9
+    LEAD_SPLIT = 10
 
 
 def make_rng(seed: int, step: int = 0, device: torch.device | str | None = None) -> Tensor:
@@ -86,6 +90,20 @@ def words(rng: Tensor, sample_ids: Tensor, purpose: Purpose, n: int) -> Tensor:
 def bounded(word: Tensor, n: int | Tensor) -> Tensor:
     """Uniform integers 0..n-1 from 32-bit words (multiply and shift)."""
     return (word * n) >> 32
+
+
+def uniform_from_words(word: Tensor) -> Tensor:
+    """Uniform fp32 numbers inside (0, 1) from 32-bit words: 23 bits, centred."""
+    return ((word >> 9).to(torch.float32) + 0.5) * 2.0**-23
+
+
+def normal_from_words(word: Tensor) -> Tensor:
+    """Standard normal fp32 numbers [..., n] from 32-bit words [..., 2 n] (Box and Muller, 1958).
+
+    The first n words give the radius, the others the angle; numbers are within 5.8, as 23 bits have it.
+    """
+    radius, angle = uniform_from_words(word).chunk(2, dim=-1)
+    return (-2 * radius.log()).sqrt() * torch.cos(2 * math.pi * angle)
 
 
 def gumbel_from_words(word: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

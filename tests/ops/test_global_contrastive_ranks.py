@@ -8,6 +8,8 @@ import torch.distributed as dist
 from ecgfast.ops import global_contrastive, use_reference
 from tests.ops.helpers import assert_close
 from tests.ops.test_global_contrastive import make_inputs, run
+from tests.ops.test_global_contrastive_forms import FORMS, make
+from tests.ops.test_global_contrastive_forms import run as run_form
 
 COUNTS = {"equal": ([4, 4, 4], [4, 4, 4]), "uneven": ([5, 2, 4], [1, 7, 3]), "none": ([6, 0, 3], [0, 4, 2])}
 
@@ -95,6 +97,41 @@ def test_ranks_make_the_loss_of_all_rows(on_ranks, kind, reference):
         assert_close(grad_tau, whole[3], 1e-5, "gradient of the temperature")
 
 
+class ShareOfForm:
+    """A rank's part of the arguments of one of FORMS."""
+
+    def __init__(self, args, counts):
+        self.args, self.counts = args, counts
+
+    def part(self, name, rank):
+        x = self.args[name]
+        if x is None or name in ("denominator", "pairs"):
+            return x
+        dim = x.dim() - (2 if name in ("a", "b") else 1)
+        return x.split(self.counts[1 if name.endswith("b") else 0], dim)[rank].clone()
+
+    def __call__(self, rank, group):
+        args = {name: self.part(name, rank) for name in self.args}
+        leaves = [args[name].requires_grad_() for name in ("a", "b") if args[name] is not None]
+        loss = global_contrastive(**args, process_group=group)
+        loss.backward()
+        return [loss.item(), *(leaf.grad.numpy() for leaf in leaves)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ranks_make_every_form_of_all_rows(on_ranks, form):
+    args = make(form, dtype=torch.float32)
+    counts = [5, 0, 4], [1, 4, 2]
+    whole = run_form(global_contrastive, args, factor=1.0)
+    for rank, result in enumerate(on_ranks(3, ShareOfForm(args, counts))):
+        assert not isinstance(result, Exception), result
+        loss, *grads = result
+        assert loss == pytest.approx(whole["loss"].item(), rel=1e-5)
+        for name, grad, split in zip("ab", grads, counts, strict=False):
+            want = whole[name].split(split, whole[name].dim() - 2)[rank]
+            assert_close(torch.from_numpy(grad) / 3, want, 1e-5, name, 1e-2)
+
+
 class Wrong:
     """A call whose arguments differ on the last rank."""
 
@@ -135,6 +172,21 @@ class WrongUnderAutocast(Wrong):
         (
             {"a": torch.zeros(4, 8).double(), "b": torch.zeros(4, 8).double()},
             "a must have the same dtype on all ranks, got float32, float64",
+            None,
+        ),
+        (
+            {"denominator": "negatives"},
+            "denominator must have the same value on all ranks, got [0, 1]",
+            None,
+        ),
+        (
+            {"b": None, "group_b": None},
+            "b must have the same dimensions on all ranks, got [2, 0]",
+            None,
+        ),
+        (
+            {"present_b": torch.ones(4, dtype=torch.bool)},
+            "present_b must have the same dimensions on all ranks, got [0, 1]",
             None,
         ),
         (

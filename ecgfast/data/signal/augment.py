@@ -13,10 +13,10 @@ from typing import Protocol
 import numba
 import numpy as np
 
-from ecgfast.data.signal.vcg import DOWER, INDEPENDENT_LEADS, TWELVE_FROM_INDEPENDENT, rotation
 from ecgfast.errors import EcgfastError
 from ecgfast.leads import N_LEADS
 from ecgfast.units import MILLIVOLTS_PER_UNIT
+from ecgfast.vcg import DOWER, INDEPENDENT_LEADS, TWELVE_FROM_INDEPENDENT, rotation
 
 
 class Augmentation(Protocol):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ecgfast.data.signal.vcg import DOWER, rotation
+from ecgfast.vcg import DOWER, rotation
 
 SINUS, BRADYCARDIA, TACHYCARDIA = "426783006", "426177001", "427084000"
 FIBRILLATION, PREMATURE = "164889003", "427172004"

@@ -108,7 +108,7 @@ def test_shift_moves_a_part_of_each_lead_by_one_step():
 
 
 def test_turning_keeps_the_dipoles_length_and_scaling_does_not(segments):
-    from ecgfast.data.signal.vcg import DOWER, INDEPENDENT_LEADS
+    from ecgfast.vcg import DOWER, INDEPENDENT_LEADS
 
     def length(signal: np.ndarray) -> np.ndarray:
         dipole = np.linalg.pinv(DOWER) @ signal[:, list(INDEPENDENT_LEADS)]
