@@ -34,7 +34,8 @@ class Preset:
         batch_pairs: Pairs of segments of an update.
         optim: Of pre-training.
         model: Settings of objectives besides the encoder, where an objective has them.
-        finetuning: Flags of `ecgfast finetune`.
+        finetuning: Flags of `ecgfast finetune` for classes.
+        identifying: The same for telling patients apart.
         stores: Further stores for pre-training, and their shares; the main one has the rest.
     """
 
@@ -44,6 +45,7 @@ class Preset:
     optim: OptimConfig
     model: dict[str, Any]
     finetuning: tuple[str, ...]
+    identifying: tuple[str, ...]
     stores: dict[str, float] = field(default_factory=dict)
 
 
@@ -69,6 +71,7 @@ SMALL = Preset(
     optim=OptimConfig(lr=1e-3, warmup_steps=200, schedule="cosine"),
     model={"n_masked": 32, "entries": 64},
     finetuning=("--epochs", "12", "--batch-size", "32", "--optim.lr", "1e-3", "--optim.schedule", "cosine"),
+    identifying=("--epochs", "40", "--batch-size", "32", "--optim.lr", "3e-4"),
     stores={"ludb": 0.08, "cinc": 0.04, "ecgid": 0.03},
 )
 """Hours on two CPU cores: tokens of 32 samples, two layers, no dropout."""
@@ -80,14 +83,26 @@ PAPER = Preset(
     optim=OptimConfig(),
     model={},
     finetuning=("--epochs", "100", "--batch-size", "128", "--precision", "bf16"),
+    identifying=("--epochs", "100", "--batch-size", "128", "--precision", "bf16"),
     stores=SMALL.stores,
 )
 """The paper's model and settings, for GPUs."""
 
-PRESETS = {"small": SMALL, "paper": PAPER}
+TINY = replace(
+    SMALL,
+    encoder=replace(SMALL.encoder, stem_channels=16, width=32, layers=1, ffn=32),
+    updates=20,
+    batch_pairs=4,
+    finetuning=("--max-steps", "10", "--batch-size", "16", "--validate-every", "10"),
+    identifying=("--max-steps", "10", "--batch-size", "8", "--validate-every", "10"),
+)
+"""To see that everything runs."""
+
+PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
 
 IDENTITY = "ecgid"
 """Store of the second task, patients told apart by lead I alone; those tested are in no training."""
+TUNED_IDENTITY = "identify-tuned"
 _FOLD_FLAGS = ("--validation-folds", str(VALIDATION_FOLD), "--test-folds", str(TEST_FOLD))
 _IDENTITY_PARTS = ByIdentity()
 
@@ -230,12 +245,24 @@ class Plan:
             command = ("finetune", main, model, run, *protocol, *flags, *self.preset.finetuning)
             yield Cell(f"finetune/{where}", command, trained)
             out = str(self.result("evaluate", method, seed, leads))
-            flags = ("--leads", leads, "--probes", "none", "--no-random")
+            flags = ("--leads", leads, "--no-random", "--probes")
             yield Cell(
                 f"evaluate/{where}", ("evaluate", main, run, out, *protocol, *flags), (f"finetune/{where}",)
             )
-        out = str(self.result("identify", method, seed))
+        yield from self._identification(method, seed, freeze, trained)
+
+    def _identification(
+        self, method: str, seed: int, freeze: str, trained: tuple[str, ...]
+    ) -> Iterator[Cell]:
+        """The second task: by the encoder's own embeddings, and after fine-tuning with ArcFace."""
+        model, store = str(self.model(method, seed)), str(self.store(IDENTITY))
+        protocol = ("--protocol", "id-gallery-probe")
+        flags = (*protocol, "--leads", "1", "--no-random")
         if method != SCRATCH:
-            flags = ("--protocol", "id-gallery-probe", "--leads", "1", "--no-random", "--seed", str(seed))
-            command = ("evaluate", str(self.store(IDENTITY)), model, out, *flags)
-            yield Cell(f"identify/{method}/seed{seed}", command, trained)
+            out = str(self.result("identify", method, seed))
+            yield Cell(f"identify/{method}/seed{seed}", ("evaluate", store, model, out, *flags), trained)
+        run, out = (str(self.result(kind, method, seed)) for kind in ("finetune-identity", TUNED_IDENTITY))
+        how = ("--freeze", freeze, "--leads", "I", "--seed", str(seed), *self.preset.identifying)
+        name = f"finetune-identity/{method}/seed{seed}"
+        yield Cell(name, ("finetune", store, model, run, *protocol, *how), trained)
+        yield Cell(f"{TUNED_IDENTITY}/{method}/seed{seed}", ("evaluate", store, run, out, *flags), (name,))

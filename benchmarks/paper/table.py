@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper.cells import Outcome
-from benchmarks.paper.plan import RANDOM, SCRATCH, Plan
+from benchmarks.paper.plan import RANDOM, SCRATCH, TUNED_IDENTITY, Plan
 from ecgfast.benchmarking import machine
 from ecgfast.evaluation import Bootstrap
 from ecgfast.evaluation.classification import drawn_macro_areas
@@ -116,7 +116,7 @@ def collect_identities(plan: Plan) -> dict[tuple[str, str], dict[str, Score]]:
     """Rank-1, equal error rate and TAR by method and by "embeddings" or "ArcFace"."""
     found = {}
     for method in plan.methods:
-        for kind in ("identify", "identify-tuned"):
+        for kind in ("identify", TUNED_IDENTITY):
             reports = []
             for seed in plan.seeds:
                 file = plan.result(kind, method, seed) / "report.json"
@@ -187,7 +187,7 @@ def _markdown(
 def _identities(plan: Plan, found: dict[tuple[str, str], dict[str, Score]]) -> list[str]:
     if not found:
         return []
-    titles = {"identify": "embeddings", "identify-tuned": "ArcFace"}
+    titles = {"identify": "embeddings", TUNED_IDENTITY: "ArcFace"}
     kinds = [kind for kind in titles if any(key[1] == kind for key in found)]
     heads = [f"{titles[kind]}: {what}" for kind in kinds for what in ("rank-1", "EER", "TAR at FAR 1e-2")]
     lines = ["## Patients told apart by lead I (ECG-ID, patients never trained on)", ""]
