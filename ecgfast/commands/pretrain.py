@@ -63,6 +63,10 @@ def command(args: Sequence[str]) -> Callable[..., None]:
                 f"from random weights; --init {started_from} starts it so too"
             )
         if lead_mask_prob is not None:
+            if not hasattr(config.model, "lead_mask_prob"):
+                raise EcgfastError(
+                    f"--lead-mask-prob: must go with another objective than {config.objective}"
+                )
             config = dataclasses.replace(
                 config, model=dataclasses.replace(config.model, lead_mask_prob=lead_mask_prob)
             )

@@ -84,7 +84,9 @@ def test_patients_are_held_back_whole(folded, store, tiny):
     assert len(set(patients[held])) == 2  # 0.3 x 7 patients
     assert not set(patients[held]) & set(patients[training])
     assert parts([store], tiny, validation_fraction=0.3, seed=1)[1] != held
-    assert parts([store], tiny, validation_fraction=0.001)[1] == [min(held), min(held) + 1] or True
+    few = parts([store], tiny, validation_fraction=0.001)[1]
+    assert len(few) == 2  # one patient at least
+    assert set(few) < set(held)  # those of a smaller share are of the larger one's
     # of those to train on: none of the folds left alone
     (training,), held, _ = parts([folded], tiny, validation_fraction=0.5, exclude_folds=(2, 3))
     assert sorted(training + held) == [0, 1, 6, 7, 8, 9]
@@ -167,8 +169,8 @@ def test_a_run_from_two_stores(mixed, store, limb, several):
 def test_it_goes_on_with_the_same_numbers(mixed, store, limb, several, tmp_path, monkeypatch):
     stop_at(monkeypatch, 2, 7)
     for loader in ("stream", "resident"):
+        config = dataclasses.replace(several, loader=loader)
         with pytest.raises(Interrupted):
-            config = dataclasses.replace(several, loader=loader)
             pretrain([store, limb], tmp_path / "run", config, progress=False)
     assert pretrain([store, limb], tmp_path / "run", several, progress=False)
     assert_same_run(mixed, tmp_path / "run")
@@ -218,9 +220,7 @@ def test_preprocessing_goes_into_the_model(tiny, tmp_path):
         write_store(tmp_path / name, 4, seed=seed, settings=made(how, name))
         for seed, (name, how) in enumerate((("a", plain), ("b", other), ("c", plain)))
     ]
-    with pytest.warns(
-        UserWarning, match=r"b: was made otherwise than .*a: no band-pass there, band-pass 0\.5"
-    ):
+    with pytest.warns(UserWarning, match="b: was made otherwise than .*a: no band-pass there, band-pass 0"):
         pretrain(paths, tmp_path / "run", dataclasses.replace(tiny, max_steps=1), progress=False)
     told = json.loads((tmp_path / "run/model/config.json").read_text())["preprocessing"]
     assert [one["sources"] for one in told] == [["a", "c"], ["b"]]

@@ -166,14 +166,12 @@ def test_how_often_by_default(store, tiny, tmp_path):
     assert every() == 2
     pretrain(store, tmp_path / "run", dataclasses.replace(config, max_steps=44), progress=False)
     assert every() == 2
-    looks = [
-        point["step"] for point in read_metrics(tmp_path / "run/metrics.jsonl") if "validation_loss" in point
-    ]
-    assert looks == list(range(2, 45, 2))
+    points = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [point["step"] for point in points if "validation_loss" in point] == list(range(2, 45, 2))
 
 
 def test_small_parts(store, tiny, tmp_path):
-    """One smaller batch where the part fills none, which is told; what fills no batch is left out otherwise."""
+    """One smaller batch where the part fills none, which is told; otherwise what fills none is left out."""
     config = dataclasses.replace(tiny, batch_pairs=3, validation_fraction=0.1)
     data = open_data([store], config)
     plan, notes = make_validation_plan(data, config, CPU)
