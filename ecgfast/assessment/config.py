@@ -16,8 +16,8 @@ class EvaluationConfig:
     labels: Path | None = None
     """CSV table of labels by record_id or patient_id."""
     target: str | None = None
-    """labels (of the store, or all columns of the table), age, or a column of the table; by default what a
-    fine-tuned model tells, else labels."""
+    """labels (of the store, or all columns of the table), a column of the table, or without one the store's
+    age; by default what a fine-tuned model tells, else labels."""
     classes: tuple[str, ...] = ()
     """Labels that count, in this order; none: all."""
     leads: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from ecgfast.assessment.config import EvaluationConfig
 from ecgfast.assessment.figures import draw_figures
 from ecgfast.assessment.folder import claimed
 from ecgfast.assessment.lead_sets import LeadSet, choose_lead_sets
-from ecgfast.assessment.leakage import check_unseen, folds_of_run
+from ecgfast.assessment.leakage import check_unseen, division_of_run
 from ecgfast.assessment.probes import Parts, probe
 from ecgfast.assessment.reports import markdown
 from ecgfast.assessment.results import (
@@ -31,7 +31,14 @@ from ecgfast.assessment.results import (
     write_json,
     write_results,
 )
-from ecgfast.assessment.task import LABELS, Task, choose_division, labels_task, protocol_task
+from ecgfast.assessment.task import (
+    LABELS,
+    Task,
+    choose_division,
+    identities_task,
+    labels_task,
+    protocol_task,
+)
 from ecgfast.data import Store
 from ecgfast.embedding import (
     OpenedModel,
@@ -49,6 +56,7 @@ from ecgfast.evaluation import (
     ChallengeWeights,
     classification_report,
     compare_classifiers,
+    find_protocol,
     identification_report,
     regression_report,
     take_share,
@@ -119,7 +127,11 @@ class _Evaluation:
             self.told.append("the model does not tell how its training data were made")
         self.task = self._choose_task()
         self.told += check_unseen(
-            self.model.run, self.store, self.task, classifier=self.classifier is not None
+            Path(self.model.name),
+            self.model.run,
+            self.store,
+            self.task,
+            classifier=self.classifier is not None,
         )
         own = self.classifier.config.leads if self.classifier else self.model.encoder.config.leads
         recordings = np.unique(self.task.recording[self.task.used])
@@ -164,23 +176,25 @@ class _Evaluation:
             print(text, file=sys.stderr, flush=True)
 
     def _choose_task(self) -> Task:
-        config = self.config
+        config = self._completed()
         weights = None if config.weights is None else ChallengeWeights.read(config.weights)
-        of_run = folds_of_run(self.model.run, self.store)
+        of_run = division_of_run(Path(self.model.name), self.model.run, self.store)
         asked = bool(config.validation_folds or config.test_folds)
-        division = of_run
+        division: Any = of_run
         if asked or of_run is None:
             division = choose_division(self.store, config.validation_folds, config.test_folds, config.seed)
-        if of_run is not None and not asked:
-            self.told.append("parts are those of the model's run, whose test folds it left alone")
-        if config.protocol is not None:
-            own = division if asked or of_run is not None else None
-            task = protocol_task(self.store, config.protocol, own, weights)
-        else:
-            target, classes = self._target()
+        own = division if asked or of_run is not None else None
+        if config.protocol is None:
+            target, classes = self._target(config)
             task = labels_task(
                 self.store, target, division, table=config.labels, classes=classes, weights=weights
             )
+        elif find_protocol(config.protocol).task == "identification" and of_run is not None and not asked:
+            settings = self.model.run["config"] if self.model.run else {}
+            tested = of_run.split(self.store.index).test
+            task = identities_task(self.store, tested, self.model.segment_samples, settings.get("seed", 0))
+        else:
+            task = protocol_task(self.store, config.protocol, own, weights)
         if config.draws is not None:
             task = dataclasses.replace(
                 task, bootstrap=dataclasses.replace(task.bootstrap, draws=config.draws)
@@ -190,15 +204,34 @@ class _Evaluation:
             self.told.append("no validation part: probes take middle settings, and no threshold is tuned")
         return task
 
-    def _target(self) -> tuple[str, tuple[str, ...]]:
-        """The target, and the classes that count: by default what a fine-tuned model tells."""
+    def _completed(self) -> EvaluationConfig:
+        """The configuration; where it names no target, that of the model's fine-tuning."""
         config = self.config
-        if config.target is not None or config.labels is not None or self.classifier is None:
+        named = config.protocol or config.labels or config.target or config.classes
+        if named or self.classifier is None:
+            return config
+        settings = (self.model.run or {}).get("config", {})
+        protocol = settings.get("protocol")
+        if self.classifier.config.task == "identification":
+            protocol = protocol or "id-gallery-probe"
+        if protocol:
+            return dataclasses.replace(config, protocol=protocol)
+        if table := settings.get("labels"):
+            if not Path(table).is_file():
+                raise EcgfastError(f"labels: must be given (--labels FILE), the run's {table!r} is not there")
+            columns = settings.get("label_columns") or ()
+            target = columns[0] if len(columns) == 1 else None
+            return dataclasses.replace(config, labels=Path(table), target=target)
+        return config
+
+    def _target(self, config: EvaluationConfig) -> tuple[str, tuple[str, ...]]:
+        """The target, and the classes that count: by default what a fine-tuned model tells."""
+        if self.classifier is None or config.target is not None or config.classes:
             return config.target or LABELS, config.classes
         names = self.classifier.config.names
         if self.classifier.config.task == "regression":
             return names[0], ()
-        return LABELS, config.classes or names
+        return LABELS, names if config.labels is None else ()
 
     def _own_columns(self) -> list[int] | None:
         """Which of a classifier's outputs are the task's classes; None: it does not tell them."""

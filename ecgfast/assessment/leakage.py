@@ -1,44 +1,80 @@
-"""Whether a model was trained on what it is to be tested on."""
+"""Whether a model was trained on what it is to be tested on, and which parts its run left for that."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ecgfast.assessment.task import Task
 from ecgfast.data import Store
 from ecgfast.errors import EcgfastError
-from ecgfast.evaluation import ByFolds
-from ecgfast.finetuning.config import TASK, FinetuneConfig, completed
-from ecgfast.finetuning.finetune import choose_data
-from ecgfast.finetuning.targets import Split, Targets, describe_data, usable
-from ecgfast.leads import lead_indices
-from ecgfast.nn.config import config_from_dict
+from ecgfast.evaluation import Split
+from ecgfast.finetuning.config import TASK
+from ecgfast.finetuning.parts import PARTS, read_parts
 from ecgfast.nn.pretrained import file_digest
 
 
-def is_finetuning(run: dict[str, Any] | None) -> bool:
-    """Whether this is the `config.json` of a run of fine-tuning."""
-    return run is not None and run.get("task") == TASK
+@dataclass(frozen=True, eq=False)
+class OfRun:
+    """The parts of a run of fine-tuning, as it keeps them: a division of its store.
+
+    Attributes:
+        run: Its folder.
+        parts: Record ids of train, validation and test.
+    """
+
+    run: Path
+    parts: dict[str, list[str]]
+
+    def __str__(self) -> str:
+        return f"those of {self.run / PARTS}"
+
+    def split(self, index: pa.Table, recordings: Sequence[int] | np.ndarray | None = None) -> Split:
+        """Divide a store's recordings.
+
+        Args:
+            index: `Store.index`.
+            recordings: Numbers of those to divide; None: all.
+
+        Raises:
+            EcgfastError: none of them is in the run's test part.
+        """
+        records = index["record_id"].to_pylist()
+        chosen = np.arange(index.num_rows) if recordings is None else np.asarray(recordings)
+        part_of = {record: name for name, ids in self.parts.items() for record in ids}
+        names = np.array([part_of.get(records[i], "") for i in chosen])
+        found = {name: np.sort(chosen[names == name]) for name in ("train", "validation", "test")}
+        for name in ("train", "test"):
+            if not found[name].size:
+                raise EcgfastError(
+                    f"MODEL: must have targets in its {name} part, got none of {len(self.parts[name])} there"
+                )
+        others = [records[i] for i in chosen[names == ""]]
+        left_out = {"recordings in no part of the model's run": others} if others else {}
+        return Split(**found, left_out=left_out)
 
 
-def folds_of_run(run: dict[str, Any] | None, store: Store) -> ByFolds | None:
-    """The parts of a run of fine-tuning on the same store, where it left folds alone to test on."""
-    if not is_finetuning(run) or not _same_store(run, store):
+def division_of_run(run: Path, description: dict[str, Any] | None, store: Store) -> OfRun | None:
+    """The parts of a run of fine-tuning on this store; None: it is none, or left nothing to test on."""
+    if description is None or description.get("task") != TASK or not _same_store(description, store):
         return None
-    config = run.get("config", {})
-    validation, test = config.get("validation_folds"), config.get("test_folds")
-    if not validation or not test:
+    if not (run / PARTS).is_file():
         return None
-    found = {fold for fold in store.index["fold"].to_pylist() if fold is not None}
-    others = tuple(sorted(found - {*validation, *test}))
-    return ByFolds(others, tuple(validation), tuple(test)) if others else None
+    parts = read_parts(run)
+    return OfRun(run, parts) if parts["test"] else None
 
 
-def check_unseen(run: dict[str, Any] | None, store: Store, task: Task, *, classifier: bool) -> list[str]:
+def check_unseen(
+    run: Path, description: dict[str, Any] | None, store: Store, task: Task, *, classifier: bool
+) -> list[str]:
     """Refuse a test part of which patients were trained on with their labels; and what can't be told.
 
     Args:
-        run: `config.json` of the model's run; None: the model is of no run.
+        run: The model's folder.
+        description: `config.json` of its run; None: the model is of no run.
         store: What is tested on.
         task: Whose parts count.
         classifier: Whether the model was trained on labels.
@@ -46,71 +82,52 @@ def check_unseen(run: dict[str, Any] | None, store: Store, task: Task, *, classi
     Raises:
         EcgfastError: a patient of the test part is among those that the run was trained on.
     """
-    if run is None:
-        if classifier:
-            return [
-                "whether the model was trained on recordings of the test part is not known: it is of no run"
-            ]
+    if description is None:
+        what = "the model was trained on" if classifier else "the pre-training saw"
+        return [f"whether {what} recordings of the test part is not known: the model is of no run"]
+    if not _same_store(description, store):
+        paths = ", ".join(str(one.get("path")) for one in _stores(description)) or "other stores"
+        return [f"the model was trained on {paths}: whether patients of {store.path} are there is not known"]
+    if description.get("task") != TASK:
+        return ["the pre-training saw recordings of this store, without their labels"]
+    if not (run / PARTS).is_file():
         return [
-            "whether the pre-training saw recordings of the test part is not known: the model is of no run"
+            f"WARNING: the run has no {PARTS}, so that which recordings it was fine-tuned on is not known: "
+            "where the test part has some of them, its scores flatter"
         ]
-    if not _same_store(run, store):
-        path = (
-            run.get("store", {}).get("path", "another store") if isinstance(run.get("store"), dict) else "?"
-        )
-        return [f"the model was trained on {path}: whether it has patients of {store.path} is not known"]
-    if not is_finetuning(run):
-        return [
-            "the pre-training saw the recordings of this store, those of the test part too, without labels"
-        ]
-    trained = _trained_on(run, store, task)
-    if trained is None:
-        return [
-            "WARNING: the run does not tell which recordings it was fine-tuned on in a way that can be "
-            "checked: where the test part has some of them, its scores flatter"
-        ]
+    return _check_parts(read_parts(run), store, task)
+
+
+def _check_parts(parts: dict[str, list[str]], store: Store, task: Task) -> list[str]:
+    records = store.index["record_id"].to_pylist()
+    number = {record: i for i, record in enumerate(records)}
     patients = store.patient_numbers()
     tested = task.recording[task.test]
-    shared = np.isin(patients[tested], patients[trained])
-    if shared.any():
-        record = store.index["record_id"][int(tested[np.argmax(shared)])].as_py()
+    seen = {
+        name: np.isin(patients[tested], patients[[number[record] for record in parts[name]]])
+        for name in ("train", "validation")
+    }
+    if seen["train"].any():
+        record = records[int(tested[np.argmax(seen["train"])])]
         raise EcgfastError(
-            f"MODEL: must not be fine-tuned on patients of the test part, got {int(shared.sum())} of "
-            f"{len(tested)} test recordings, such as {record}: fine-tune with --validation-folds and "
-            "--test-folds, or evaluate on another store"
+            "MODEL: must not be fine-tuned on patients of the test part, got "
+            f"{int(seen['train'].sum())} of {len(tested)} test recordings of such, {record} the first: "
+            "fine-tune with parts for a test, or evaluate on another store"
         )
-    return ["no patient of the test part was fine-tuned on (checked by the run's digests)"]
+    if seen["validation"].any():
+        return [
+            f"WARNING: {int(seen['validation'].sum())} of {len(tested)} test recordings are of patients by "
+            "whom the fine-tuning chose its best state"
+        ]
+    return [f"no patient of the test part was fine-tuned on, by the run's {PARTS}"]
 
 
-def _same_store(run: dict[str, Any], store: Store) -> bool:
-    told = run.get("store")
+def _stores(description: dict[str, Any]) -> list[dict[str, Any]]:
+    told = description.get("store")
+    several = told if isinstance(told, list) else [told]
+    return [one for one in several if isinstance(one, dict)]
+
+
+def _same_store(description: dict[str, Any], store: Store) -> bool:
     index = file_digest(store.path / "index.parquet")
-    stores = told if isinstance(told, list) else [told]
-    return any(isinstance(one, dict) and one.get("index_sha256") == index for one in stores)
-
-
-def _trained_on(run: dict[str, Any], store: Store, task: Task) -> np.ndarray | None:
-    """The recordings that a run was trained on; None where they can't be found again."""
-    told = run.get("data", {})
-    for part in (task.recording[task.train], _again(run, store)):
-        if part is not None and _digest(part) == told.get("train_sha256"):
-            return part
-    return None
-
-
-def _again(run: dict[str, Any], store: Store) -> np.ndarray | None:
-    """The training part that the run's settings give."""
-    try:
-        config = config_from_dict(FinetuneConfig, completed(run["config"]), "config")
-        targets, split = choose_data(store, config, None, None)
-        split, _ = usable(store, targets, split, lead_indices(config.leads))
-    except EcgfastError:
-        return None  # targets that were given to the function itself, which no settings name
-    return split.train
-
-
-def _digest(recordings: np.ndarray) -> str:
-    """The digest of a training part, as runs have it."""
-    nothing = Targets(np.empty((0, 0), dtype=np.float32), ())
-    split = Split(recordings.astype(np.int64), np.empty(0, dtype=np.int64))
-    return describe_data(nothing, split)["train_sha256"]
+    return any(one.get("index_sha256") == index for one in _stores(description))

@@ -16,6 +16,7 @@ from ecgfast.evaluation import (
     ByFoldsOrPatient,
     ByPatient,
     ChallengeWeights,
+    GalleryProbe,
     LabelTable,
     MultiLabel,
     Numbers,
@@ -24,11 +25,13 @@ from ecgfast.evaluation import (
     Statements,
     describe_left_out,
     find_protocol,
+    gallery_probe,
     store_labels,
+    store_numbers,
 )
 from ecgfast.evaluation.segments import IdentitySplit, SegmentSplit
 
-LABELS, AGE = "labels", "age"
+LABELS = "labels"
 _RATE = 500
 _SHARES = (0.7, 0.1, 0.2)
 
@@ -98,9 +101,7 @@ def choose_division(
     return ByFolds(others, tuple(validation_folds), tuple(test_folds))
 
 
-def protocol_task(
-    store: Store, name: str, division: ByFolds | None, weights: ChallengeWeights | None
-) -> Task:
+def protocol_task(store: Store, name: str, division: Any, weights: ChallengeWeights | None) -> Task:
     """The task of a preset.
 
     Args:
@@ -130,22 +131,9 @@ def protocol_task(
     }
     parts = prepared.parts
     if isinstance(parts, IdentitySplit):
-        crops = [parts.test.gallery, parts.test.probe]
-        n = sum(len(crop.recording) for crop in crops)
-        empty = np.empty(0, dtype=np.int64)
-        return Task(
-            kind="identification",
-            names=(),
-            recording=np.concatenate([crop.recording for crop in crops]),
-            start=np.concatenate([crop.start for crop in crops]),
-            targets=np.empty((n, 0)),
-            train=empty,
-            validation=empty,
-            test=np.arange(n),
-            n_gallery=len(crops[0].recording),
-            told=tuple(told),
-            **common,
-        )
+        if parts.test is None:
+            raise EcgfastError(f"protocol: must have patients to test on, got none by {name}")
+        return replace(_of_crops(parts.test), told=tuple(told), **common)
     if isinstance(parts, SegmentSplit):
         segments = [parts.train, parts.validation, parts.test]
         recording = np.concatenate([part.recording for part in segments])
@@ -168,10 +156,58 @@ def protocol_task(
     return replace(task, weights=weights, told=tuple(told), **common)
 
 
+def identities_task(store: Store, recordings: np.ndarray, segment_samples: int, seed: int) -> Task:
+    """The task of recognising patients of whom some recordings are known.
+
+    Args:
+        store: The recordings.
+        recordings: Numbers of those to test on: the first two of a patient are gallery and probe.
+        segment_samples: Samples of a crop.
+        seed: Of where crops begin.
+
+    Raises:
+        EcgfastError: fewer than two patients have two recordings that are long enough.
+    """
+    patients = store.index["patient_id"].to_pylist()
+    records = store.index["record_id"].to_pylist()
+    of_patient: dict[str, list[int]] = {}
+    for i in recordings.tolist():
+        if store.n_samples[i] >= segment_samples:
+            of_patient.setdefault(patients[i], []).append(i)
+    several = {patient: own for patient, own in of_patient.items() if len(own) > 1}
+    if len(several) < 2:
+        raise EcgfastError(f"test: must have two patients with two recordings, got {len(several)}")
+    used = {i for own in several.values() for i in own[:2]}
+    others = [records[i] for i in recordings.tolist() if i not in used]
+    reason = "recordings beyond a patient's first two, too short, or of patients with one"
+    told = [f"identification: {len(several):,} patients of the model's test part"]
+    crops = gallery_probe(store.index, several, seed=seed, segment_samples=segment_samples)
+    told += describe_left_out({reason: others})
+    return replace(_of_crops(crops), name="identification", segment_samples=segment_samples, told=tuple(told))
+
+
+def _of_crops(crops: GalleryProbe) -> Task:
+    both = (crops.gallery, crops.probe)
+    n = sum(len(one.recording) for one in both)
+    empty = np.empty(0, dtype=np.int64)
+    return Task(
+        name="",
+        kind="identification",
+        names=(),
+        recording=np.concatenate([one.recording for one in both]),
+        start=np.concatenate([one.start for one in both]),
+        targets=np.empty((n, 0)),
+        train=empty,
+        validation=empty,
+        test=np.arange(n),
+        n_gallery=len(crops.gallery.recording),
+    )
+
+
 def labels_task(
     store: Store,
     target: str,
-    division: ByFolds | ByFoldsOrPatient,
+    division: Any,
     *,
     table: Path | None = None,
     classes: Sequence[str] = (),
@@ -181,7 +217,8 @@ def labels_task(
 
     Args:
         store: The recordings.
-        target: "labels": the store's or all columns of the table; "age"; or a column of the table.
+        target: "labels": the store's or all columns of the table; a column of the table; or without one a
+            column of numbers of the store, such as "age".
         division: How the parts are made.
         table: CSV with labels by record or patient.
         classes: Labels that count, in this order; none: all.
@@ -212,12 +249,8 @@ def labels_task(
         )
         if weights is not None:
             found = _all_classes(found, weights.classes)
-    elif target == AGE:
-        name, found = "age", _ages(store)
     else:
-        raise EcgfastError(
-            f"target: must be {LABELS}, {AGE} or a column of a table (--labels FILE), got {target!r}"
-        )
+        name, found = target, store_numbers(index, target)
     if isinstance(found, Numbers) and (classes or weights is not None):
         raise EcgfastError(f"classes, weights: must be without a target of numbers, got target {target!r}")
     split = division.split(index, found.recordings)
@@ -241,16 +274,6 @@ def _of_split(found: MultiLabel | Numbers, split: Split, told: Sequence[str]) ->
         **parts,
         told=tuple(told),
     )
-
-
-def _ages(store: Store) -> Numbers:
-    ages = store.index["age"].to_numpy().astype(float)
-    known = np.flatnonzero(np.isfinite(ages))
-    if not known.size:
-        raise EcgfastError(f"target: must be known of some recordings of {str(store.path)!r}, got no age")
-    records = store.index["record_id"].to_pylist()
-    unknown = [records[i] for i in np.flatnonzero(~np.isfinite(ages))]
-    return Numbers(AGE, known, ages[known], {"recordings without an age": unknown} if unknown else {})
 
 
 def _all_classes(found: MultiLabel, classes: tuple[str, ...]) -> MultiLabel:

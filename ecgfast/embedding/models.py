@@ -49,7 +49,9 @@ class OpenedModel:
 
     def warn_of_preprocessing(self, store: Store) -> list[str]:
         """Warn of a store that was made otherwise than the training's; the lines are returned too."""
-        lines = describe_differences(self.preprocessing, store.description.get("preprocessing") or {})
+        beside = {name: store.description.get(name) for name in ("sample_rate", "unit", "leads")}
+        own = {**(store.description.get("preprocessing") or {}), **beside}
+        lines = describe_differences(self.preprocessing, own)
         told = [
             f"{store.path}: was made with other preprocessing than {self.name}'s training: {line}"
             for line in lines

@@ -9,7 +9,9 @@ from ecgfast.errors import EcgfastError
 Described = Mapping[str, Any]
 
 # Which signals were taken for which leads, and which recordings were long enough: no property of a signal.
-_ASIDE = {"renamed", "leads_by_position", "min_seconds", "longest_gap_seconds"}
+_ASIDE = {"renamed", "leads_by_position", "min_seconds", "longest_gap_seconds", "sources"}
+# What `store.json` says beside its preprocessing: compared where both tell it.
+_BESIDE = ("sample_rate", "unit", "leads")
 
 
 def describe_differences(model: Described | Sequence[Described] | None, store: Described) -> list[str]:
@@ -18,7 +20,8 @@ def describe_differences(model: Described | Sequence[Described] | None, store: D
     Args:
         model: `preprocessing` in the model's `config.json`: as in `store.json`, or a list of several stores';
             None: it doesn't tell.
-        store: `preprocessing` in `store.json`.
+        store: `preprocessing` in `store.json`; where it has `sample_rate`, `unit` and `leads` beside, these
+            are compared too.
 
     Returns:
         No line where a store of the training was made like this one; else the differences to the one that is
@@ -49,6 +52,8 @@ def _differences(model: Described, store: Described) -> list[str]:
             was, here = (steps.get(name, f"no {name}") for steps in (theirs, own))
             lines.append(f"{was} in the model's training, {here} here")
     for name in sorted((model.keys() | store.keys()) - _ASIDE - {"filters"}):
+        if name in _BESIDE and not (name in model and name in store):
+            continue
         if name not in model or name not in store or _plain(model[name]) != _plain(store[name]):
             was, here = (_words(described.get(name, "untold")) for described in (model, store))
             lines.append(f"{name.replace('_', ' ')} {was} in the model's training, {here} here")
