@@ -103,8 +103,9 @@ static void add_moments(const double* a, const double* b, int64_t stride, int64_
 }
 
 // The sums over n / 2 pairs of the products of any two of the 2 * series values of a pair, in rows of ldo;
-// x holds series in rows of `stride`. The sums are made of `chunk` values at a time, a multiple of 16, so that
-// two series have the same ones whichever others there are. `scratch` holds moment_scratch(series, chunk).
+// x holds series in rows of `stride`. The sums are made of `chunk` values at a time, a multiple of 16, so
+// that two series have the same ones whichever others there are. `scratch` holds moment_scratch(series,
+// chunk).
 template <class T>
 static void second_moments(const T* x, int64_t series, int64_t stride, int64_t n, double* out, int64_t ldo,
                            int64_t chunk, double* scratch) {

@@ -40,12 +40,12 @@ struct Stem {
 
   // Of a segment: its kept leads, and its patches' values, as they are and as their rows are padded.
   int64_t kept = 0, k0 = 0, ld0 = 0;
-  int64_t* leads;                  // the kept ones, in order
-  const double* wide_weight0;      // layer 0's W^T [k0, cp]
-  const Panel0* weight0_panels;    // the same, as it is multiplied
-  T *signal, *scale, *shift;       // signal: [kept, 2 * n0]
-  double *means, *cov;             // of the patches' values as they are multiplied
-  double *spread, *rstd;           // Cov W^T; 1 / deviation of each channel
+  int64_t* leads;                          // the kept ones, in order
+  const double* wide_weight0 = nullptr;    // layer 0's W^T [k0, cp]
+  const Panel0* weight0_panels = nullptr;  // the same, as it is multiplied
+  T *signal, *scale, *shift;               // signal: [kept, 2 * n0]
+  double *means, *cov;                     // of the patches' values as they are multiplied
+  double *spread, *rstd;                   // Cov W^T; 1 / deviation of each channel
 
   double *all_weight0, *some_weight0;  // W^T of all leads, and gathered
   Panel0 *all_panels0, *some_panels0;
@@ -151,9 +151,9 @@ struct Stem {
     return length < 0 ? 0 : length < a.T ? length : a.T;
   }
 
-  // The kept leads of the segment in millivolts as layer 0 multiplies them, and the means of their even and odd
-  // samples; padding is zero. Means that are more than twice the deviation are subtracted, for sums
-  // of large offsets would be less exact. Smaller ones stay: with them padding is zero, and has no rounding
+  // The kept leads of the segment in millivolts as layer 0 multiplies them, and the means of their even and
+  // odd samples; padding is zero. Means that are more than twice the deviation are subtracted, for sums of
+  // large offsets would be less exact. Smaller ones stay: with them padding is zero, and has no rounding
   // errors. So does bf16, which is exact where a difference would be rounded.
   void load_signal(int64_t b) {
     const int64_t n = 2 * n0, valid = valid_samples(b);
@@ -262,8 +262,7 @@ struct Stem {
   void begin() const {
     const In* w = static_cast<const In*>(a.weights[0]);
     for (int64_t k = 0; k < all0; ++k)
-      for (int64_t c = 0; c < cp; ++c)
-        all_weight0[k * cp + c] = c < a.C ? T(to_acc(w[c * all0 + k])) : T(0);
+      for (int64_t c = 0; c < cp; ++c) all_weight0[k * cp + c] = c < a.C ? T(to_acc(w[c * all0 + k])) : T(0);
     E0::pack(all0, cp, all_panels0, [&](int64_t k, int64_t c) { return T(all_weight0[k * cp + c]); });
   }
 
