@@ -61,8 +61,8 @@ static inline int64_t moment_chunk(int64_t series) {
   const int64_t fit = 4096 / round_up(series, kMomentRows) / 16 * 16;
   return fit < 64 ? 64 : fit > 512 ? 512 : fit;
 }
-static inline int64_t moment_scratch(int64_t series) {
-  return round_up(series, kMomentRows) * moment_chunk(series);
+static inline int64_t moment_scratch(int64_t series, int64_t chunk) {
+  return round_up(series, kMomentRows) * chunk;
 }
 
 // out += the products of kMomentRows series at a and kMomentColumns at b over n values, of which `rows` and
@@ -103,11 +103,13 @@ static void add_moments(const double* a, const double* b, int64_t stride, int64_
 }
 
 // The sums over n / 2 pairs of the products of any two of the 2 * series values of a pair, in rows of ldo;
-// x holds series in rows of `stride`. `scratch` holds moment_scratch(series).
+// x holds series in rows of `stride`. The sums are made of `chunk` values at a time, a multiple of 16, so
+// that two series have the same ones whichever others there are. `scratch` holds moment_scratch(series,
+// chunk).
 template <class T>
 static void second_moments(const T* x, int64_t series, int64_t stride, int64_t n, double* out, int64_t ldo,
-                           double* scratch) {
-  const int64_t rows = round_up(series, kMomentRows), chunk = moment_chunk(series);
+                           int64_t chunk, double* scratch) {
+  const int64_t rows = round_up(series, kMomentRows);
   for (int64_t k = 0; k < 2 * series; ++k) memset(out + k * ldo, 0, sizeof(double) * 2 * series);
   memset(scratch, 0, sizeof(double) * rows * chunk);
   for (int64_t t = 0; t < n; t += chunk) {
@@ -129,14 +131,14 @@ static void second_moments(const T* x, int64_t series, int64_t stride, int64_t n
 
 constexpr int64_t kProductRows = 12, kProductVectors = kVectorBytes == 64 ? 2 : 1;
 
-// out[k][c] += sum_t x[t][k] y[t][c] for kProductRows of k and kProductVectors vectors of c.
-template <class T>
+// out[k][c] += sum_t x[t][k] y[t][c] for Rows of k and kProductVectors vectors of c.
+template <int64_t Rows, class T>
 static void add_products(const double* x, int64_t ldx, const T* y, int64_t ldy, int64_t n, double* out,
                          int64_t ldo) {
   constexpr int64_t L = kLanes<double>;
-  Vec<double> sums[kProductRows][kProductVectors];
+  Vec<double> sums[Rows][kProductVectors];
 #pragma GCC unroll 12
-  for (int64_t k = 0; k < kProductRows; ++k)
+  for (int64_t k = 0; k < Rows; ++k)
 #pragma GCC unroll 2
     for (int64_t v = 0; v < kProductVectors; ++v) sums[k][v] = load(out + k * ldo + v * L);
   for (int64_t t = 0; t < n; ++t) {
@@ -144,33 +146,42 @@ static void add_products(const double* x, int64_t ldx, const T* y, int64_t ldy, 
 #pragma GCC unroll 2
     for (int64_t v = 0; v < kProductVectors; ++v) row[v] = load_wide(y + t * ldy + v * L);
 #pragma GCC unroll 12
-    for (int64_t k = 0; k < kProductRows; ++k)
+    for (int64_t k = 0; k < Rows; ++k)
 #pragma GCC unroll 2
       for (int64_t v = 0; v < kProductVectors; ++v) sums[k][v] += x[t * ldx + k] * row[v];
   }
 #pragma GCC unroll 12
-  for (int64_t k = 0; k < kProductRows; ++k)
+  for (int64_t k = 0; k < Rows; ++k)
 #pragma GCC unroll 2
     for (int64_t v = 0; v < kProductVectors; ++v) store(out + k * ldo + v * L, sums[k][v]);
 }
 
-constexpr int64_t kProductBlock = 128;  // rows of x that stay in the first cache
-static inline int64_t product_rows(int64_t k) { return round_up(k, kProductRows); }
+// The same for `rows` of k, an even number of at most Rows.
+template <int64_t Rows, class T>
+static void add_some_products(int64_t rows, const double* x, int64_t ldx, const T* y, int64_t ldy, int64_t n,
+                              double* out, int64_t ldo) {
+  if (rows == Rows) {
+    add_products<Rows>(x, ldx, y, ldy, n, out, ldo);
+  } else if constexpr (Rows > 2) {
+    add_some_products<Rows - 2>(rows, x, ldx, y, ldy, n, out, ldo);
+  }
+}
 
-// out [product_rows(k), columns] += x^T y over n rows, of `columns` that are a multiple of 2 kLanes<double>.
-// `scratch` holds kProductBlock * product_rows(k).
+constexpr int64_t kProductBlock = 128;  // rows of x that stay in the first cache
+
+// out [k, columns] += x^T y over n rows, for an even k and `columns` that are a multiple of 2 kLanes<double>.
+// `scratch` holds kProductBlock * k.
 template <class T>
 static void wide_products(const T* x, int64_t ldx, int64_t k, const T* y, int64_t columns, int64_t n,
                           double* out, double* scratch) {
-  const int64_t rows = product_rows(k);
-  memset(scratch, 0, sizeof(double) * kProductBlock * rows);
   for (int64_t t = 0; t < n; t += kProductBlock) {
     const int64_t m = n - t < kProductBlock ? n - t : kProductBlock;
     for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j < k; ++j) scratch[i * rows + j] = x[(t + i) * ldx + j];
+      for (int64_t j = 0; j < k; ++j) scratch[i * k + j] = x[(t + i) * ldx + j];
     for (int64_t c = 0; c < columns; c += kProductVectors * kLanes<double>)
-      for (int64_t j = 0; j < rows; j += kProductRows)
-        add_products(scratch + j, rows, y + t * columns + c, columns, m, out + j * columns + c, columns);
+      for (int64_t j = 0; j < k; j += kProductRows)
+        add_some_products<kProductRows>(k - j < kProductRows ? k - j : kProductRows, scratch + j, k,
+                                        y + t * columns + c, columns, m, out + j * columns + c, columns);
   }
 }
 

@@ -92,7 +92,7 @@ struct StemForward : Stem<In> {
     emit_tokens(tokens, h[(a.n_layers - 1) % 2], static_cast<In*>(a.tokens) + (b * a.N + first) * a.C);
   }
 
-  void forward_segment(int64_t b) const {
+  void forward_segment(int64_t b) {
     begin_segment(b);
     const int64_t step = tile_tokens();
     for (int64_t f = 0; f < a.N; f += step) forward_tile(b, f, a.N - f < step ? a.N - f : step);
@@ -129,7 +129,7 @@ StemSizes patch_embed_sizes(const StemArgs& args) {
         forward.cp,
         forward.saved_rows(),
         (args.n_layers - 1) * forward.layer_panels() * static_cast<int64_t>(sizeof(typename S::Panel)),
-        StemBackward<decltype(in)>::Partials::elements(forward.cp, forward.k0, args.n_layers) *
+        StemBackward<decltype(in)>::Partials::elements(forward.cp, forward.all0, args.n_layers) *
             static_cast<int64_t>(sizeof(typename S::T)),
         forward.scratch_bytes,
         backward.scratch_bytes};
@@ -146,7 +146,7 @@ void patch_embed_pack(const StemArgs& args, bool backward, int64_t layer, void* 
 void patch_embed(const StemArgs& args, int64_t begin, int64_t end, void* scratch) {
   for_dtype(args.dtype, [&](auto in) {
     using S = StemForward<decltype(in)>;
-    const S stem(args, scratch);
+    S stem(args, scratch);
     S::E::begin();
     stem.begin();
     for (int64_t b = begin; b < end; ++b) stem.forward_segment(b);
@@ -158,9 +158,9 @@ void patch_embed_backward(const StemArgs& args, int64_t begin, int64_t end, void
   for_dtype(args.dtype, [&](auto in) {
     using S = StemBackward<decltype(in)>;
     using T = typename S::T;
-    const S stem(args, scratch);
-    memset(partials, 0, sizeof(T) * S::Partials::elements(stem.cp, stem.k0, args.n_layers));
-    const typename S::Partials sums(static_cast<T*>(partials), stem.cp, stem.k0);
+    S stem(args, scratch);
+    memset(partials, 0, sizeof(T) * S::Partials::elements(stem.cp, stem.all0, args.n_layers));
+    const typename S::Partials sums(static_cast<T*>(partials), stem.cp, stem.all0);
     S::E::begin();
     stem.begin();
     for (int64_t b = begin; b < end; ++b) stem.backward_segment(b, sums);

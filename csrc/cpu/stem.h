@@ -1,6 +1,12 @@
 // What both directions of the stem need: the scratch memory of a tile, and of each segment its signal and its
 // norm.
 //
+// Layer 0 is of a segment's kept leads alone: the signal is loaded without the others, so that patches, their
+// moments and all products with them are as small as the leads are few. Of the weights the rows of the kept
+// leads are gathered, in the order that they have among all, so that sums are those with zeros in the others'
+// places, bit for bit. A lead of zeros is left out too, where no gradient of it is asked for: a store's
+// records that lack leads have such.
+//
 // The GroupNorm after layer 0 needs no pass over its output: with mu and Cov the mean and covariance of a
 // segment's patches, channel c has mean w_c mu and variance w_c Cov w_c, in double precision (moments.h): 0.4
 // million multiply-adds of the 150 million of a segment of the paper's size. The norm's scale and shift are
@@ -28,17 +34,26 @@ struct Stem {
   static constexpr int64_t kSlack = 64;  // rows read past the end by the engine
 
   const StemArgs& a;
-  const int64_t cp, k0, ld0, n0;  // padded channels; values, padded values and number of layer 0's patches
+  const int64_t cp, n0, all0;  // padded channels; number of layer 0's patches, their values with all leads
   const bool backward;
   const Gelu<T> act{};
 
-  T *signal, *products, *scale, *shift;
-  double *means, *cov, *moments_work;    // of the patches' values as they are multiplied
-  double *wide_weight0, *spread, *rstd;  // W^T; Cov W^T; 1 / deviation of each channel
-  T* weight0;                            // of layer 0: W^T [k0, cp]
+  // Of a segment: its kept leads, and its patches' values, as they are and as their rows are padded.
+  int64_t kept = 0, k0 = 0, ld0 = 0;
+  int64_t* leads;                          // the kept ones, in order
+  const double* wide_weight0 = nullptr;    // layer 0's W^T [k0, cp]
+  const Panel0* weight0_panels = nullptr;  // the same, as it is multiplied
+  T *signal, *scale, *shift;               // signal: [kept, 2 * n0]
+  double *means, *cov;                     // of the patches' values as they are multiplied
+  double *spread, *rstd;                   // Cov W^T; 1 / deviation of each channel
+
+  double *all_weight0, *some_weight0;  // W^T of all leads, and gathered
+  Panel0 *all_panels0, *some_panels0;
+  double* moments_work;
+  T* products;
   typename E0::El* values;
   El* h[2];
-  Panel0 *weight0_panels, *values_panels, *pull_panels;
+  Panel0 *values_panels, *pull_panels;
   void* work;  // of a product
   // backward only
   T *grad_h[2], *grad_patches, *pull, *slide;
@@ -52,28 +67,30 @@ struct Stem {
   Stem(const StemArgs& args, bool with_backward, void* base)
       : a(args),
         cp(round_up(args.C, E::kColumns)),
-        k0(2 * args.L),
-        ld0(round_up(2 * args.L, E0::kColumns)),
         n0(args.T / 2),
+        all0(2 * args.L),
         backward(with_backward) {
     Arena arena(base);
+    const int64_t columns0 = round_up(all0, E0::kColumns);
     const int64_t rows0 = tile_tokens() << (a.n_layers - 1), rows1 = (rows0 + 1) / 2;
+    leads = arena.take<int64_t>(a.L);
     signal = arena.take<T>(a.L * 2 * n0 + kF32Lanes);
-    means = arena.take<double>(k0);
-    cov = arena.take<double>(k0 * k0);
-    moments_work = arena.take<double>(moment_scratch(a.L));
-    wide_weight0 = arena.take<double>(k0 * cp);
-    spread = arena.take<double>(k0 * cp);
+    means = arena.take<double>(all0);
+    cov = arena.take<double>(all0 * all0);
+    moments_work = arena.take<double>(moment_scratch(a.L, moment_chunk(a.L)));
+    all_weight0 = arena.take<double>(all0 * cp);
+    some_weight0 = arena.take<double>(all0 * cp);
+    spread = arena.take<double>(all0 * cp);
     rstd = arena.take<double>(cp);
-    weight0 = arena.take<T>(k0 * cp);
     scale = arena.take<T>(cp);
     shift = arena.take<T>(cp);
-    values = arena.take<typename E0::El>((rows0 + kSlack) * ld0);
-    weight0_panels = arena.take<Panel0>(E0::panel_elements(k0, cp));
+    values = arena.take<typename E0::El>((rows0 + kSlack) * columns0);
+    all_panels0 = arena.take<Panel0>(E0::panel_elements(all0, cp));
+    some_panels0 = arena.take<Panel0>(E0::panel_elements(all0, cp));
     int64_t work_bytes = E::scratch_bytes(kBlock, 2 * cp);
     if (backward) work_bytes = most(work_bytes, E::scratch_bytes(cp, rows1), E0::scratch_bytes(cp, rows0));
     work = arena.take<char>(work_bytes + 64);
-    products = arena.take<T>((2 * kBlock + kSlack + 1) * cp + 2 * ld0);
+    products = arena.take<T>((2 * kBlock + kSlack + 1) * cp + 2 * columns0);
     const int64_t buffer_rows[2] = {rows0 + kSlack, rows1 + kSlack};
     for (int i = 0; i < 2; ++i) h[i] = backward ? nullptr : arena.take<El>(buffer_rows[i] * cp);
     for (int i = 0; i < 2 && backward; ++i) {
@@ -82,20 +99,20 @@ struct Stem {
     }
     if (backward) {
       x_panels = arena.take<Panel>(E::panel_elements(rows1 > 0 ? rows1 : 1, 2 * cp));
-      grad_weight0 = arena.take<double>(product_rows(k0) * cp);
+      grad_weight0 = arena.take<double>(all0 * cp);
       grad_sum = arena.take<double>(cp);
       turns = arena.take<double>(cp);
       if (E0::kPairs) {
-        grad_tiles0 = arena.take<T>(cp * ld0);
-        values_panels = arena.take<Panel0>(E0::panel_elements(rows0, k0));
+        grad_tiles0 = arena.take<T>(cp * columns0);
+        values_panels = arena.take<Panel0>(E0::panel_elements(rows0, all0));
       } else {
-        products_work = arena.take<double>(kProductBlock * product_rows(k0));
+        products_work = arena.take<double>(kProductBlock * all0);
       }
       if (a.grad_signal) {
-        grad_patches = arena.take<T>((n0 + kSlack) * ld0);
-        pull = arena.take<T>(k0 * k0);
-        slide = arena.take<T>(k0);
-        pull_panels = arena.take<Panel0>(E0::panel_elements(cp, k0));
+        grad_patches = arena.take<T>((n0 + kSlack) * columns0);
+        pull = arena.take<T>(all0 * all0);
+        slide = arena.take<T>(all0);
+        pull_panels = arena.take<Panel0>(E0::panel_elements(cp, all0));
       }
     }
     scratch_bytes = arena.bytes();
@@ -134,30 +151,40 @@ struct Stem {
     return length < 0 ? 0 : length < a.T ? length : a.T;
   }
 
-  // The segment in millivolts as layer 0 multiplies it, and the means of its leads' even and odd samples;
-  // masked leads and padding are zero. Means that are more than twice the deviation are subtracted, for sums
-  // of large offsets would be less exact. Smaller ones stay: with them padding is zero, and has no rounding
+  // The kept leads of the segment in millivolts as layer 0 multiplies them, and the means of their even and
+  // odd samples; padding is zero. Means that are more than twice the deviation are subtracted, for sums of
+  // large offsets would be less exact. Smaller ones stay: with them padding is zero, and has no rounding
   // errors. So does bf16, which is exact where a difference would be rounded.
-  void load_signal(int64_t b) const {
-    const int64_t n = 2 * n0, valid = valid_samples(b), read = valid < n ? valid : n;
+  void load_signal(int64_t b) {
+    const int64_t n = 2 * n0, valid = valid_samples(b);
+    kept = 0;
     for (int64_t l = 0; l < a.L; ++l) {
-      T* x = signal + l * n;
-      if (a.keep && !a.keep[b * a.L + l]) {
-        memset(x, 0, sizeof(T) * n);
-        means[2 * l] = means[2 * l + 1] = 0;
-        continue;
-      }
-      const int64_t at = (b * a.L + l) * a.T;
-      if (a.signal_is_int16) {
-        const int16_t* s = static_cast<const int16_t*>(a.signal) + at;
-        for (int64_t t = 0; t < read; ++t) x[t] = T(s[t]) * T(1e-3);
-      } else {
-        const In* s = static_cast<const In*>(a.signal) + at;
-        for (int64_t t = 0; t < read; ++t) x[t] = T(to_acc(s[t]));
-      }
-      memset(x + read, 0, sizeof(T) * (n - read));
-      centre(x, n, valid / 2 * 2, means + 2 * l);
+      if (a.keep && !a.keep[b * a.L + l]) continue;
+      T* x = signal + kept * n;
+      load_lead((b * a.L + l) * a.T, valid < n ? valid : n, x);
+      centre(x, n, valid / 2 * 2, means + 2 * kept);
+      if (a.grad_signal || !only_zeros(x, n)) leads[kept++] = l;
     }
+    k0 = 2 * kept;
+    ld0 = round_up(k0, E0::kDepthAlign);
+  }
+
+  // 2 * n0 samples from `at` on, of which `read` count.
+  void load_lead(int64_t at, int64_t read, T* x) const {
+    if (a.signal_is_int16) {
+      const int16_t* s = static_cast<const int16_t*>(a.signal) + at;
+      for (int64_t t = 0; t < read; ++t) x[t] = T(s[t]) * T(1e-3);
+    } else {
+      const In* s = static_cast<const In*>(a.signal) + at;
+      for (int64_t t = 0; t < read; ++t) x[t] = T(to_acc(s[t]));
+    }
+    memset(x + read, 0, sizeof(T) * (2 * n0 - read));
+  }
+
+  static bool only_zeros(const T* x, int64_t n) {
+    for (int64_t t = 0; t < n; ++t)
+      if (x[t] != 0) return false;
+    return true;
   }
 
   void centre(T* x, int64_t n, int64_t valid, double* of) const {
@@ -190,9 +217,8 @@ struct Stem {
   // ld0.
   template <class U>
   void patches(int64_t first, int64_t n, U* out) const {
-    for (int64_t t = 0; t < n; ++t)
-      for (int64_t k = k0; k < ld0; ++k) from_acc(T(0), out + t * ld0 + k);
-    for (int64_t l = 0; l < a.L; ++l) {
+    if (ld0 > k0) memset(out, 0, sizeof(U) * n * ld0);
+    for (int64_t l = 0; l < kept; ++l) {
       const T* x = signal + (l * n0 + first) * 2;
       U* y = out + 2 * l;
       for (int64_t t = 0; t < n; ++t) {
@@ -203,7 +229,7 @@ struct Stem {
   }
 
   void covariance(int64_t n) const {
-    second_moments(signal, a.L, 2 * n0, 2 * n, cov, k0, moments_work);
+    second_moments(signal, kept, 2 * n0, 2 * n, cov, k0, moment_chunk(a.L), moments_work);
     for (int64_t k = 0; k < k0; ++k)
       for (int64_t m = 0; m < k0; ++m)
         cov[k * k0 + m] = n > 0 ? cov[k * k0 + m] / n - means[k] * means[m] : 0;
@@ -235,16 +261,29 @@ struct Stem {
   // Before the first segment.
   void begin() const {
     const In* w = static_cast<const In*>(a.weights[0]);
-    for (int64_t k = 0; k < k0; ++k)
-      for (int64_t c = 0; c < cp; ++c) {
-        weight0[k * cp + c] = c < a.C ? T(to_acc(w[c * k0 + k])) : T(0);
-        wide_weight0[k * cp + c] = weight0[k * cp + c];
-      }
-    E0::pack(k0, cp, weight0_panels, [&](int64_t k, int64_t c) { return weight0[k * cp + c]; });
+    for (int64_t k = 0; k < all0; ++k)
+      for (int64_t c = 0; c < cp; ++c) all_weight0[k * cp + c] = c < a.C ? T(to_acc(w[c * all0 + k])) : T(0);
+    E0::pack(all0, cp, all_panels0, [&](int64_t k, int64_t c) { return T(all_weight0[k * cp + c]); });
   }
 
-  void begin_segment(int64_t b) const {
+  // The weights of the kept leads, two rows each: they lie side by side in a panel too.
+  void gather_weights() {
+    const bool all = kept == a.L;
+    wide_weight0 = all ? all_weight0 : some_weight0;
+    weight0_panels = all ? all_panels0 : some_panels0;
+    if (all) return;
+    for (int64_t i = 0; i < kept; ++i)
+      memcpy(some_weight0 + 2 * i * cp, all_weight0 + 2 * leads[i] * cp, sizeof(double) * 2 * cp);
+    for (int64_t c = 0; c < cp; c += E0::kColumns)
+      for (int64_t i = 0; i < kept; ++i)
+        memcpy(&E0::at(some_panels0, k0, 2 * i, c), &E0::at(all_panels0, all0, 2 * leads[i], c),
+               sizeof(Panel0) * 2 * E0::kColumns);
+    E0::clear_depth(some_panels0, k0, cp);
+  }
+
+  void begin_segment(int64_t b) {
     load_signal(b);
+    gather_weights();
     covariance(valid_patches(b));
     deviations();
   }

@@ -11,6 +11,7 @@ struct StemBackward : Stem<In> {
   using S = Stem<In>;
   using S::a;
   using S::act;
+  using S::all0;
   using S::begin_segment;
   using S::bias;
   using S::cp;
@@ -22,7 +23,9 @@ struct StemBackward : Stem<In> {
   using S::grad_weight0;
   using S::k0;
   using S::kBlock;
+  using S::kept;
   using S::ld0;
+  using S::leads;
   using S::means;
   using S::n0;
   using S::panels;
@@ -45,7 +48,6 @@ struct StemBackward : Stem<In> {
   using S::valid_samples;
   using S::values;
   using S::values_panels;
-  using S::weight0;
   using S::weight0_panels;
   using S::wide_weight0;
   using S::work;
@@ -60,7 +62,7 @@ struct StemBackward : Stem<In> {
   StemBackward(const StemArgs& args, void* base) : S(args, true, base) {}
 
   // Sums over segments: per layer the weights [Cp, Cin] and the biases [Cp], and the GroupNorm's affine.
-  // Layer 0's weights come as [k0, Cp].
+  // Layer 0's weights come as [all0, Cp].
   struct Partials {
     T *gn_weight, *gn_bias, *base;
     int64_t cp, k0;
@@ -221,7 +223,7 @@ struct StemBackward : Stem<In> {
     const int64_t rows = rows_of(0, tokens);
     if constexpr (E0::kPairs) {
       pack_values(rows);
-      E0::gemm_transposed(cp, k0, rows, dz[0], cp, values_panels, grad_tiles0, ld0, work);
+      E0::gemm_transposed(cp, k0, rows, dz[0], cp, values_panels, grad_tiles0, columns0(), work);
     } else {
       wide_products(values, ld0, k0, dz[0], cp, rows, grad_weight0, products_work);
     }
@@ -229,15 +231,16 @@ struct StemBackward : Stem<In> {
     if (!a.grad_signal) return;
     for (int64_t r = 0; r < rows; r += kBlock)
       E0::gemm(rows - r < kBlock ? rows - r : kBlock, k0, cp, dz[0] + r * cp, cp, pull_panels,
-               grad_patches + (rows_of(0, first) + r) * ld0, ld0, work);
+               grad_patches + (rows_of(0, first) + r) * columns0(), columns0(), work);
   }
+  int64_t columns0() const { return round_up(k0, E0::kColumns); }  // of products of a patch's values
 
   // Through the norm: with G = sum dz x^T, s = sum dz and q = sum dz zhat over the segment (x centred),
   // dW = scale (G - q W Cov / deviation), and the affine's gradients are q and s. `turns` is q / deviation.
   void finish_segment(int64_t b, const Partials& sums) const {
     if constexpr (E0::kPairs)
       for (int64_t k = 0; k < k0; ++k)
-        for (int64_t c = 0; c < cp; ++c) grad_weight0[k * cp + c] = grad_tiles0[c * ld0 + k];
+        for (int64_t c = 0; c < cp; ++c) grad_weight0[k * cp + c] = grad_tiles0[c * columns0() + k];
     memset(turns, 0, sizeof(double) * cp);
     for (int64_t k = 0; k < k0; ++k)
       for (int64_t c = 0; c < cp; ++c) {
@@ -249,10 +252,11 @@ struct StemBackward : Stem<In> {
       sums.gn_bias[c] += T(grad_sum[c]);
       turns[c] *= rstd[c] * rstd[c];
     }
-    for (int64_t k = 0; k < k0; ++k)
+    for (int64_t k = 0; k < k0; ++k) {
+      T* sum = sums.weight(0) + (2 * leads[k / 2] + k % 2) * cp;
       for (int64_t c = 0; c < cp; ++c)
-        sums.weight(0)[k * cp + c] +=
-            T(scale[c] * (grad_weight0[k * cp + c] - turns[c] * spread[k * cp + c]));
+        sum[c] += T(scale[c] * (grad_weight0[k * cp + c] - turns[c] * spread[k * cp + c]));
+    }
     if (!a.grad_signal) return;
     signal_terms(valid_patches(b) > 0 ? valid_patches(b) : 1);
     write_signal_gradient(b);
@@ -277,20 +281,17 @@ struct StemBackward : Stem<In> {
   }
 
   void write_signal_gradient(int64_t b) const {
+    In* out = static_cast<In*>(a.grad_signal) + b * a.L * a.T;
+    memset(out, 0, sizeof(In) * a.L * a.T);
     const int64_t samples = valid_samples(b), valid = valid_patches(b);
-    for (int64_t l = 0; l < a.L; ++l) {
-      In* out = static_cast<In*>(a.grad_signal) + (b * a.L + l) * a.T;
-      const bool kept = !a.keep || a.keep[b * a.L + l];
-      for (int64_t t = 0; t < a.T; ++t) {
-        const int64_t patch = t / 2, k = 2 * l + t % 2;
-        T g = 0;
-        if (kept && t < samples && patch < n0) {
-          g = patch < rows_of(0, a.N) ? grad_patches[patch * ld0 + k] : T(0);
-          if (patch < valid) g -= slide[k] + pulled(patch, pull + k * k0);
-        }
-        from_acc(g, out + t);
+    const int64_t covered = samples < 2 * n0 ? samples : 2 * n0;
+    for (int64_t i = 0; i < kept; ++i)
+      for (int64_t t = 0; t < covered; ++t) {
+        const int64_t patch = t / 2, k = 2 * i + t % 2;
+        T g = patch < rows_of(0, a.N) ? grad_patches[patch * columns0() + k] : T(0);
+        if (patch < valid) g -= slide[k] + pulled(patch, pull + k * k0);
+        from_acc(g, out + leads[i] * a.T + t);
       }
-    }
   }
 
   T pulled(int64_t patch, const T* row) const {
@@ -301,13 +302,13 @@ struct StemBackward : Stem<In> {
 
   void pack_pull() const {
     E0::pack(cp, k0, pull_panels,
-             [&](int64_t c, int64_t k) { return k < k0 ? scale[c] * weight0[k * cp + c] : T(0); });
+             [&](int64_t c, int64_t k) { return k < k0 ? scale[c] * T(wide_weight0[k * cp + c]) : T(0); });
   }
 
-  void backward_segment(int64_t b, const Partials& sums) const {
+  void backward_segment(int64_t b, const Partials& sums) {
     begin_segment(b);
-    if (E0::kPairs) memset(grad_tiles0, 0, sizeof(T) * cp * ld0);
-    memset(grad_weight0, 0, sizeof(double) * product_rows(k0) * cp);
+    if (E0::kPairs) memset(grad_tiles0, 0, sizeof(T) * cp * columns0());
+    memset(grad_weight0, 0, sizeof(double) * k0 * cp);
     memset(grad_sum, 0, sizeof(double) * cp);
     if (a.grad_signal) pack_pull();
     const int64_t step = tile_tokens();
@@ -318,8 +319,8 @@ struct StemBackward : Stem<In> {
   // Adds up the partial sums of all chunks for channels [begin, end) and writes the gradients; `row` holds
   // 2Cp values.
   void finish(const T* partials, int64_t n_chunks, int64_t begin, int64_t end, T* row) const {
-    const int64_t stride = Partials::elements(cp, k0, a.n_layers);
-    const Partials p(const_cast<T*>(partials), cp, k0);
+    const int64_t stride = Partials::elements(cp, all0, a.n_layers);
+    const Partials p(const_cast<T*>(partials), cp, all0);
     const auto total = [&](const T* first, int64_t n) {
       memcpy(row, first, sizeof(T) * n);
       for (int64_t i = 1; i < n_chunks; ++i)
@@ -329,8 +330,8 @@ struct StemBackward : Stem<In> {
     for (int64_t c = begin; c < end; ++c) {
       from_acc(total(p.gn_weight + c, 1)[0], static_cast<In*>(a.grad_gn_weight) + c);
       from_acc(total(p.gn_bias + c, 1)[0], static_cast<In*>(a.grad_gn_bias) + c);
-      for (int64_t k = 0; k < k0; ++k)
-        from_acc(total(p.weight(0) + k * cp + c, 1)[0], static_cast<In*>(a.grad_weights[0]) + c * k0 + k);
+      for (int64_t k = 0; k < all0; ++k)
+        from_acc(total(p.weight(0) + k * cp + c, 1)[0], static_cast<In*>(a.grad_weights[0]) + c * all0 + k);
       // The norm takes any bias of layer 0 out again.
       if (a.has_bias) from_acc(T(0), static_cast<In*>(a.grad_biases[0]) + c);
       for (int64_t layer = 1; layer < a.n_layers; ++layer) {

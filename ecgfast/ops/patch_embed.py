@@ -146,7 +146,9 @@ def patch_embed(
     """Mask leads and embed patches of 2^layers samples (16 with four layers) as tokens.
 
     Each layer is a convolution of kernel 2 and stride 2 and a GELU (erf); after the first convolution a
-    GroupNorm with one channel per group, over time. A masked lead reads as zero.
+    GroupNorm with one channel per group, over time. A masked lead reads as zero. The CPU kernels leave it
+    out of layer 0, forward and backward, and so a lead of zeros where no gradient of the signal is asked for:
+    both cost and change nothing, whatever the lead's samples and weights are.
 
     With ``lengths`` a segment's first tokens do not depend on how it is padded: samples from its length on
     read as zero, whatever they hold, and the norm's statistics are of the ``length // 2`` patches before. The

@@ -1,5 +1,7 @@
 """The stem: kernel against reference, over dtypes, shapes, ISAs and thread counts."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -53,6 +55,16 @@ def run(function, inputs, upstream, for_signal=True, device="cpu", lengths=None)
     tokens.backward(upstream.to(device, tokens.dtype))
     signal_grad = signal.grad.cpu() if for_signal else None
     return tokens.detach().cpu(), [t.grad.cpu() for t in leaves], signal_grad
+
+
+@contextmanager
+def set_isa(isa):
+    previous = ecgfast.cpu_isa()
+    try:
+        ecgfast.set_cpu_isa(isa)
+        yield
+    finally:
+        ecgfast.set_cpu_isa(previous)
 
 
 def double(inputs):
@@ -149,13 +161,9 @@ def test_any_number_of_layers_with_bias(layers, dtype):
 
 @pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
 def test_every_isa(isa):
-    previous = ecgfast.cpu_isa()
-    try:
-        ecgfast.set_cpu_isa(isa)
+    with set_isa(isa):
         for dtype in DTYPES:
             compare(make_inputs(2, 12, 1000, 72, dtype, seed=5, bias=True))
-    finally:
-        ecgfast.set_cpu_isa(previous)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -179,14 +187,10 @@ def test_any_shape(b, n_leads, t, c, layers, dtype):
 
 @pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
 def test_lengths_on_every_isa(isa):
-    previous = ecgfast.cpu_isa()
-    try:
-        ecgfast.set_cpu_isa(isa)
+    with set_isa(isa):
         for dtype in DTYPES:
             inputs = make_inputs(5, 12, 400, 40, dtype, seed=5, bias=True)
             compare(inputs, lengths=torch.tensor([400, 399, 250, 164, 37]))
-    finally:
-        ecgfast.set_cpu_isa(previous)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int16, torch.bfloat16])
@@ -299,8 +303,82 @@ def test_masked_leads_read_as_zero():
     assert torch.isfinite(nothing).all()
 
 
+def lead_masks():
+    """Segments that keep no lead, one, neighbours, the last ones, every other and all of 12."""
+    keep = torch.zeros(6, 12, dtype=torch.bool)
+    keep[1, 7] = keep[2, 3:5] = keep[3, 9:] = keep[4, ::2] = keep[5] = True
+    return keep
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([160, 159, 100, 64, 37, 160])])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
+def test_masked_leads_are_left_out_on_every_isa(isa, dtype, lengths):
+    signal, _, *rest = make_inputs(6, 12, 160, 24, dtype, seed=11, bias=True)
+    with set_isa(isa):
+        compare((signal, lead_masks(), *rest), lengths=lengths)
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
+def test_no_weight_of_a_masked_lead_is_read(isa, dtype, layers):
+    """So what it holds, NaN here, costs nothing and changes nothing; nor do the lead's samples."""
+    signal, _, weights, *rest = make_inputs(6, 12, 96, 24, dtype, seed=12, layers=layers)
+    keep = lead_masks()
+    keep[:, 5] = keep[:, 8] = False
+    upstream = torch.ones(6, 96 >> layers, 24)
+    with set_isa(isa):
+        want = run(patch_embed, (signal, keep, weights, *rest), upstream)
+        weights[0][:, 5] = torch.nan
+        signal[:, 8] = torch.inf
+        got = run(patch_embed, (signal, keep, weights, *rest), upstream)
+    for x, y in zip((got[0], *got[1], got[2]), (want[0], *want[1], want[2]), strict=True):
+        assert torch.equal(x, y)
+    assert not got[1][0][:, [5, 8]].any()
+    assert not got[2][~keep].any()
+    assert got[2][keep].all(dim=1).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ecgfast.usable_cpu_isas())
+def test_leads_of_zeros_cost_and_count_as_much_as_masked_ones(isa, dtype):
+    """Records that lack a lead have zeros there: no `keep` has to say so, and the bits are the same."""
+    signal, _, weights, *rest = make_inputs(6, 12, 1100, 24, dtype, seed=13)
+    keep = lead_masks()
+    keep[:, 5] = False
+    zeroed = torch.where(keep[:, :, None], signal, 0.0)
+    upstream = torch.randn(6, 1100 >> 4, 24, generator=generator(3))
+    with set_isa(isa):
+        masked = run(patch_embed, (signal, keep, weights, *rest), upstream, for_signal=False)
+        lacking = run(patch_embed, (zeroed, None, weights, *rest), upstream, for_signal=False)
+        # Where a gradient of the signal is asked for, a lead of zeros has one, and all are multiplied.
+        whole = run(patch_embed, (zeroed, None, weights, *rest), upstream)
+    for other in (lacking, whole):
+        assert torch.equal(masked[0], other[0])
+        assert all(torch.equal(x, y) for x, y in zip(masked[1], other[1], strict=True))
+    assert not lacking[1][0][:, 5].any()
+    assert whole[2][1, 5].any()
+
+
+def test_kept_leads_alone_are_the_whole_signal():
+    """Two of 12 leads: as `keep`, and as a signal and weights of two leads (the stem's `channels`)."""
+    signal, _, weights, *rest = make_inputs(3, 12, 320, 24, torch.float32, seed=14)
+    keep = torch.zeros(3, 12, dtype=torch.bool)
+    keep[:, [1, 10]] = True
+    upstream = torch.randn(3, 20, 24, generator=generator(5))
+    got = run(patch_embed, (signal, keep, weights, *rest), upstream)
+    two = [weights[0][:, [1, 10]], *weights[1:]]
+    want = run(patch_embed, (signal[:, [1, 10]], None, two, *rest), upstream)
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1][0][:, [1, 10]], want[1][0])
+    assert all(torch.equal(x, y) for x, y in zip(got[1][1:], want[1][1:], strict=True))
+    assert_close(got[2][:, [1, 10]], want[2], 1e-6, "gradient of the signal")
+
+
 def test_same_bits_for_any_thread_count():
     inputs = make_inputs(11, 12, 400, 64, torch.float32, seed=4)
+    inputs[1][3], inputs[1][4] = False, True  # no lead, and all
     upstream, results, threads = torch.ones(11, 25, 64), [], torch.get_num_threads()
     try:
         for n in (1, 2, 3, 8):
