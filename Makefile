@@ -20,7 +20,7 @@ BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt \
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 help:
-	@echo "make demo     pre-train a small model on synthetic records; the result is in $(RUNS)/demo"
+	@echo "make demo     pre-train, fine-tune and evaluate a small model on synthetic records; the report is in $(RUNS)/demo"
 	@echo "make test     run all tests on all cores (PYTEST_ARGS=... for pytest's own arguments)"
 	@echo "make sanitize run the op tests on CPU kernels, and those of the emulated CUDA kernels, built with sanitizers"
 	@echo "make lint     ruff and clang-format, changing nothing"
@@ -46,7 +46,7 @@ $(BUILT): $(REQUIREMENTS) $(ASKED) $(BUILD_INPUTS)
 	@echo "== building the kernels (a first build of the CPU's takes 4 minutes of one core; cores here: $(CORES))"
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@echo "== installing ecgfast with the packages that it uses"
-	$(PIP) install --no-compile --no-build-isolation -c requirements-dev.txt -e .
+	$(PIP) install --no-compile --no-build-isolation -c requirements-dev.txt -e '.[evaluation]'
 	@touch $@
 
 $(DEVELOPING): $(BUILT)
@@ -68,8 +68,15 @@ $(DEMO_STORE)/store.json: $(DEMO_RECORDS)/synthetic.json
 	$(BIN)/ecgfast prepare $(DEMO_RECORDS) $(DEMO_STORE)
 
 demo: $(BUILT) $(DEMO_STORE)/store.json
-	@echo "== pre-training a small model (800 steps; a minute on 2 cores)"
-	$(BIN)/ecgfast pretrain $(DEMO_STORE) $(RUNS)/demo --preset demo
+	@echo "== pre-training a small model (600 updates; under a minute on 2 cores)"
+	$(BIN)/ecgfast pretrain $(DEMO_STORE) $(RUNS)/demo-pretrain --preset demo --max-steps 600
+	@echo "== fine-tuning it to tell the labels, with leads masked at random"
+	$(BIN)/ecgfast finetune $(DEMO_STORE) $(RUNS)/demo-pretrain $(RUNS)/demo-finetune $(DEMO_FINETUNING)
+	@echo "== evaluating it with 12, 6, 4, 3, 2 and 1 leads, beside probes and a random encoder"
+	$(BIN)/ecgfast evaluate $(DEMO_STORE) $(RUNS)/demo-finetune $(RUNS)/demo --leads all --draws 200
+
+DEMO_FINETUNING := --freeze none --lead-mask-prob 0.5 --optim.lr 1e-3 --optim.schedule cosine --epochs 20 \
+    --batch-size 32 --validation-fraction 0.15 --test-fraction 0.25
 
 # A process per core, each with the tests of one half, third, ... of the files at first: drivers and fixtures
 # are then made once. tests/conftest.py divides the threads among them.

@@ -220,11 +220,12 @@ class Plan:
                 yield from self._downstream(method, seed)
 
     def _pretrain(self, objective: str, seed: int) -> Cell:
-        stores = [self.store(MAIN)]
-        stores += [self.store(f"{n}-train" if n == IDENTITY else n) for n in self.preset.stores]
-        config = self.out / "configs" / f"{objective}-seed{seed}.json"
-        paths = [str(path) for path in (*stores, self.model(objective, seed))]
-        return Cell(f"pretrain/{objective}/seed{seed}", ("pretrain", *paths, "--config", str(config)))
+        names = [f"{name}-train" if name == IDENTITY else name for name in self.preset.stores]
+        further = ("--also", *(str(self.store(name)) for name in names)) if names else ()
+        config = str(self.out / "configs" / f"{objective}-seed{seed}.json")
+        paths = (str(self.store(MAIN)), str(self.model(objective, seed)))
+        name = f"pretrain/{objective}/seed{seed}"
+        return Cell(name, ("pretrain", *paths, *further, "--config", config))
 
     def _downstream(self, method: str, seed: int) -> Iterator[Cell]:
         model = str(self.model(method, seed))
