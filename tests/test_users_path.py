@@ -16,7 +16,7 @@ COMMANDS = re.search(r"## Fine-tune on your own labels.*?```\n(.*?)```", README,
 # The same on few recordings, in seconds.
 SHORTER = {
     "pretrain": "--max-steps 8 --batch-pairs 4",
-    "finetune": "--epochs 3 --batch-size 8 --optim.lr 1e-3 --validation-fraction 0.25",
+    "finetune": "--epochs 3 --batch-size 8 --optim.lr 1e-3 --validation-fraction 0.2",
     "evaluate": "--draws 50",
 }
 
@@ -46,11 +46,11 @@ def here(tmp_path, monkeypatch):
 def test_twelve_leads(shared, here, capsys):
     source = shared("data/ptbxl_subset")
     with (source / "ptbxl_database.csv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["strat_fold"].rstrip(".0") in "123"][:60]
+        rows = [row for row in csv.DictReader(file) if float(row["strat_fold"]) < 4][:60]
     labels = []
     for row in rows:
         header = source / f"{row['filename_hr']}.hea"
-        for part in header.parent.glob(f"{header.stem}.*"):
+        for part in header.parent.glob(f"{header.stem}*"):
             shutil.copy(part, "records")
         statements = row["scp_codes"]
         labels.append([header.stem, *(int(f"'{code}'" in statements) for code in ("NORM", "NDT", "SR"))])
