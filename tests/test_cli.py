@@ -328,9 +328,8 @@ def test_from_records_to_an_encoder(store, capsys, tmp_path):
 
 def test_two_stores_and_a_validation_part(store, capsys, tmp_path):
     other = tmp_path / "other"
-    assert (
-        main(["synth", str(other), "--patients", "3", "--records", "1", "--into-store", "--seed", "5"]) == 0
-    )
+    synth = ["synth", str(other), "--patients", "3", "--records", "1", "--seed", "5", "--into-store"]
+    assert main(synth) == 0
     command = ["pretrain", str(store), "--also", str(other), "--store-weights", "1", "2"]
     command += ["--lead-mask-prob", "0.25", "--validation-fraction", "0.2", "--validate-every", "2"]
     command += [str(tmp_path / "run"), *TINY, "--objective", "w2v"]
