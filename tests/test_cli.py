@@ -131,8 +131,8 @@ def test_bad_arguments(args, message, capsys, tmp_path, monkeypatch):
         ("pretrain S R --lr 1e-3", "Unrecognized options: --lr; did you mean --optim.lr?"),
         ("pretrain --lr=1e-3 S R", "--lr; did you mean --optim.lr?"),
         ("pretrain S R --learning-rate 1e-3", "did you mean --optim.lr?"),
-        ("pretrain S R --lead_mask_pro 0.5", "did you mean --lead-mask-prob?"),
-        ("pretrain S R --model.lead_maskprob 0.5", "did you mean --model.lead-mask-prob?"),
+        ("pretrain S R --lead_mask_pro 0.5", "did you mean --lead-mask-prob or --model.lead-mask-prob?"),
+        ("pretrain S R --model.lead_maskprob 0.5", "did you mean --model.lead-mask-prob or"),
         ("pretrain S R --batch-size 8", "did you mean --batch-pairs?"),
         ("pretrain S R --warmup 8", "did you mean --optim.warmup-steps?"),
         ("pretrain S R --dropout 0", "did you mean --model.encoder.dropout"),
@@ -328,9 +328,8 @@ def test_from_records_to_an_encoder(store, capsys, tmp_path):
 
 def test_two_stores_and_a_validation_part(store, capsys, tmp_path):
     other = tmp_path / "other"
-    assert (
-        main(["synth", str(other), "--patients", "3", "--records", "1", "--into-store", "--seed", "5"]) == 0
-    )
+    synth = ["synth", str(other), "--patients", "3", "--records", "1", "--seed", "5", "--into-store"]
+    assert main(synth) == 0
     command = ["pretrain", str(store), "--also", str(other), "--store-weights", "1", "2"]
     command += ["--lead-mask-prob", "0.25", "--validation-fraction", "0.2", "--validate-every", "2"]
     command += [str(tmp_path / "run"), *TINY, "--objective", "w2v"]

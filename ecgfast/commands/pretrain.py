@@ -65,7 +65,7 @@ def command(args: Sequence[str]) -> Callable[..., None]:
         if lead_mask_prob is not None:
             if not hasattr(config.model, "lead_mask_prob"):
                 raise EcgfastError(
-                    f"--lead-mask-prob: must go with another objective than {config.objective}"
+                    f"--lead-mask-prob: must go with another objective, got {config.objective}"
                 )
             config = dataclasses.replace(
                 config, model=dataclasses.replace(config.model, lead_mask_prob=lead_mask_prob)
