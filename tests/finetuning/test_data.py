@@ -172,7 +172,7 @@ def test_identities_that_are_refused(store):
         choose_identities(store, by_fold, list(range(12)))
     # V1 is in the first recordings alone
     alone = config(task="identification", segment_samples=320, validation_folds=(2,))
-    with pytest.raises(EcgfastError, match="validation_folds: must have two patients with two .*, got 0"):
+    with pytest.raises(EcgfastError, match="validation_folds: must have two patients with two"):
         choose_identities(store, alone, [6])
     short = config(protocol="id-gallery-probe", segment_samples=320)
     with pytest.raises(EcgfastError, match="segment_samples: must be 2500 for id-gallery-probe, got 320"):
