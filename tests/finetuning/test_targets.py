@@ -34,7 +34,7 @@ ROWS = [
 ]
 
 
-def write(path, rows) -> Store:
+def write(path, rows, names=None, samples=800) -> Store:
     settings = {
         "format": "ecgfast-store",
         "version": STORE_VERSION,
@@ -43,9 +43,10 @@ def write(path, rows) -> Store:
     }
     with StoreWriter(path, settings) as writer:
         for i, (patient, labels, age, fold, leads) in enumerate(rows):
-            signal = np.full((12, 800), i + 1, np.int16)
+            signal = np.full((12, samples), i + 1, np.int16)
             signal[[lead not in leads for lead in STANDARD_LEADS]] = 0
-            record = Recording(f"r{i}", patient, f"r{i}", signal, list(leads), labels, age, None, 500.0, fold)
+            name = names[i] if names else f"r{i}"
+            record = Recording(name, patient, name, signal, list(leads), labels, age, None, 500.0, fold)
             writer.add(record)
         writer.finish()
     return Store(path)
