@@ -144,8 +144,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"# Embedding a store on {result['hardware']}",
         "",
         f"torch {result['torch']}, {result['threads']} threads, {result['clock']} clock, "
-        f"commit {result['commit']}; {result['recordings']} recordings of {_SECONDS} s, {result['parameters'] / 1e6:.1f} M parameters, "
-        f"batches of {result['batch']} (ecgfast: its own)",
+        f"commit {result['commit']}; {result['recordings']} recordings of {_SECONDS} s, "
+        f"{result['parameters'] / 1e6:.1f} M parameters, batches of {result['batch']} (ecgfast: its own)",
         "",
         "| variant | s | recordings/s | vs official | vs best compiled | largest difference |",
         "|---|---:|---:|---:|---:|---:|",

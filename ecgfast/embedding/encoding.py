@@ -15,8 +15,8 @@ from ecgfast.errors import EcgfastError
 from ecgfast.leads import lead_indices
 from ecgfast.nn import Encoder, EncoderConfig, mean_tokens
 
-# Of a batch's largest tensor on the CPU: the C library returns larger ones to the system, which zeroes all their
-# pages again at each call.
+# Of a batch's largest tensor on the CPU: the C library returns larger ones to the system, which zeroes
+# their pages again at each call.
 _CPU_BYTES = 2**25
 _CUDA_SHARE = 0.4  # of the free memory
 _MOST_ROWS = 4096
