@@ -209,6 +209,14 @@ class Classifier(nn.Module):
         """
         return self.head(self.pooled(signal, lengths, leads))
 
+    def check_tells(self) -> None:
+        """Raise `EcgfastError` if it tells neither classes nor numbers, but whose a recording is."""
+        if self.config.task == "identification":
+            raise EcgfastError(
+                "MODEL: must tell classes or numbers to predict, got one of identification: `embed` gives "
+                "its unit embeddings"
+            )
+
     def outputs(self, logits: Tensor) -> Tensor:
         """Probabilities, or quantities in the targets' unit."""
         logits = logits.float()
@@ -317,10 +325,7 @@ class Classifier(nn.Module):
             EcgfastError: a signal of another shape or dtype, none of the leads is the classifier's, or a
                 model of identification, which gives embeddings.
         """
-        if self.config.task == "identification":
-            raise EcgfastError(
-                "predict: takes a model that tells classes or numbers, got one of identification: embed"
-            )
+        self.check_tells()
         mean = self._mean_over_windows(
             signal, leads, batch_size, lambda *window: self.outputs(self.logits(*window))
         )

@@ -46,15 +46,13 @@ class FinetuneConfig(LoopConfig):
     """auto: classification of labels and of targets that are 0 or 1, regression of other numbers.
     identification: whose a recording is, by unit embeddings (ArcFace)."""
     target: str = "labels"
-    """What to predict: labels (of the store, a probability each) or one of its columns of numbers, such as
-    age (years)."""
+    """What to predict: labels (of the store, a probability each) or a column of its numbers, such as age."""
     classes: tuple[str, ...] = ()
     """Labels to learn, in this order; none: all, those of the store in alphabetical order."""
     labels: str = ""
-    """Table (CSV) of labels in place of the store's: a column record_id or patient_id, and columns of 0/1, of
-    numbers, or of lists of labels with ; between."""
+    """Table (.csv) in place of the store's labels, by record_id or patient_id."""
     label_columns: tuple[str, ...] = ()
-    """Columns of the table to learn; none: all."""
+    """Columns of the table to learn, of 0/1, numbers or lists of labels with ; between; none: all."""
     label_lists: tuple[str, ...] = ()
     """Columns of the table that are lists of labels though they look like numbers, such as codes."""
     protocol: str = ""
@@ -64,8 +62,7 @@ class FinetuneConfig(LoopConfig):
     freeze: Literal["stem", "encoder", "none"] = "stem"
     """What is not trained: the stem's convolutions as in the paper, the whole encoder, or nothing."""
     lead_mask_prob: float = 0.0
-    """Probability with which each lead of a segment is masked in training, for a model that takes fewer leads
-    too; one lead at least is left."""
+    """Probability that a lead is masked in training, for a model of any leads; one at least is left."""
     layer_decay: float = 1.0
     """Factor on the learning rate from one layer to the one before it, from the head down."""
     leads: tuple[str, ...] = ()
@@ -81,13 +78,11 @@ class FinetuneConfig(LoopConfig):
     validate_every: int = 0
     """Updates from one validation to the next; 0: one each epoch. The best state is kept."""
     validation_folds: tuple[int, ...] = ()
-    """Folds of the store's source to validate with; none: the protocol's, or a random part of the
-    patients."""
+    """Folds of the source to validate with; none: the protocol's, or a random part of the patients."""
     test_folds: tuple[int, ...] = ()
     """Folds that are left alone."""
     validation_fraction: float = 0.1
-    """Part of the patients to validate with, where there are no validation folds; for identification of those
-    with two recordings."""
+    """Part of the patients to validate with, without folds; for identification of those with two records."""
     test_fraction: float = 0.0
     """Part of the patients that is left alone, likewise."""
     identities: Literal["patients", "recordings"] = "patients"

@@ -324,7 +324,7 @@ def finetune(
         validation = _make_validation(opened, config, data, source, world, every)
         trainer = _make_trainer(Classifier(described, encoder), config, source, world, validation)
         trainer.identity = (old or description).get("identity")
-        for line in data.told if report is not None and world.is_main else ():
+        for line in (*data.told, describe_sizes(data)) if report is not None and world.is_main else ():
             report(line)
         trainer.tell([*(data.left_out if report is None else ()), *odd])
         if world.is_main:
@@ -343,6 +343,15 @@ def finetune(
             _finish(trainer, validation, folder)
         world.barrier()
     return True
+
+
+def describe_sizes(data: TrainingData | IdentityData) -> str:
+    """How many recordings each part has, and what is learnt, for people."""
+    sizes = ", ".join(f"{len(part):,} {name}" for name, part in data.split.parts().items() if len(part))
+    if isinstance(data, IdentityData):
+        return f"recordings: {sizes}; identities to train on: {data.n_identities:,}"
+    what = "classes" if data.task == "classification" else "quantities"
+    return f"recordings: {sizes}; {what}: {len(data.targets.names)}"
 
 
 def _find(folder: RunFolder, description: dict[str, Any]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from ecgfast.evaluation import (
     IdentitySplit,
     Split,
     describe_left_out,
+    find_protocol,
     gallery_probe,
 )
 from ecgfast.finetuning.config import FinetuneConfig
@@ -80,11 +81,12 @@ def choose_identities(store: Store, config: FinetuneConfig, leads: list[int]) ->
     if config.validation_folds:
         parts = _by_folds(store, config, recordings)
     elif config.protocol:
-        prepared = prepare_protocol(store, config)
-        want, got = prepared.protocol.division.segment_samples, config.segment_samples
+        division = find_protocol(config.protocol).division
+        want, got = division.segment_samples, config.segment_samples
         if got != want:
             raise EcgfastError(f"segment_samples: must be {want} for {config.protocol}, got {got}")
-        told, parts = prepared.told, prepared.protocol.division.split(store.index, recordings)
+        told = prepare_protocol(store, config).told
+        parts = division.split(store.index, recordings)
     else:
         shares = (config.validation_fraction, config.test_fraction)
         division = ByIdentity((1 - sum(shares), *shares), config.seed, config.segment_samples)

@@ -68,6 +68,7 @@ def score_recordings(
         leads: those of the windows; None: the classifier's.
         bf16: compute in bfloat16 where autocast allows it.
     """
+    classifier.check_tells()
     was_training = classifier.training
     classifier.eval()
     ids, rows, outputs = [], [], []

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -248,24 +249,70 @@ def test_macro_auroc_by_hand():
     assert macro_auroc(targets, outputs) == pytest.approx(0.75)
 
 
-def train_with_two(path, pretrained, run, config):
-    settings = run.with_suffix(".json")
-    settings.write_text(json.dumps(dataclasses.asdict(config)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "ecgfast", "finetune", path, pretrained, run, "--config", settings]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def together(path, pretrained, config, tmp_path_factory):
+    """Runs of two processes, which are started once for all of them: the folder that has them."""
+    folder = tmp_path_factory.mktemp("together")
+    two = dataclasses.replace(config, batch_size=4, max_steps=6)
+    still = dataclasses.replace(two, encoder=dataclasses.replace(config.encoder, activation_dropout=0.0))
+    identity = dataclasses.replace(
+        two, classes=(), task="identification", lead_mask_prob=0.5, max_steps=4, precision="bf16"
+    )
+    runs = [
+        ("still", still),
+        ("whole", two),
+        ("parts", dataclasses.replace(two, max_steps=3)),
+        ("parts", two),
+        ("identity", identity),
+    ]
+    stages = []
+    for number, (name, told) in enumerate(runs):
+        settings = folder / f"{number}.json"
+        settings.write_text(json.dumps(dataclasses.asdict(told)))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        stage = {"store": path, "model": pretrained, "run": folder / name, "config": settings, "port": port}
+        stages.append({key: value if key == "port" else str(value) for key, value in stage.items()})
+    (folder / "stages.json").write_text(json.dumps(stages))
+    command = [sys.executable, "-m", "tests.finetuning.two_processes", str(folder / "stages.json")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=env | {"RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in ("0", "1")
+    ]
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    return folder
 
 
-def test_two_processes_go_on(path, pretrained, config, tmp_path):
-    """Dropout is on, and each process has its own: 5 updates and 5 more are 10, the best state too."""
-    two = dataclasses.replace(config, batch_size=4)
-    train_with_two(path, pretrained, tmp_path / "whole", two)
-    train_with_two(path, pretrained, tmp_path / "parts", dataclasses.replace(two, max_steps=5))
-    train_with_two(path, pretrained, tmp_path / "parts", two)
-    assert (tmp_path / "parts/model-5").is_dir()
-    assert_same(state(tmp_path / "whole"), state(tmp_path / "parts"))
+def test_two_processes_go_on(together):
+    """Dropout is on, and each process has its own: 3 updates and 3 more are 6, the best state too."""
+    assert (together / "parts/model-3").is_dir()
+    assert_same(state(together / "whole"), state(together / "parts"))
+
+
+def test_two_processes(together, path, pretrained, config, tmp_path):
+    """Two processes of 4 recordings are one of 8 but for rounding and dropout, which is off here."""
+    encoder = dataclasses.replace(config.encoder, activation_dropout=0.0)
+    alone = dataclasses.replace(config, encoder=encoder, max_steps=6)
+    finetune(path, pretrained, tmp_path / "alone", alone, progress=False)
+    points = [read_metrics(run / "metrics.jsonl") for run in (tmp_path / "alone", together / "still")]
+    for one, two in zip(*points, strict=True):
+        assert one.keys() == two.keys()
+        for name in ("loss", "accuracy", "grad_norm"):
+            assert one[name] == pytest.approx(two[name], rel=2e-3), (one["step"], name)
+        if "val_loss" in one:
+            assert one["val_loss"] == pytest.approx(two["val_loss"], rel=2e-3)
+
+
+def test_two_processes_tell_whose_a_recording_is(together):
+    points = read_metrics(together / "identity/metrics.jsonl")
+    assert all(0 <= p["val_rank_1"] <= 1 and 0 <= p["val_eer"] <= 1 for p in points if "val_rank_1" in p)
+    assert [p["step"] for p in points if "val_rank_1" in p] == [2, 4]
+    assert Classifier.from_pretrained(together / "identity").config.task == "identification"
 
 
 def test_one_lead_from_end_to_end(config, pretrained, tmp_path):
@@ -297,21 +344,6 @@ def test_one_lead_from_end_to_end(config, pretrained, tmp_path):
             dataclasses.replace(changed, leads=("V1",)),
             progress=False,
         )
-
-
-def test_two_processes(whole, path, pretrained, config, tmp_path):
-    """Two processes of 4 recordings are one of 8 but for rounding and dropout, which is off here."""
-    encoder = dataclasses.replace(config.encoder, activation_dropout=0.0)
-    alone = dataclasses.replace(config, encoder=encoder)
-    finetune(path, pretrained, tmp_path / "alone", alone, progress=False)
-    train_with_two(path, pretrained, tmp_path / "both", dataclasses.replace(alone, batch_size=4))
-    points = [read_metrics(tmp_path / run / "metrics.jsonl") for run in ("alone", "both")]
-    for one, two in zip(*points, strict=True):
-        assert one.keys() == two.keys()
-        for name in ("loss", "accuracy", "grad_norm"):
-            assert one[name] == pytest.approx(two[name], rel=2e-3), (one["step"], name)
-        if "val_loss" in one:
-            assert one["val_loss"] == pytest.approx(two["val_loss"], rel=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ ROWS = [
 ]
 
 
-def write(path, rows) -> Store:
+def write(path, rows, names=None, samples=800) -> Store:
     settings = {
         "format": "ecgfast-store",
         "version": STORE_VERSION,
@@ -43,9 +43,10 @@ def write(path, rows) -> Store:
     }
     with StoreWriter(path, settings) as writer:
         for i, (patient, labels, age, fold, leads) in enumerate(rows):
-            signal = np.full((12, 800), i + 1, np.int16)
+            signal = np.full((12, samples), i + 1, np.int16)
             signal[[lead not in leads for lead in STANDARD_LEADS]] = 0
-            record = Recording(f"r{i}", patient, f"r{i}", signal, list(leads), labels, age, None, 500.0, fold)
+            name = names[i] if names else f"r{i}"
+            record = Recording(name, patient, name, signal, list(leads), labels, age, None, 500.0, fold)
             writer.add(record)
         writer.finish()
     return Store(path)
@@ -149,7 +150,7 @@ def test_another_target_is_another_run(store):
         (lambda s: label_targets(s, ("A", "A")), "classes: must be named once each"),
         (
             lambda s: column_targets(s, "weight"),
-            "target: must be labels or n_samples or age or fold or source_rate, got 'weight'",
+            "must be labels or n_samples or age or .*, got 'weight'",
         ),
         (
             lambda s: by_fold(s, (9,)),
@@ -185,9 +186,9 @@ def test_bad_values(store):
         (np.array([[0], [1], [np.inf], [0], [0], [0]]), "targets: must be finite or NaN"),
         (np.zeros((5, 1)), r"targets: must be \[6, 1\], got \[5, 1\]"),
     ):
+        data = TrainingData(Targets(values.astype(np.float32), ("x",)), split, "classification")
         with pytest.raises(EcgfastError, match=message):
-            found = Targets(values.astype(np.float32), ("x",))
-            check_targets(store, TrainingData(found, split, "classification"))
+            check_targets(store, data)
 
 
 def test_stores_without_targets(tmp_path):
