@@ -1,5 +1,6 @@
 """The command line: help, one-line errors, and the way from records to an encoder."""
 
+import json
 import os
 import pty
 import re
@@ -130,8 +131,8 @@ def test_bad_arguments(args, message, capsys, tmp_path, monkeypatch):
         ("pretrain S R --lr 1e-3", "Unrecognized options: --lr; did you mean --optim.lr?"),
         ("pretrain --lr=1e-3 S R", "--lr; did you mean --optim.lr?"),
         ("pretrain S R --learning-rate 1e-3", "did you mean --optim.lr?"),
-        ("pretrain S R --lead_mask_prob 0.5", "did you mean --model.lead-mask-prob?"),
-        ("pretrain S R --model.lead_maskprob 0.5", "did you mean --model.lead-mask-prob?"),
+        ("pretrain S R --lead_mask_pro 0.5", "did you mean --lead-mask-prob or --model.lead-mask-prob?"),
+        ("pretrain S R --model.lead_maskprob 0.5", "did you mean --model.lead-mask-prob or"),
         ("pretrain S R --batch-size 8", "did you mean --batch-pairs?"),
         ("pretrain S R --warmup 8", "did you mean --optim.warmup-steps?"),
         ("pretrain S R --dropout 0", "did you mean --model.encoder.dropout"),
@@ -323,6 +324,32 @@ def test_from_records_to_an_encoder(store, capsys, tmp_path):
     message = error_of(capsys, *command, "--optim.lr", "0.5")
     assert "was started with optim.lr = " in message
     assert "(now 0.5)" in message
+
+
+def test_two_stores_and_a_validation_part(store, capsys, tmp_path):
+    other = tmp_path / "other"
+    synth = ["synth", str(other), "--patients", "3", "--records", "1", "--seed", "5", "--into-store"]
+    assert main(synth) == 0
+    command = ["pretrain", str(store), "--also", str(other), "--store-weights", "1", "2"]
+    command += ["--lead-mask-prob", "0.25", "--validation-fraction", "0.2", "--validate-every", "2"]
+    command += [str(tmp_path / "run"), *TINY, "--objective", "w2v"]
+    assert main(command) == 0
+    assert "validation_loss" in capsys.readouterr().out
+    told = json.loads((tmp_path / "run/config.json").read_text())
+    assert [one["path"] for one in told["stores"]] == [str(store), str(other)]
+    assert told["config"]["store_weights"] == [1, 2]
+    assert told["config"]["model"]["lead_mask_prob"] == 0.25
+    points = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [point["step"] for point in points if "validation_local" in point] == [2, 4, 6]
+    assert "RUN" in error_of(capsys, "pretrain", store, "--also", other)
+
+
+def test_the_objective_comes_first_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    text = capsys.readouterr().out
+    places = [text.index(f"--{name} ") for name in ("objective", "accumulation", "max-steps", "batch-pairs")]
+    assert places == sorted(places)
 
 
 def test_commands_do_nothing_twice(store, capsys):

@@ -26,15 +26,14 @@ def command(args: Sequence[str]) -> Callable[..., None]:
     default, started_from = _settings(args)
 
     def pretrain(
-        stores: Annotated[
-            tuple[Path, ...], tyro.conf.arg(metavar="STORE ...", help_behavior_hint="(one or more)"), Argument
-        ],
+        store: Annotated[Path, tyro.conf.arg(metavar="STORE"), Argument],
         run: Annotated[Path, tyro.conf.arg(metavar="RUN"), Argument],
         preset: Size = "small",
         file: Annotated[File, tyro.conf.arg(name="config")] = None,
         init: Folder = None,
-        lead_mask_prob: Annotated[float | None, value("FLOAT")] = None,
+        also: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="STORE ...", help_behavior_hint="")] = (),
         config: Annotated[training.PretrainConfig, tyro.conf.arg(name="")] = default,
+        lead_mask_prob: Annotated[float | None, value("FLOAT")] = None,
     ) -> None:
         """Pre-train an encoder on one store or several.
 
@@ -45,19 +44,18 @@ def command(args: Sequence[str]) -> Callable[..., None]:
         {objectives}
 
         Args:
-            stores: Folders written by `ecgfast prepare`.
+            store: Folder written by `ecgfast prepare`.
             run: Folder for the model, checkpoints, metrics and curves.
             preset: Where the settings below start from: demo takes minutes on two CPU cores,
                 small hours on a GPU, paper is the paper's. Their values are shown as defaults.
             file: A run's config.json, or its `config` part, where they start from instead; RUN/config.json
                 to go on with RUN. The preset and the objective are those in it.
             init: Model folder to start from (ecgfast export, convert, or a run's model).
+            also: More such folders to train on; --store-weights has STORE's weight first, then theirs.
+            config: Settings.
             lead_mask_prob: Probability that a lead is masked (random lead masking), for any objective: short
                 for --model.lead-mask-prob.
-            config: Settings.
         """
-        if not stores:
-            raise EcgfastError(f"missing: STORE before RUN, got {str(run)!r} alone")
         is_main = os.environ.get("RANK", "0") == "0"
         if started_from is not None and init is None and is_main and not (run / "config.json").exists():
             warnings.warn(
@@ -65,10 +63,14 @@ def command(args: Sequence[str]) -> Callable[..., None]:
                 f"from random weights; --init {started_from} starts it so too"
             )
         if lead_mask_prob is not None:
+            if not hasattr(config.model, "lead_mask_prob"):
+                raise EcgfastError(
+                    f"--lead-mask-prob: must go with another objective, got {config.objective}"
+                )
             config = dataclasses.replace(
                 config, model=dataclasses.replace(config.model, lead_mask_prob=lead_mask_prob)
             )
-        trained = training.pretrain(stores, run, config, init=init, progress=is_main)
+        trained = training.pretrain([store, *also], run, config, init=init, progress=is_main)
         if is_main:
             if not trained:
                 print(f"{run}: nothing to do, the run is finished")

@@ -125,6 +125,8 @@ def convert_fairseq(checkpoint: Path | str, out: Path | str) -> Conversion:
             raise EcgfastError(f"{checkpoint}: {text}") from None
     _warn_of_inputs(checkpoint, inputs)
     origin = {"format": "fairseq-signals", "checkpoint": Path(checkpoint).name, "inputs": inputs}
+    encoder = converted if isinstance(converted, Encoder) else converted.encoder
+    converted.preprocessing = _preprocessing(encoder.config, inputs)
     converted.save_pretrained(out, origin=origin)
     others = [str(name) for name, value in root.items() if name not in ("cfg", "args", "model") and value]
     kept = {prefix + name for name in stored}
@@ -135,6 +137,24 @@ def convert_fairseq(checkpoint: Path | str, out: Path | str) -> Conversion:
         tuple(others),
         inputs,
     )
+
+
+def _preprocessing(config: EncoderConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """How the official code's signals are made, as far as it says, in the words of a store's `store.json`.
+
+    They are millivolts, which is what the encoder makes of a store's microvolts. By default nothing is
+    filtered or normalised, and no lead is derived (Oh et al., CHIL 2022, and its code).
+    """
+    told: dict[str, Any] = {
+        "filters": [{"official": inputs["filter"]}] if inputs.get("filter") else [],
+        "derived_leads": [],
+        "sample_rate": inputs.get("sample_rate", _SAMPLE_RATE),
+        "leads": list(config.leads),
+        "sources": ["fairseq-signals"],
+    }
+    if inputs.get("normalize"):
+        told["normalized"] = "zero mean and unit variance per lead"
+    return told
 
 
 def _shown(value: Any) -> str:

@@ -168,7 +168,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, views: Views, rng: Tensor, *, process_group: ProcessGroup | None = None) -> Losses:
-        """The losses of a batch.
+        """The losses of a batch; in evaluation mode, for a validation part, it changes no state.
 
         Args:
             views: the batch, as `plan` says.

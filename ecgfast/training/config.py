@@ -165,11 +165,9 @@ class PretrainConfig(LoopConfig, _Objective):  # the fields of the last base com
     global_batch: bool = False
     """Contrast segments with those of all processes; the official code does so within each."""
     store_weights: tuple[float, ...] = ()
-    """Shares in which the stores are drawn from, one number each, of any sum; none: every recording once an
-    epoch."""
+    """Shares in which the stores are drawn from, one number each; none: every recording once an epoch."""
     train_folds: tuple[int, ...] = ()
-    """The source's folds to train on; none: all but those below. Stores without folds are trained on
-    whole."""
+    """The source's folds to train on; none: all but those below. Stores without folds are used whole."""
     validation_folds: tuple[int, ...] = ()
     """The source's folds to validate on."""
     exclude_folds: tuple[int, ...] = ()

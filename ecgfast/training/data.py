@@ -178,8 +178,8 @@ def _by_patient(store: Store | JoinedStores, among: np.ndarray, fraction: float,
     if len(present) < 2:
         raise EcgfastError(f"validation_fraction: must have two patients or more, got {len(present)}")
     n = min(max(1, round(fraction * len(present))), len(present) - 1)
-    ids = store.index["patient_id"]
-    hashes = [blake2b(f"validation\0{seed}\0{ids[int(i)].as_py()}".encode()).digest() for i in first]
+    ids = store.index["patient_id"].take(first).to_pylist()
+    hashes = [blake2b(f"validation\0{seed}\0{name}".encode()).digest() for name in ids]
     chosen = sorted(range(len(present)), key=lambda k: (hashes[k], k))[:n]
     return among & np.isin(numbers, present[chosen])
 

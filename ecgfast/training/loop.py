@@ -293,8 +293,9 @@ class _Progress:
     def _mark(self) -> None:
         self.since = (time.perf_counter(), self.trainer.step)
 
-    def write(self, point: dict[str, float]) -> None:
-        seconds = time.perf_counter() - self.since[0]
+    def write(self, point: dict[str, float], looking: float) -> None:
+        """Log a point; `looking`: seconds since the last one that no update took."""
+        seconds = time.perf_counter() - self.since[0] - looking
         segments = (self.trainer.step - self.since[1]) * self.trainer.segments_per_step
         point["segments_per_second"] = segments / seconds
         if self.log is not None:
@@ -347,9 +348,10 @@ def train(trainer: Trainer, run: RunFolder, steps: int, *, show: bool) -> None:
                 if in_turn or step == steps:
                     point = trainer.read_metrics(keep=not in_turn)
                     check_finite("loss", point["loss"], step, trainer.saved)
+                    begin = time.perf_counter()
                     if looked:
                         point |= trainer.validation.look(trainer)
-                    progress.write(point)
+                    progress.write(point, time.perf_counter() - begin)
                     trainer.tell(trainer.watch.point(point))
                     # Processes must stop at the same step: they agree where they wait anyway.
                     agreed = torch.tensor(float(stop.signum), device=world.device)

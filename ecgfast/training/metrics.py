@@ -225,27 +225,26 @@ def bar_text(metrics: Sequence[Metric], point: Mapping[str, float]) -> str:
     return f"{' '.join(some)}, {last}" if some else last
 
 
-def _row(metric: Metric, first: dict[str, float], last: dict[str, float]) -> str:
+def _row(metric: Metric, first: dict[str, float], last: dict[str, float], width: int) -> str:
     # Points of earlier versions, or of a damaged file, lack some values.
     values = [
         f"{point[metric.name]:>9{metric.row}}" if metric.name in point else f"{'-':>9}"
         for point in (first, last)
     ]
-    return f"{metric.name:<17}{values[0]}{values[1]}   {metric.note}".rstrip()
+    return f"{metric.name:<{width}}{values[0]}{values[1]}   {metric.note}".rstrip()
 
 
 def summarize_points(points: Sequence[dict[str, float]], metrics: Sequence[Metric]) -> list[str]:
-    """The first and the last log point as lines of a table, for people."""
-    ends = points[0], points[-1]
-    first, last = ends
-    rows = [f"{'':<17}{'first':>9}{'last':>9}   (update {first['step']}, {last['step']})"]
-    shown: set[tuple[Panel, float]] = set()
+    """The first and the last log point as lines of a table, for people; of validation those that have it."""
+    shown: dict[tuple[Panel, float], tuple[Metric, dict[str, float], dict[str, float]]] = {}
     for metric in metrics:
-        # One that ends as another in its panel, as a stricter count does, adds nothing.
-        first, last = ends
+        first, last = points[0], points[-1]
         if metric.beside and (own := [point for point in points if metric.name in point]):
-            first, last = own[0], own[-1]  # it stands at some of the log points
-        if metric.row and metric.name in last and (metric.panel, last[metric.name]) not in shown:
-            rows.append(_row(metric, first, last))
-            shown.add((metric.panel, last[metric.name]))
-    return rows
+            first, last = own[0], own[-1]
+        if metric.row and metric.name in last:
+            # One that ends as another in its panel, as a stricter count does, adds nothing.
+            shown.setdefault((metric.panel, last[metric.name]), (metric, first, last))
+    width = max([17, *(len(metric.name) + 1 for metric, *_ in shown.values())])
+    steps = f"(update {points[0]['step']}, {points[-1]['step']})"
+    rows = [f"{'':<{width}}{'first':>9}{'last':>9}   {steps}"]
+    return rows + [_row(*row, width) for row in shown.values()]

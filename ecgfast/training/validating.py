@@ -28,6 +28,9 @@ class PartValidation:
     Every look has the same batches and the same random choices, those of step 0, so numbers of different
     steps and runs compare. The model, the optimiser and all random states stay as they were.
 
+    Some differ from training's for the mode's sake: without Gumbel noise the codes of alike tokens are the
+    same more often, so that more negatives drop out of the local loss, which is lower.
+
     Args:
         source: of the part's batches on this process.
         metrics: the objective's.

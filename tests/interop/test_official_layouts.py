@@ -8,6 +8,7 @@ import torch
 
 from ecgfast.errors import EcgfastError
 from ecgfast.interop import convert_fairseq
+from ecgfast.leads import STANDARD_LEADS
 from ecgfast.nn import Encoder
 from ecgfast.objectives import W2VCMSC
 from tests.fixtures import official
@@ -88,7 +89,17 @@ def test_fine_tuned(form, protocol, model, save, tmp_path):
     assert "47 tensors of the encoder; left behind: proj.weight, proj.bias, optimizer_history" in str(told)
     assert "normalize true" in str(told)
     assert "scaling is yours to match" in str(told)
-    origin = json.loads((tmp_path / "out/config.json").read_text())["origin"]
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["preprocessing"] == encoder.preprocessing
+    assert encoder.preprocessing == {
+        "filters": [],
+        "derived_leads": [],
+        "sample_rate": 500,
+        "leads": list(STANDARD_LEADS),
+        "sources": ["fairseq-signals"],
+        "normalized": "zero mean and unit variance per lead",
+    }
+    origin = config["origin"]
     assert origin["inputs"] == {
         "sample_rate": 500,
         "normalize": True,

@@ -1,7 +1,9 @@
 """A small store of noise and a model that trains on it in milliseconds."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,17 +39,26 @@ TINY = PretrainConfig(
 
 
 def write_store(
-    path: Path, recordings: int = 14, seed: int = 0, leads: Sequence[str] = STANDARD_LEADS
+    path: Path,
+    recordings: int = 14,
+    seed: int = 0,
+    leads: Sequence[str] = STANDARD_LEADS,
+    *,
+    folds: Sequence[int | None] | None = None,
+    samples: int = 640,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     rng = np.random.default_rng(seed)
     every = list(STANDARD_LEADS)
-    settings = {"format": "ecgfast-store", "version": STORE_VERSION, "sample_rate": 500, "leads": every}
-    with StoreWriter(path, settings) as writer:
+    told = {"format": "ecgfast-store", "version": STORE_VERSION, "sample_rate": 500, "leads": every}
+    with StoreWriter(path, told | dict(settings or {})) as writer:
         for i in range(recordings):
-            signal = rng.integers(-500, 500, (12, 640)).astype(np.int16)
+            signal = rng.integers(-500, 500, (12, samples)).astype(np.int16)
             name = f"r{i}"
             signal[[every.index(lead) for lead in every if lead not in leads]] = 0
             record = Recording(name, f"p{i // 2}", name, signal, list(leads), [], None, None, 500.0)
+            if folds is not None:
+                record = dataclasses.replace(record, fold=folds[i])
             writer.add(record)
         writer.finish()
     return path

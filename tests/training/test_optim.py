@@ -1,11 +1,14 @@
 """The optimiser against the formula of the recipe."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from ecgfast.errors import EcgfastError
 from ecgfast.training.config import OptimConfig
 from ecgfast.training.optim import learning_rate, make_optimizer, scale_gradients_
+from tests.training.test_pretraining import trainer_of
 
 
 def test_adam_decays_apart_from_the_moments():
@@ -49,6 +52,30 @@ def test_tri_stage_by_hand():
     assert got[:7] == pytest.approx([0.01, 0.505, 1, 1, 1, 1, 1])
     assert got[11] == pytest.approx(0.1)
     assert got[16:] == pytest.approx([0.01] * 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        ({}, [1, 1, 1, 1, 1]),
+        ({"warmup_steps": 3}, [0.25, 0.5, 0.75, 1, 1]),
+        ({"schedule": "cosine", "final_scale": 0}, [1, 0.85355339, 0.5, 0.14644661, 0]),
+        # 2 of warm-up, 1 of hold, 2 of decay
+        ({"schedule": "tri_stage", "stages": (0.4, 0.2, 0.4)}, [0.01, 0.505, 1, 1, 0.1]),
+    ],
+)
+def test_schedules_in_a_pre_training(store, tiny, settings, rates):
+    """What the optimiser is given in each of 5 updates, and what the log tells."""
+    config = dataclasses.replace(tiny, optim=OptimConfig(lr=1e-3, **settings), max_steps=5)
+    trainer = trainer_of(config, store)
+    batches = trainer.batches()
+    given, told = [], []
+    for _ in range(5):
+        trainer.update(batches)
+        given.append(trainer.optimizer.param_groups[0]["lr"])
+        told.append(trainer.read_metrics()["lr"])
+    batches.close()
+    assert given == told == pytest.approx([1e-3 * rate for rate in rates], abs=1e-11)
 
 
 @pytest.mark.parametrize(

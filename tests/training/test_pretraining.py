@@ -381,13 +381,14 @@ def test_global_batch_of_two_is_that_of_one(store, tiny, tmp_path):
     model = dataclasses.replace(tiny.model, encoder=encoder, dropout_features=0.0, diversity_weight=0.0)
     # A large eps: Adam would make a rounding error of a small gradient a whole step.
     optim = dataclasses.replace(tiny.optim, lr=1e-2, eps=1e-2)
-    one = dataclasses.replace(tiny, model=model, optim=optim, max_steps=3, log_every=1)
+    held = {"validation_fraction": 0.3, "validate_every": 1}
+    one = dataclasses.replace(tiny, model=model, optim=optim, max_steps=3, log_every=1, **held)
     two = dataclasses.replace(one, batch_pairs=1, global_batch=True)
     train_with_two(two, store, tmp_path)
     pretrain(store, tmp_path / "one", one, progress=False)
     runs = [tmp_path / name for name in ("run", "one")]
     points = [read_metrics(run / "metrics.jsonl") for run in runs]
-    for name in ("loss", "global", "grad_norm"):
+    for name in ("loss", "global", "grad_norm", "validation_loss", "validation_global"):
         told = [[point[name] for point in some] for some in points]
         assert told[0] == pytest.approx(told[1], rel=1e-4), name
     weights = [torch.load(run / "checkpoint/state.pt", weights_only=True)["model"] for run in runs]
