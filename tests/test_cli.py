@@ -94,7 +94,7 @@ def test_version_and_configuration(capsys):
     ("args", "message"),
     [
         ([], "no command given"),
-        (["fly"], "COMMAND: got 'fly'; one of synth, prepare, inspect, pretrain, finetune, predict, convert"),
+        (["fly"], "COMMAND: got 'fly'; one of synth, prepare, inspect, pretrain, finetune, predict, embed"),
         (["--fly"], "unrecognized arguments: --fly"),
         (["synth"], "OUT"),
         (["synth", "out", "--patients", "many"], "--patients"),

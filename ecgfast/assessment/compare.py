@@ -10,7 +10,7 @@ import numpy as np
 
 from ecgfast.assessment.folder import SETTINGS, flat
 from ecgfast.assessment.reports import estimate, number
-from ecgfast.assessment.results import METRICS, RANDOM, method_name, read_json
+from ecgfast.assessment.results import METRICS, RANDOM, leads_name, method_name, read_json
 from ecgfast.errors import EcgfastError
 from ecgfast.evaluation import Bootstrap, compare_classifiers
 from ecgfast.finetuning.config import TASK
@@ -176,7 +176,7 @@ def _differences(evaluations: dict[str, dict[str, Any]]) -> tuple[list[Differenc
             for key in pairs:
                 leads, encoder, probe, share = key.split("|")
                 if not _same_test(a, b, leads):
-                    told.append(f"{other} and {first}: other test recordings at {leads} leads")
+                    told.append(f"{other} and {first}: other test recordings at {leads_name(leads)}")
                     continue
                 units = a[f"units|{leads}"]
                 compared = compare_classifiers(

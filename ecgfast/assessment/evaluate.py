@@ -26,6 +26,7 @@ from ecgfast.assessment.results import (
     OWN,
     RANDOM,
     Result,
+    leads_name,
     read_results,
     write_arrays,
     write_json,
@@ -127,7 +128,7 @@ class _Evaluation:
             self.told.append("the model does not tell how its training data were made")
         self.task = self._choose_task()
         self.told += check_unseen(
-            Path(self.model.name),
+            self.model.run_folder,
             self.model.run,
             self.store,
             self.task,
@@ -162,7 +163,7 @@ class _Evaluation:
             found = []
             for number, one in enumerate(self.lead_sets, 1):
                 if (kept := read_results(parts, one.name)) is None:
-                    self._say(f"{one.name} leads ({number} of {len(self.lead_sets)})")
+                    self._say(f"{leads_name(one.name)} ({number} of {len(self.lead_sets)})")
                     results, units, extra = self._at(one)
                     write_results(parts, one.name, results, units, extra)
                     kept = read_results(parts, one.name)
@@ -178,7 +179,7 @@ class _Evaluation:
     def _choose_task(self) -> Task:
         config = self._completed()
         weights = None if config.weights is None else ChallengeWeights.read(config.weights)
-        of_run = division_of_run(Path(self.model.name), self.model.run, self.store)
+        of_run = division_of_run(self.model.run_folder, self.model.run, self.store)
         asked = bool(config.validation_folds or config.test_folds)
         division: Any = of_run
         if asked or of_run is None:
@@ -194,7 +195,9 @@ class _Evaluation:
             tested = of_run.split(self.store.index).test
             task = identities_task(self.store, tested, self.model.segment_samples, settings.get("seed", 0))
         else:
-            task = protocol_task(self.store, config.protocol, own, weights)
+            task = protocol_task(
+                self.store, config.protocol, own, weights, classifier=self.classifier is not None
+            )
         if config.draws is not None:
             task = dataclasses.replace(
                 task, bootstrap=dataclasses.replace(task.bootstrap, draws=config.draws)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ecgfast.assessment.results import LOWER_IS_BETTER, METRICS, MODEL, RANDOM, Result
+from ecgfast.assessment.results import LOWER_IS_BETTER, METRICS, MODEL, RANDOM, Result, leads_name
 from ecgfast.plotting import new_figure, save_figure
 
 _BINS = 10
@@ -92,11 +92,11 @@ def _roc(
         classes.plot(false, true, linewidth=1.2, label=f"{name} {told[name]:.3f}")
     more = len(curves) - _MOST_CURVES
     classes.set_title(
-        f"{first.method}, {first.leads} leads" + (f" ({more} classes more)" if more > 0 else "")
+        f"{first.method}, {leads_name(first.leads)}" + (f" ({more} classes more)" if more > 0 else "")
     )
     for axes, some, label in (
         (methods, _shown(content, results), lambda r: r.method),
-        (leads, by_leads, lambda r: f"{r.leads} leads"),
+        (leads, by_leads, lambda r: leads_name(r.leads)),
     ):
         for number, result in enumerate(some):
             false, true = _macro_curve(_class_curves(content, result, arrays))
@@ -104,7 +104,7 @@ def _roc(
             style = "--" if result.encoder == RANDOM else "-"
             colour = _COLOURS[number % len(_COLOURS)]
             axes.plot(false, true, style, color=colour, linewidth=1.4, label=f"{label(result)} {value:.3f}")
-    methods.set_title(f"Mean over classes, {first.leads} leads")
+    methods.set_title(f"Mean over classes, {leads_name(first.leads)}")
     leads.set_title(f"Mean over classes, {first.method}")
     for axes in (classes, methods, leads):
         axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
@@ -164,7 +164,7 @@ def _reliability(
         below.hist(told, bins=_BINS, range=(0, 1), histtype="step", color=colour, linewidth=1.4)
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
     axes.set(ylabel="share that has the class", xlim=(0, 1), ylim=(0, 1))
-    axes.set_title(f"Reliability, {shown[0].leads} leads, {len(columns)} classes together")
+    axes.set_title(f"Reliability, {leads_name(shown[0].leads)}, {len(columns)} classes together")
     axes.legend(fontsize=8, loc="upper left")
     below.set(xlabel="probability told", ylabel="times told")
     for one in (axes, below):
@@ -188,7 +188,7 @@ def _scatter(
         axes.set_title(f"{result.method}\nMAE {result.report['mae']['value']:.3g}", fontsize=9)
         axes.set_xlabel(content["task"]["names"][0], parse_math=False)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(f"told, {shown[0].leads} leads")
+    panels[0].set_ylabel(f"told, {leads_name(shown[0].leads)}")
     return save_figure(figure, file)
 
 
@@ -203,8 +203,8 @@ def _roc_of_identities(file: Path, content: Mapping[str, Any], results: Sequence
         least = min(least, float(false[false > 0].min(initial=1.0)))
         colour = _COLOURS[sets.index(result.leads) % len(_COLOURS)]
         style = "--" if result.encoder == RANDOM else "-"
-        eer = result.report["eer"]
-        label = f"{result.leads} leads{', random encoder' if result.encoder == RANDOM else ''}, EER {eer:.3f}"
+        told = [leads_name(result.leads), *(["random encoder"] if result.encoder == RANDOM else [])]
+        label = f"{', '.join(told)}, EER {result.report['eer']:.3f}"
         axes.plot(false, true, style, color=colour, linewidth=1.4, label=label)
     axes.set(xscale="log", xlim=(least, 1), ylim=(0, 1.005))
     axes.set(xlabel="false acceptance rate", ylabel="true acceptance rate")

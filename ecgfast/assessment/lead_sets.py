@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ecgfast._suggest import did_you_mean
+from ecgfast.assessment.results import leads_name
 from ecgfast.data import Store
 from ecgfast.errors import EcgfastError
 from ecgfast.evaluation import LEAD_SETS
@@ -78,10 +79,12 @@ def choose_lead_sets(
             if not has.any():
                 raise EcgfastError(f"leads: must be of the store's recordings, which have none of {one.name}")
         elif foreign:
-            told.append(f"left out: {one.name} leads, of which the model does not take {', '.join(foreign)}")
+            told.append(
+                f"left out: {leads_name(one.name)}, of which the model does not take {', '.join(foreign)}"
+            )
             continue
         elif not has.all(axis=1).any():
-            told.append(f"left out: {one.name} leads, which no recording has together")
+            told.append(f"left out: {leads_name(one.name)}, which no recording has together")
             continue
         kept.append(one)
         told += _lacking(one, has)
@@ -95,9 +98,11 @@ def _lacking(one: LeadSet, has: np.ndarray) -> list[str]:
     partly = int((has.any(axis=1) & ~has.all(axis=1)).sum())
     lines = []
     if none:
-        lines.append(f"{one.name} leads: {none:,} of {n:,} recordings have none of them: left out there")
+        lines.append(
+            f"{leads_name(one.name)}: {none:,} of {n:,} recordings have none of them: left out there"
+        )
     if partly:
         lines.append(
-            f"{one.name} leads: {partly:,} of {n:,} recordings lack some of them, which count as zero"
+            f"{leads_name(one.name)}: {partly:,} of {n:,} recordings lack some of them, which count as zero"
         )
     return lines

@@ -57,9 +57,14 @@ class OfRun:
         return Split(**found, left_out=left_out)
 
 
-def division_of_run(run: Path, description: dict[str, Any] | None, store: Store) -> OfRun | None:
+def division_of_run(run: Path | None, description: dict[str, Any] | None, store: Store) -> OfRun | None:
     """The parts of a run of fine-tuning on this store; None: it is none, or left nothing to test on."""
-    if description is None or description.get("task") != TASK or not _same_store(description, store):
+    if (
+        run is None
+        or description is None
+        or description.get("task") != TASK
+        or not _same_store(description, store)
+    ):
         return None
     if not (run / PARTS).is_file():
         return None
@@ -68,13 +73,13 @@ def division_of_run(run: Path, description: dict[str, Any] | None, store: Store)
 
 
 def check_unseen(
-    run: Path, description: dict[str, Any] | None, store: Store, task: Task, *, classifier: bool
+    run: Path | None, description: dict[str, Any] | None, store: Store, task: Task, *, classifier: bool
 ) -> list[str]:
     """Refuse a test part of which patients were trained on with their labels; and what can't be told.
 
     Args:
-        run: The model's folder.
-        description: `config.json` of its run; None: the model is of no run.
+        run: The folder of the model's run; None: the model is of no run.
+        description: `config.json` of the run.
         store: What is tested on.
         task: Whose parts count.
         classifier: Whether the model was trained on labels.
@@ -82,7 +87,7 @@ def check_unseen(
     Raises:
         EcgfastError: a patient of the test part is among those that the run was trained on.
     """
-    if description is None:
+    if run is None or description is None:
         what = "the model was trained on" if classifier else "the pre-training saw"
         return [f"whether {what} recordings of the test part is not known: the model is of no run"]
     if not _same_store(description, store):

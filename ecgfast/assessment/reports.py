@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ecgfast.assessment.results import METRICS, RANDOM, Result
+from ecgfast.assessment.results import METRICS, RANDOM, Result, leads_name
 
 
 def markdown(content: dict[str, Any], results: Sequence[Result]) -> str:
@@ -14,12 +14,11 @@ def markdown(content: dict[str, Any], results: Sequence[Result]) -> str:
         results: The same results.
     """
     task = content["task"]
-    bootstrap = task["bootstrap"]
     head = [
         f"# {content['model']['path']} on {content['store']['path']}",
         "",
         f"{task['name']}: {task['kind']}, windows of {task['segment_samples'] / 500:g} s. "
-        + _intervals(bootstrap),
+        + _intervals(task),
     ]
     names = METRICS[task["kind"]]
     tables = [
@@ -35,8 +34,9 @@ def markdown(content: dict[str, Any], results: Sequence[Result]) -> str:
     return "\n".join([*lines, "", "## What was done, and left out", "", *told]) + "\n"
 
 
-def _intervals(bootstrap: dict[str, Any]) -> str:
-    if not bootstrap["draws"]:
+def _intervals(task: dict[str, Any]) -> str:
+    bootstrap = task["bootstrap"]
+    if not bootstrap["draws"] or task["kind"] == "identification":
         return "No intervals."
     share = f"{100 * bootstrap['confidence']:g} %"
     return f"Intervals: {share}, {bootstrap['draws']:,} draws by {bootstrap['by']}."
@@ -101,7 +101,7 @@ def _per_class(content: dict[str, Any], results: Sequence[Result]) -> list[str]:
     ][:1]
     by_class = [{one["name"]: one for one in result.report["classes"]} for result in shown]
     lines = [
-        f"## AUROC by class, {first} leads",
+        f"## AUROC by class, {leads_name(first)}",
         "",
         "| class | positives | " + " | ".join(result.method for result in shown) + " |",
         "|---|---:|" + "---:|" * len(shown),
@@ -116,7 +116,7 @@ def _of_results(results: Sequence[Result]) -> list[str]:
     """What is odd or left out in single results, each said once."""
     lines: dict[str, list[str]] = {}
     for result in results:
-        where = f"{result.leads} leads, {result.method}"
+        where = f"{leads_name(result.leads)}, {result.method}"
         for line in result.told:
             lines.setdefault(line, []).append(where)
         for what, why in result.report["left_out"].items():

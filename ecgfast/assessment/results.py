@@ -84,6 +84,13 @@ class Result:
         return found if isinstance(found, dict) else {"value": found, "low": None, "high": None}
 
 
+def leads_name(leads: str) -> str:
+    """A set of leads for people: "12 leads", "1 lead", "leads I,II"."""
+    if not leads.isdecimal():
+        return f"leads {leads}"
+    return f"{leads} lead{'' if leads == '1' else 's'}"
+
+
 def method_name(encoder: str, probe: str, share: float) -> str:
     """A method for people."""
     name = _NAMES[probe] + (", random encoder" if encoder == RANDOM else "")

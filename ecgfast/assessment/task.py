@@ -101,7 +101,9 @@ def choose_division(
     return ByFolds(others, tuple(validation_folds), tuple(test_folds))
 
 
-def protocol_task(store: Store, name: str, division: Any, weights: ChallengeWeights | None) -> Task:
+def protocol_task(
+    store: Store, name: str, division: Any, weights: ChallengeWeights | None, *, classifier: bool
+) -> Task:
     """The task of a preset.
 
     Args:
@@ -109,6 +111,7 @@ def protocol_task(store: Store, name: str, division: Any, weights: ChallengeWeig
         name: Of the preset.
         division: Another than the protocol's; None: its own.
         weights: Of the challenge score.
+        classifier: Whether a fine-tuned model is scored, and not an encoder alone.
 
     Raises:
         EcgfastError: an unknown preset, or a store from which it can't be made.
@@ -120,7 +123,7 @@ def protocol_task(store: Store, name: str, division: Any, weights: ChallengeWeig
         store.index, statements=Statements.of_store(store.description), division=division
     )
     protocol = prepared.protocol
-    told = [*prepared.told, *_not_done(prepared, weights)]
+    told = [*prepared.told, *_not_done(prepared, weights, classifier)]
     samples = None if protocol.segment_seconds is None else round(protocol.segment_seconds * _RATE)
     common: dict[str, Any] = {
         "name": protocol.name,
@@ -283,16 +286,14 @@ def _all_classes(found: MultiLabel, classes: tuple[str, ...]) -> MultiLabel:
     return replace(found, classes=classes, matrix=matrix)
 
 
-def _not_done(prepared: Prepared, weights: ChallengeWeights | None) -> list[str]:
-    """What the protocol has and an evaluation of probes and fine-tuned models has not."""
+def _not_done(prepared: Prepared, weights: ChallengeWeights | None, classifier: bool) -> list[str]:
+    """What the protocol has and this evaluation has not."""
     protocol = prepared.protocol
     lines = []
     if "challenge" in protocol.metrics and weights is None:
         lines.append("left out: the challenge score, for which --weights weights.csv must be given")
-    for recipe in protocol.recipes:
+    for recipe in () if classifier else protocol.recipes:
         if recipe.optimizer != "logistic regression":
-            lines.append(
-                f"left out: {recipe.what} ({recipe.optimizer}, learning rate {recipe.lr:g}): the probes here "
-                "are scikit-learn's; ecgfast finetune trains with an optimizer"
-            )
+            how = f"{recipe.optimizer}, learning rate {recipe.lr:g}"
+            lines.append(f"left out: {recipe.what} ({how}): ecgfast finetune trains so")
     return lines

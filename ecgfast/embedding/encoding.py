@@ -15,8 +15,9 @@ from ecgfast.errors import EcgfastError
 from ecgfast.leads import lead_indices
 from ecgfast.nn import Encoder, EncoderConfig, mean_tokens
 
-_CPU_BYTES = 2**28  # what a batch's activations may take: larger ones leave the caches and gain nothing
-_CPU_ROWS = 32  # from which on a product's speed no longer grows
+# Of a batch's largest tensor on the CPU: the C library returns larger ones to the system, which zeroes
+# their pages again at each call.
+_CPU_BYTES = 2**25
 _CUDA_SHARE = 0.4  # of the free memory
 _MOST_ROWS = 4096
 
@@ -57,14 +58,13 @@ def auto_batch_size(config: EncoderConfig, segment_samples: int, precision: str,
     """
     width = 2 if precision == "bf16" else 4
     tokens = max(1, config.n_tokens(segment_samples))
-    activations = tokens * (8 * config.width + 2 * config.ffn) * width
-    stem = 2 * segment_samples * config.n_leads + tokens * 4 * config.stem_channels * width
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(np.clip(_CUDA_SHARE * free / (activations + stem), 1, _MOST_ROWS))
-    rows = _CPU_BYTES // (activations + stem)
-    # Small models are fastest in larger batches: what a call costs is shared by more rows.
-    return int(np.clip(rows, 1, max(_CPU_ROWS, min(256, 2**24 // activations))))
+    largest = tokens * width * max(config.ffn, 3 * config.width)
+    if device.type != "cuda":
+        return int(np.clip(_CPU_BYTES // largest, 1, _MOST_ROWS))
+    free, _ = torch.cuda.mem_get_info(device)
+    window = tokens * width * (8 * config.width + 2 * config.ffn + 4 * config.stem_channels)
+    window += 2 * segment_samples * config.n_leads
+    return int(np.clip(_CUDA_SHARE * free / window, 1, _MOST_ROWS))
 
 
 class Encoding:

@@ -35,7 +35,8 @@ class OpenedModel:
         preprocessing: Of the stores that it was trained on, as `describe_differences` takes it.
         folder: Its model folder; None: it has none.
         kind: `model_type` in its `config.json`.
-        run: The `config.json` of the run that it is of, where MODEL is a run.
+        run: The `config.json` of the run that it is of, where MODEL is a run or its model.
+        run_folder: That run's folder.
     """
 
     name: str
@@ -46,6 +47,7 @@ class OpenedModel:
     folder: Path | None = None
     kind: str = ""
     run: dict[str, Any] | None = None
+    run_folder: Path | None = None
 
     def warn_of_preprocessing(self, store: Store) -> list[str]:
         """Warn of a store that was made otherwise than the training's; the lines are returned too."""
@@ -92,12 +94,15 @@ def open_model(
         raise EcgfastError(
             f"MODEL: must be a model folder, a run, an official checkpoint or random, got {name!r}"
         )
-    run = _read(path / CONFIG) if (path / "checkpoint").is_dir() else None
+    run_folder = next((one for one in (path, path.resolve().parent) if (one / "checkpoint").is_dir()), None)
     folder = path
-    if run is not None and not (path / WEIGHTS).is_file():
+    if run_folder == path and not (path / WEIGHTS).is_file():
         if not (path / "model").is_dir():
             raise EcgfastError(f"MODEL: {name!r} must be a finished run, got one without a model yet")
         folder = path / "model"
+    elif run_folder is not None and path.resolve().name != "model":
+        run_folder = None
+    run = None if run_folder is None else _read(run_folder / CONFIG)
     encoder = Encoder.from_pretrained(folder)
     content = _read(folder / CONFIG)
     samples = content.get("segment_samples", (run or {}).get("config", {}).get("segment_samples"))
@@ -110,6 +115,7 @@ def open_model(
         folder,
         content.get("model_type", ""),
         run,
+        run_folder,
     )
 
 

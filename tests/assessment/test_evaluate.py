@@ -440,3 +440,72 @@ def test_real_records(shared, model, tmp_path):
     assert found["task"]["names"] == ["CD", "HYP", "MI", "NORM", "STTC"]
     assert any("parts are not the protocol's" in line for line in found["told"])
     assert 0.5 < result(tmp_path / "out", "linear probe", "2")["report"]["macro_auroc"]["value"] < 1
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_of_identification(tmp_path, model):
+    """Its own test part, of patients that it was never trained on: nothing need be named."""
+    long = [one | {"signal": np.tile(one["signal"], (1, 2))} for one in records(24)]
+    write_store(long, tmp_path / "store")
+    config = FinetuneConfig(
+        encoder=SMALL,
+        task="identification",
+        max_steps=1,
+        batch_size=8,
+        segment_samples=T,
+        validation_folds=(5,),
+        test_folds=(6,),
+        validate_every=1,
+        device="cpu",
+    )
+    finetune(tmp_path / "store", model, tmp_path / "run", config, progress=False)
+    settings = EvaluationConfig(leads=("1",), device="cpu")
+    evaluate(tmp_path / "store", tmp_path / "run", tmp_path / "out", settings, progress=False)
+    found = report(tmp_path / "out")
+    assert found["task"]["name"] == "identification"
+    assert found["results"][0]["report"]["n_probes"] == 4
+    assert found["task"]["segment_samples"] == T
+    assert "no patient of the test part was fine-tuned on, by the run's parts.json" in found["told"]
+    opened = Store(tmp_path / "store")
+    with np.load(tmp_path / "out" / "scores.npz") as arrays:
+        recording = arrays["recording"]
+    assert set(opened.index["fold"].take(recording).to_pylist()) == {6}
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_a_run_was_fine_tuned_for(path, model, tmp_path):
+    """Its table of labels is used where nothing is named, and its parts."""
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "patient_id,lvef\n" + "".join(f"p{k:02d},{40 + k % 2 * 20 + k % 5}\n" for k in range(24))
+    )
+    config = FinetuneConfig(
+        encoder=SMALL,
+        labels=str(table),
+        max_steps=2,
+        batch_size=8,
+        segment_samples=T,
+        validation_fraction=0.2,
+        test_fraction=0.3,
+        validate_every=2,
+        device="cpu",
+    )
+    finetune(path, model, tmp_path / "run", config, progress=False)
+    settings = EvaluationConfig(leads=("1",), draws=0, random=False, device="cpu")
+    evaluate(path, tmp_path / "run" / "model", tmp_path / "out", settings, progress=False)
+    found = report(tmp_path / "out")
+    assert (found["task"]["kind"], found["task"]["names"]) == ("regression", ["lvef"])
+    assert [r["method"] for r in found["results"]] == ["fine-tuned", "linear probe", "k-NN"]
+    opened, classifier = Store(path), Classifier.from_pretrained(tmp_path / "run")
+    tested = json.loads((tmp_path / "run" / "parts.json").read_text())["test"]
+    records_of = opened.index["record_id"].to_pylist()
+    numbers = np.array(sorted(records_of.index(record) for record in tested))
+    chosen, told = predict_store(opened, classifier, leads=["I"], recordings=numbers, device="cpu")
+    values = np.array(
+        [40 + int(p[1:]) % 2 * 20 + int(p[1:]) % 5 for p in opened.index["patient_id"].to_pylist()]
+    )
+    want = mean_absolute_error(values[chosen], told[:, 0])
+    assert abs(found["results"][0]["report"]["mae"]["value"] - want) < 1e-4
+    table.unlink()
+    with pytest.raises(EcgfastError, match="labels: must be given"):
+        evaluate(path, tmp_path / "run", tmp_path / "again", settings, progress=False)

@@ -1,5 +1,6 @@
 """Embeddings of a store: against a plain form, killed and taken up again, and what is refused."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from ecgfast.cli import main
 from ecgfast.data import Store, prepare
 from ecgfast.embedding import embed_store, open_model, write_embeddings
 from ecgfast.embedding.encoding import Encoding
+from ecgfast.embedding.inference import Inference
 from ecgfast.embedding.models import random_model
 from ecgfast.errors import EcgfastError
 from ecgfast.finetuning import Classifier, ClassifierConfig, predict_store
@@ -291,3 +293,27 @@ def test_real_records(shared, encoder, tmp_path):
     got = embed_store(opened, encoder, leads=["I"], device="cpu")
     assert got.shape == (len(opened), 32)
     assert np.isfinite(got).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_inference_is_the_encoder(norm_first, precision):
+    """Whole and padded segments, in the encoder's own precision and under autocast; nothing is changed."""
+    torch.manual_seed(0)
+    encoder = Encoder(dataclasses.replace(SMALL, norm_first=norm_first)).eval()
+    with torch.no_grad():  # biases and norms are 0 and 1 at first
+        for parameter in encoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    run = Inference(encoder, precision)
+    signal = torch.randint(-900, 900, (5, 2, 400), dtype=torch.int16)
+    for lengths in (None, torch.tensor([400, 16, 399, 300, 32])):
+        tokens, padding = run(signal, ("I", "V2"), lengths)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            want = encoder(signal, ("I", "V2"), lengths=lengths)
+        real = slice(None) if padding is None else ~padding
+        atol = 2e-5 if precision == "fp32" else 4e-2
+        torch.testing.assert_close(tokens[real], want.tokens.float()[real], atol=atol, rtol=0)
+        assert tokens.dtype == torch.float32
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+    assert type(encoder.transformer.layers[0]).__name__ == "TransformerLayer"
