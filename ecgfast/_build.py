@@ -36,7 +36,8 @@ _OPS = frozenset(
         "span_mask",
     }
 )
-_KERNELS = {"cpu": _OPS, "meta": _OPS, "cuda": _OPS if cuda_loaded else frozenset()}
+_CPU_OPS = _OPS | {"global_contrastive_pairs"}
+_KERNELS = {"cpu": _CPU_OPS, "meta": _CPU_OPS, "cuda": _OPS if cuda_loaded else frozenset()}
 
 
 def has_kernel(op: str, device_type: str) -> bool:

@@ -5,15 +5,12 @@
 // to their bound 1 / temperature, and one exponential serves its row and its column; else the sums keep
 // running maxima.
 #include "arena.h"
+#include "global_contrastive_common.h"
 #include "kernels.h"
-#include "products.h"
-#include "rows.h"
 
 namespace ecgfast {
 namespace {
 
-constexpr double kEps = 1e-8;
-constexpr double kMostBounded = 64;     // of 2 / temperature
 constexpr int64_t kMostRows = 11 * 96;  // of a block: a thread's tile is as wide
 
 static int64_t blocks_of(int64_t n, int64_t most, int64_t multiple) {
@@ -81,17 +78,6 @@ struct Scratch {
     bytes = arena.bytes();
   }
 };
-
-// A running logsumexp: sum of exp(x - max). A NaN stays.
-template <class T>
-static void merge(T& max, T& sum, T other_max, T other_sum) {
-  if (other_max > max) {
-    sum = sum * exp(Vec<T>{} + (max - other_max))[0] + other_sum;
-    max = other_max;
-  } else if (!(other_sum <= T(0))) {
-    sum += other_sum != other_sum ? other_sum : other_sum * exp(Vec<T>{} + (other_max - max))[0];
-  }
-}
 
 template <class In, class P>
 struct Contrast {
@@ -523,23 +509,6 @@ static GlobalSizes sizes(const GlobalArgs& a) {
   const Layout<In, P> l(a, nullptr);
   const Scratch<In, P> s(a, l, nullptr);
   return {{l.rows, l.cols}, {l.R, l.W}, l.bytes, s.bytes, C::sum_size(a), C::kRounds};
-}
-
-// f(an element of the inputs' type, products of that type).
-template <class F>
-static auto with_products(const GlobalArgs& a, F f) {
-  switch (a.dtype) {
-    case DType::f32:
-      return f(float(), ProductsOf<float>::type());
-    case DType::bf16:
-      if (a.precise) return f(BFloat16(), ProductsOf<float>::type());
-      return f(BFloat16(), ProductsOf<BFloat16>::type());
-    case DType::f16:
-      return f(Half(), ProductsOf<Half>::type());
-    case DType::f64:
-      break;
-  }
-  return f(double(), ProductsOf<double>::type());
 }
 
 }  // namespace

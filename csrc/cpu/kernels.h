@@ -7,6 +7,7 @@
 #include "activation_args.h"
 #include "gather_segments.h"
 #include "global_contrastive.h"
+#include "global_contrastive_pairs.h"
 #include "gumbel_quantize.h"
 #include "local_contrastive.h"
 #include "masks.h"
@@ -25,6 +26,9 @@ namespace ecgfast {
   X(GlobalSizes, global_sizes, (const GlobalArgs& args))                                        \
   X(void, global_contrastive,                                                                   \
     (const GlobalArgs& args, GlobalPass pass, int64_t begin, int64_t end, void* scratch))       \
+  X(PairsSizes, pairs_sizes, (const PairsArgs& args))                                           \
+  X(void, global_contrastive_pairs,                                                             \
+    (const PairsArgs& args, PairsPass pass, int64_t begin, int64_t end, void* scratch))         \
   X(GumbelSizes, gumbel_sizes, (const GumbelArgs& args, bool backward))                         \
   X(void, gumbel_quantize,                                                                      \
     (const GumbelArgs& args, GumbelPass pass, int64_t begin, int64_t end, void* scratch))       \

@@ -94,6 +94,15 @@ STABLE_TORCH_LIBRARY(ecgfast, m) {
       "Tensor "
       "lse_rows, Tensor lse_columns, Tensor inv_norms, float temperature, bool detach_norm, bool tf32, "
       "Tensor? temperature_tensor=None) -> (Tensor grad_a, Tensor grad_b, Tensor moments)");
+  m.def(
+      "global_contrastive_pairs(Tensor a, Tensor? b, Tensor group_a, Tensor? group_b, Tensor? present_a, "
+      "Tensor? present_b, Tensor pairs, bool negatives, float temperature, bool detach_norm, bool tf32, "
+      "Tensor? temperature_tensor=None) -> (Tensor loss, Tensor lse, Tensor inv_norms)");
+  m.def(
+      "global_contrastive_pairs_backward(Tensor grad_loss, Tensor a, Tensor? b, Tensor group_a, Tensor? "
+      "group_b, Tensor? present_a, Tensor? present_b, Tensor pairs, Tensor lse, Tensor inv_norms, bool "
+      "negatives, float temperature, bool detach_norm, bool tf32, Tensor? temperature_tensor=None) "
+      "-> (Tensor grad_a, Tensor grad_b, Tensor moments)");
   m.def("cpu_isa() -> str");
   m.def("usable_cpu_isas() -> str");
   m.def("set_cpu_isa(str name) -> ()");

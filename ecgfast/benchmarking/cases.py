@@ -170,6 +170,34 @@ def _global() -> dict[str, Variant]:
     return _usual("global_contrastive", ours, "global_contrastive_compiled")
 
 
+def _nt_xent_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
+    return _randn(g, dtype, s["N"], s["D"]), torch.arange(s["N"]) // 2, 0.1
+
+
+def _nt_xent() -> dict[str, Variant]:
+    def ours(a: Tensor, groups: Tensor, temperature: float) -> Tensor:
+        return ops.global_contrastive(a, None, groups, temperature=temperature)
+
+    return _usual("nt_xent", ours)
+
+
+def _lead_pairs_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
+    pairs = torch.combinations(torch.arange(s["L"]))
+    return _randn(g, dtype, s["L"], s["N"], s["D"]), torch.arange(s["N"]), pairs, 0.1
+
+
+def _lead_pairs() -> dict[str, Variant]:
+    def ours(a: Tensor, groups: Tensor, pairs: Tensor, temperature: float) -> Tensor:
+        return ops.global_contrastive(a, None, groups, pairs=pairs, temperature=temperature)
+
+    return _usual("lead_pairs", ours)
+
+
+def _lead_pairs_products(s: Sizes) -> tuple[float, float]:
+    forward = s["L"] * (s["L"] - 1.0) * s["N"] ** 2 * s["D"]
+    return forward, 3 * forward
+
+
 def _positional_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
     shape = s["E"], s["E"] // s["G"], s["K"]
     weight = _randn(g, dtype, *shape, scale=2 * (s["K"] * s["E"]) ** -0.5)
@@ -330,6 +358,23 @@ CASES: dict[str, Case] = {
         products=lambda s: (2.0 * s["N"] ** 2 * s["D"], 6.0 * s["N"] ** 2 * s["D"]),
         cuda={"N": 32768},
         cuda_others={"n64": {"N": 64}},
+    ),
+    # A batch of two views against itself: half of the similarities are those of the other half.
+    "nt_xent": Case(
+        sizes={"N": 4096, "D": 768},
+        quick={"N": 48, "D": 32},
+        inputs=_nt_xent_inputs,
+        variants=_nt_xent,
+        products=lambda s: (1.0 * s["N"] ** 2 * s["D"], 3.0 * s["N"] ** 2 * s["D"]),
+        others={"n512": {"N": 512}},
+    ),
+    # Each lead alone, every pair of leads.
+    "lead_pairs": Case(
+        sizes={"L": 12, "N": 64, "D": 768},
+        quick={"L": 4, "N": 12, "D": 32},
+        inputs=_lead_pairs_inputs,
+        variants=_lead_pairs,
+        products=_lead_pairs_products,
     ),
     "positional_conv": Case(
         sizes={"B": 16, "N": 156, "E": 768, "K": 128, "G": 16},

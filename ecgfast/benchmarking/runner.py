@@ -31,7 +31,11 @@ Log = Callable[[str], None]
 _KEEP_PAGES = (
     "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776:glibc.malloc.top_pad=67108864"
 )
-_KERNELS_OF = {"masks": ("lead_mask", "span_mask")}
+_KERNELS_OF = {
+    "masks": ("lead_mask", "span_mask"),
+    "nt_xent": ("global_contrastive_pairs",),
+    "lead_pairs": ("global_contrastive_pairs",),
+}
 
 
 def _environment(pages: str) -> dict[str, str]:

@@ -23,8 +23,8 @@ def bench(
     """Time an op against its official and tuned PyTorch variants, in one run.
 
     Args:
-        op: patch_embed, gumbel_quantize, local_contrastive, global_contrastive, positional_conv,
-            gather_segments, lead_mask, span_mask, masks (both of them), or all.
+        op: patch_embed, gumbel_quantize, local_contrastive, global_contrastive, nt_xent, lead_pairs,
+            positional_conv, gather_segments, lead_mask, span_mask, masks (both of them), or all.
         device: Where the ops run.
         json: File for the result; its folder is made if it is absent, as for the others.
         json_dir: Folder for a result per op (for all).

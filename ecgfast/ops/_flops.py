@@ -52,6 +52,12 @@ def _similarities(a: SimpleNamespace) -> int:
     return 2 * a.a[0] * a.b[0] * a.a[1]
 
 
+def _pairs(a: SimpleNamespace) -> int:
+    """A batch against itself has half the similarities, but the reference has all of them."""
+    _, n, width = a.a
+    return 2 * a.pairs[0] * n * (n if a.b is None else a.b[1]) * width
+
+
 def _mixture(a: SimpleNamespace) -> int:
     groups, entries, width = a.codebook
     return 2 * a.logits[0] * groups * entries * width
@@ -73,6 +79,8 @@ _FORMULAS: dict[str, Callable[[SimpleNamespace], int]] = {
     "local_contrastive_backward": lambda a: 2 * _cosines(a),
     "global_contrastive": _similarities,
     "global_contrastive_backward": lambda a: 2 * _similarities(a),
+    "global_contrastive_pairs": _pairs,
+    "global_contrastive_pairs_backward": lambda a: 2 * _pairs(a),
     "gumbel_quantize": lambda a: 0 if a.hard else _mixture(a),
     "gumbel_quantize_backward": _gumbel_backward,
 }

@@ -27,6 +27,7 @@ from ecgfast.ops._dispatch import (
 from ecgfast.ops._gather import gather_rows
 
 _OP = "global_contrastive"
+_PAIRS = "global_contrastive_pairs"
 
 
 DENOMINATORS = ("all", "negatives")
@@ -235,6 +236,12 @@ def global_contrastive(
             rows that are absent (False) take no part, neither as positives nor as negatives, and get no
             gradient, whatever they hold.
 
+    The CPU has kernels for all forms, which never hold an N x N' matrix. A batch against itself takes half
+    the products; absent rows and pairs without a positive take none. With ``denominator="negatives"`` the
+    positives' cosines are made once more, one by one: it is meant for few positives a row. On CUDA there are
+    kernels for two whole batches with ``denominator="all"``; the other forms run the reference there, which
+    holds the matrix of each pair.
+
     A row no longer than 1e-8 has cosine 0 with all or nearly so, and gets no gradient. Where the product of
     two rows' norms passes what fp32 holds, bf16 inputs on any device, and others on CUDA, give NaN.
 
@@ -264,12 +271,29 @@ def global_contrastive(
         a, b, group_a, group_b, present_a, present_b, pairs, denominator, temperature, detach_norm
     )
     x = _checked(given, process_group)
-    plain = x.b is not None and x.pairs is None and x.denominator == "all"
-    if not plain or x.present_a is not None or x.present_b is not None or not fused(_OP, x.a):
+    op = _OP if _is_plain(x) else _PAIRS
+    if not fused(op, x.a):
         return _reference(x)
     number, tensor = split_temperature(x.temperature, x.a)
-    scalars = (number, x.detach_norm, tf32(x.a))
-    return _call(x.a, x.b, x.group_a, x.group_b, *scalars, *(() if tensor is None else (tensor,)))[0]
+    scalars = (number, x.detach_norm, tf32(x.a), *(() if tensor is None else (tensor,)))
+    if op == _OP:
+        return _call(x.a, x.b, x.group_a, x.group_b, *scalars)[0]
+    return _call_pairs(*_as_pairs(x), x.denominator == "negatives", *scalars)[0]
+
+
+def _is_plain(x: _Arguments) -> bool:
+    """Whether it is two whole batches, with a softmax over all."""
+    others = (x.present_a, x.present_b, x.pairs)
+    return x.b is not None and x.denominator == "all" and all(other is None for other in others)
+
+
+def _as_pairs(x: _Arguments) -> tuple[Tensor | None, ...]:
+    """The tensors of ``global_contrastive_pairs``; a batch is that of one lead."""
+    a, b, pairs = x.a, x.b, x.pairs
+    if pairs is None:
+        a, b = a[None], None if b is None else b[None]
+        pairs = torch.zeros(1, 2, dtype=torch.int64, device=a.device)
+    return a, b, x.group_a, x.group_b, x.present_a, x.present_b, pairs
 
 
 @torch.library.register_fake("ecgfast::global_contrastive")
@@ -314,3 +338,61 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
 
 register_gradient(_OP, _setup, _backward)
 _call = eager_call(_OP, _setup, _backward)
+
+
+# Of pairs: a, b, group_a, group_b, present_a, present_b, pairs; negatives, temperature, detach_norm, tf32;
+# and the temperature that is a tensor.
+_N_TENSORS, _N_SCALARS = 7, 4
+
+
+@torch.library.register_fake("ecgfast::global_contrastive_pairs")
+def _(a: Tensor, b: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = wide(a.dtype)
+    pairs, negatives = rest[_N_TENSORS - 3], rest[_N_TENSORS - 2]
+    leads, n, _ = a.shape
+    other_leads, n_b = (leads, n) if b is None else b.shape[:2]
+    statistics = (2 if negatives else 1) * pairs.shape[0] * (n + n_b)
+    rows = leads * n + (0 if b is None else other_leads * n_b)
+    lse = a.new_empty(statistics, dtype=torch.float64)
+    return a.new_empty((), dtype=dtype), lse, a.new_empty(rows, dtype=dtype)
+
+
+@torch.library.register_fake("ecgfast::global_contrastive_pairs_backward")
+def _(grad_loss: Tensor, a: Tensor, b: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    n_others = _N_TENSORS + 2 + _N_SCALARS - 2  # with lse and inv_norms, after a and b
+    with_moments = len(rest) > n_others and rest[n_others] is not None
+    return (
+        a.new_empty(a.shape),
+        a.new_empty(0) if b is None else b.new_empty(b.shape),
+        grad_loss.new_empty(1 if with_moments else 0, dtype=torch.float64),
+    )
+
+
+def _setup_pairs(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, *statistics = output
+    temperature = inputs[_N_TENSORS + _N_SCALARS :]
+    ctx.save_for_backward(*inputs[:_N_TENSORS], *statistics, *temperature)
+    ctx.scalars, ctx.n_inputs = inputs[_N_TENSORS : _N_TENSORS + _N_SCALARS], len(inputs)
+    ctx.mark_non_differentiable(*statistics)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_pairs(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * ctx.n_inputs
+    tensors = ctx.saved_tensors
+    saved, temperature = tensors[: _N_TENSORS + 2], tensors[_N_TENSORS + 2 :]
+    grad_a, grad_b, moments = torch.ops.ecgfast.global_contrastive_pairs_backward(
+        grad_loss, *saved, *ctx.scalars, *temperature
+    )
+    others = _N_TENSORS - 2 + _N_SCALARS
+    return (
+        grad_a,
+        None if saved[1] is None else grad_b,
+        *(None,) * others,
+        *(temperature_gradient(moments, t) for t in temperature),
+    )
+
+
+register_gradient(_PAIRS, _setup_pairs, _backward_pairs)
+_call_pairs = eager_call(_PAIRS, _setup_pairs, _backward_pairs)

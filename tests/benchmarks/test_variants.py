@@ -120,6 +120,32 @@ def test_global_contrastive(variant, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", [official.nt_xent, tuned.nt_xent])
+def test_nt_xent(variant, dtype):
+    groups = torch.arange(10) % 5
+    leaves = [torch.randn(10, 12, generator=generator(7))]
+    check(
+        lambda a: variant(a, groups, 0.1),
+        lambda a: ops.global_contrastive_reference(a, None, groups, detach_norm=variant is tuned.nt_xent),
+        leaves,
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", [official.lead_pairs, tuned.lead_pairs])
+def test_lead_pairs(variant, dtype):
+    groups, pairs = torch.arange(8), torch.combinations(torch.arange(3))
+    leaves = [torch.randn(3, 8, 12, generator=generator(8))]
+    check(
+        lambda a: variant(a, groups, pairs, 0.1),
+        lambda a: ops.global_contrastive_reference(a, None, groups, pairs=pairs),
+        leaves,
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", [official.positional_conv, tuned.positional_conv])
 @pytest.mark.parametrize(("n", "kernel"), [(13, 8), (5, 12), (20, 7), (1, 13)])
 def test_positional_conv(variant, dtype, n, kernel):

@@ -99,6 +99,22 @@ def global_contrastive(a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, t
     return loss
 
 
+def nt_xent(a: Tensor, groups: Tensor, temperature: float) -> Tensor:
+    """The whole matrix, -infinity on its diagonal, log-softmax, and each row's positives picked."""
+    unit = F.normalize(a.float(), dim=1)
+    logits = torch.matmul(unit, unit.transpose(0, 1)) / temperature
+    itself = torch.eye(len(a), dtype=torch.bool, device=a.device)
+    logits = logits.masked_fill(itself, -torch.inf)
+    positive = (groups[:, None] == groups[None, :]) & ~itself
+    return -F.log_softmax(logits, dim=-1)[positive].mean()
+
+
+def lead_pairs(a: Tensor, groups: Tensor, pairs: Tensor, temperature: float) -> Tensor:
+    """The loss of two batches, pair by pair."""
+    losses = [global_contrastive(a[i], a[j], groups, groups, temperature) for i, j in pairs.tolist()]
+    return torch.stack(losses).mean()
+
+
 def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """``x + GELU(conv1d)``, channels first, the surplus last step cut off."""
     kernel = weight.shape[-1]

@@ -231,6 +231,26 @@ def global_contrastive(a: Tensor, b: Tensor, group_a: Tensor, group_b: Tensor, t
     return _GlobalContrastive.apply(*units, group_a, group_b, temperature)
 
 
+def nt_xent(a: Tensor, groups: Tensor, temperature: float) -> Tensor:
+    """A logsumexp of the masked matrix; of the positives, their sum."""
+    unit = _unit(a).to(a.dtype)
+    scores = (unit @ unit.T).float() / temperature
+    itself = torch.eye(len(a), dtype=torch.bool, device=a.device)
+    positive = (groups[:, None] == groups) & ~itself
+    lse = torch.logsumexp(scores.masked_fill(itself, -torch.inf), 1, keepdim=True)
+    return torch.where(positive, lse - scores, 0.0).sum() / positive.sum()
+
+
+def lead_pairs(a: Tensor, groups: Tensor, pairs: Tensor, temperature: float) -> Tensor:
+    """One batched product for all pairs."""
+    length = a.detach().float().norm(dim=-1, keepdim=True).clamp(min=_EPS)
+    unit = (a.float() / length).to(a.dtype)
+    scores = torch.bmm(unit[pairs[:, 0]], unit[pairs[:, 1]].mT).float() / temperature
+    positive = groups[:, None] == groups
+    lse = torch.logsumexp(scores, 2, keepdim=True) + torch.logsumexp(scores, 1, keepdim=True)
+    return torch.where(positive, lse - 2 * scores, 0.0).sum() / (2 * positive.sum() * len(pairs))
+
+
 def _good_length(n: int) -> int:
     """The smallest product of 2, 3, 5 and 7 that is at least n and even."""
     while True:
