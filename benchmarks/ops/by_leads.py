@@ -1,12 +1,14 @@
 """The stem by number of leads: `python -m benchmarks.ops.by_leads [--json FILE] [--markdown FILE]`.
 
 Variants of `patch_embed` in turn, for each number of leads and both ways to lack the others: masked in each
-segment (`keep`, other leads in each) and left out of the signal and the weights (the stem's `channels`). All
-in one process on one thread. Times are CPU time, the least of the rounds, per segment: on a machine that
+segment (`keep`, other leads in each) and left out of the signal and the weights (the stem's `channels`); for
+the paper's four layers, and for a stem of layer 0 alone, which is all that depends on the leads. All in one
+process on one thread. Times are CPU time, the least of the rounds, per segment: on a machine that
 others use too they say more than wall-clock times, whose medians `ecgfast bench patch_embed --sizes K 2` has.
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -23,19 +25,18 @@ from ecgfast.benchmarking.worker import Subject
 COUNTS = (12, 6, 3, 2, 1)
 KINDS = ("keep", "channels")
 PASSES = ("forward", "forward_backward")
+DEPTHS = (4, 1)
 
 
 def measure(batch: int, rounds: int, dtype: str, variants: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a dtype: the leads, how the others are left out, the pass, the variant, `min_cpu_ms`."""
+    """Rows of a dtype: layers, leads, how the others are left out, pass, variant, `min_cpu_ms`."""
     found = variants_of("patch_embed")
     cases = []
-    for kind in KINDS:
-        for leads in COUNTS:
-            sizes = {"B": batch, "K": leads} | ({"L": leads} if kind == "channels" else {})
-            for pass_ in PASSES:
-                whole = merge_sizes("patch_embed", sizes, quick=False)
-                subject = Subject("patch_embed", whole, dtype, pass_ == "forward_backward", "cpu")
-                cases += [((kind, leads, pass_, name), subject, found[name]) for name in variants]
+    for depth, kind, leads, pass_ in itertools.product(DEPTHS, KINDS, COUNTS, PASSES):
+        given = {"B": batch, "K": leads, "D": depth} | ({"L": leads} if kind == "channels" else {})
+        sizes = merge_sizes("patch_embed", given, quick=False)
+        subject = Subject("patch_embed", sizes, dtype, pass_ == "forward_backward", "cpu")
+        cases += [((depth, kind, leads, pass_, name), subject, found[name]) for name in variants]
     least: dict[tuple, float] = {}
     for _, subject, function in cases:
         subject(function)  # compiles, fills caches
@@ -45,7 +46,7 @@ def measure(batch: int, rounds: int, dtype: str, variants: Sequence[str]) -> lis
             subject(function)
             taken = (time.process_time() - begin) * 1e3 / batch
             least[key] = min(least.get(key, taken), taken)
-    names = ("others", "leads", "pass", "variant")
+    names = ("layers", "others", "leads", "pass", "variant")
     return [
         {"dtype": dtype, **dict(zip(names, k, strict=True)), "min_cpu_ms": round(v, 4)}
         for k, v in least.items()
@@ -65,25 +66,27 @@ def table(result: dict[str, Any]) -> str:
         f"of {result['rounds']} calls in turn, one thread. `keep`: masked in each segment, other leads "
         "in each. `channels`: the signal has the leads alone.",
         "",
-        f"| dtype | pass | others are left out by | leads | {' | '.join(names)} | ecgfast, of its 12 leads |",
-        f"|---|---|---|---:|{'---:|' * (len(variants) + 1)}",
+        f"| dtype | layers | pass | others out by | leads | {' | '.join(names)} | ecgfast, of 12 leads |",
+        f"|---|---:|---|---|---:|{'---:|' * (len(variants) + 1)}",
     ]
     groups: dict[tuple, dict[str, float]] = {}
     for row in result["rows"]:
-        key = (row["dtype"], row["pass"], row["others"], row["leads"])
+        key = tuple(row[name] for name in ("dtype", "layers", "pass", "others", "leads"))
         groups.setdefault(key, {})[row["variant"]] = row["min_cpu_ms"]
-    for dtype, pass_, others, leads in sorted(groups, key=_order):
-        line = groups[dtype, pass_, others, leads]
-        whole = groups[dtype, pass_, others, COUNTS[0]].get("ecgfast")
+    for dtype, layers, pass_, others, leads in sorted(groups, key=_order):
+        line = groups[dtype, layers, pass_, others, leads]
+        whole = groups[dtype, layers, pass_, others, COUNTS[0]].get("ecgfast")
         share = f"{100 * line['ecgfast'] / whole:.0f} %" if whole else "–"
         times = " | ".join(f"**{line[v]:.2f}**" if v == "ecgfast" else f"{line[v]:.2f}" for v in variants)
-        lines.append(f"| {dtype} | {pass_.replace('_', ' + ')} | `{others}` | {leads} | {times} | {share} |")
+        lines.append(
+            f"| {dtype} | {layers} | {pass_.replace('_', ' + ')} | `{others}` | {leads} | {times} | {share} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def _order(key: tuple) -> tuple:
-    dtype, pass_, others, leads = key
-    return dtype != "float32", PASSES.index(pass_), KINDS.index(others), -leads
+    dtype, layers, pass_, others, leads = key
+    return dtype != "float32", -layers, PASSES.index(pass_), KINDS.index(others), -leads
 
 
 def main() -> None:
