@@ -26,6 +26,7 @@ struct Carve {
 int64_t lay_out(const StemShape& s, int64_t element, bool slopes, void* base, StemState& state) {
   Carve carve{static_cast<char*>(base)};
   state.patches = carve.bytes(s.batch * s.patches * kPatch * element);
+  state.held = static_cast<uint32_t*>(carve.bytes(s.batch * sizeof(uint32_t)));
   state.means = carve.floats(s.batch * kPatch);
   state.spread = slopes ? carve.floats(s.batch * s.width * kPatch) : nullptr;
   state.affine = carve.floats(s.batch * s.width * 2);

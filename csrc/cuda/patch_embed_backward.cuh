@@ -263,7 +263,9 @@ __global__ void __launch_bounds__(kThreads, 1)
                           {patches, 2 * kPatch, rows, kPatch}, row);
     load_affine<128>(memory.affine + stage * 256, state.affine + 2 * b * s.width, column0, s.width);
   };
-  const auto produce = [&](int c) {
+  uint32_t held = 0;  // in any of the segments
+  for (int64_t i = 0; i < segments; ++i) held |= state.held[segment0 + i];
+  const auto make = [&](int c, auto steps) {
     const int stage = c % kMadeStages, lane = threadIdx.x % 32;
     T* made = memory.made + c % 2 * Memory::Made::kSize;
     uint32_t patches[kPatchSteps<T>][4];
@@ -274,13 +276,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int n = 0; n < kMadeColumns / 8; ++n) {
       const int column = made_column + 8 * n;
       float z[4];
-      layer0<T>(z, patches, weights0[n], memory.affine + 2 * (stage * 128 + column));
+      layer0<T, decltype(steps)::value>(z, patches, weights0[n], memory.affine + 2 * (stage * 128 + column));
 #pragma unroll
       for (int k = 0; k < 2; ++k)
         store_two(made + Memory::Made::at(band + lane / 4 + 8 * k, column + lane % 4 * 2), gelu<T>(z[2 * k]),
                   gelu<T>(z[2 * k + 1]));
     }
   };
+  const auto produce = [&](int c) { with_patch_steps<T>(held, [&](auto steps) { make(c, steps); }); };
   typename Warp::Sums sums = {};
   stream_produced<kMadeStages>(segments * per_segment, load, produce, [&](int c) {
     multiply<typename Memory::Left, typename Memory::Made>(
@@ -441,7 +444,7 @@ __device__ __forceinline__ void finish_row_tile(const PutAway<T, Warp>& grads, c
       for (int step = 0; step < kPatchSteps<T>; ++step) Patches::left(a[step], memory.patches, row, step);
       float d[4], grad[4];
       grads.get(grad, i, j);
-      products0<T>(d, a, w);
+      products0<T, kPatchSteps<T>>(d, a, w);
       const float products[4] = {d[0], d[1], d[2], d[3]};
       fold_norm(d, memory.affine + 2 * channel);
 #pragma unroll

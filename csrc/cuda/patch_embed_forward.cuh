@@ -58,6 +58,7 @@ struct StatisticsMemory {
   __nv_bfloat16* slices;  // of 16 patches per warp: [kStatisticsWarps][kSlices]
   float* offsets;         // [kPatch]: what is taken off the signal
   float* inverses;        // [kPatch / 2]: 1 / unit of a lead's first slice
+  bool* held;             // [kPatch / 2]: leads that are kept and not all zeros
   __host__ __device__ explicit StatisticsMemory(SharedArena& arena)
       : covariance(arena.take<double>(kMoments)),
         means(arena.take<double>(kPatch)),
@@ -65,7 +66,8 @@ struct StatisticsMemory {
         tiles(arena.take<T>(kStatisticsWarps * PatchTile<T, 16>::kSize)),
         slices(arena.take<__nv_bfloat16>(kStatisticsWarps * kSlices * SliceTile::kSize)),
         offsets(arena.take<float>(kPatch)),
-        inverses(arena.take<float>(kPatch / 2)) {}
+        inverses(arena.take<float>(kPatch / 2)),
+        held(arena.take<bool>(kPatch / 2)) {}
 };
 
 // One segment's signal. It is kept less the means that are more than twice the deviation, for sums of large
@@ -116,6 +118,8 @@ __device__ __forceinline__ float to_slices(float largest) {
 }
 
 // Means of the kept leads' even and odd samples where they are to be taken off, and scales; a warp per lead.
+// A lead that holds nothing but zeros is as good as masked: what is not a number is in no maximum but in the
+// sum of squares, and an odd sample after the valid patches is in neither.
 template <typename T>
 __device__ void signal_scales(const Segment<T>& segment, const StatisticsMemory<T>& memory) {
   const int lane = threadIdx.x % 32;
@@ -143,21 +147,26 @@ __device__ void signal_scales(const Segment<T>& segment, const StatisticsMemory<
     odd *= by;
     if (segment.exact() || 2.5f * (even * even + odd * odd) <= 2.0f * square * by) even = odd = 0.0f;
     const float largest = fmaxf(high - fminf(even, odd), low + fmaxf(even, odd));
+    const int last = segment.samples / 2;
+    const bool zeros = square == 0.0f && high <= 0.0f && low <= 0.0f &&
+                       !(segment.kept(lead) && segment.samples % 2 && last < segment.s.patches &&
+                         segment.pair(lead, last).x != 0.0f);
     if (lane < 2) memory.offsets[2 * lead + lane] = lane ? odd : even;
+    if (lane == 0) memory.held[lead] = segment.kept(lead) && !zeros;
     if (lane == 0) memory.inverses[lead] = kept ? to_slices(largest) : 1.0f;
   }
 }
 
 // A lane's share of one patch: leads lane / 16, lane / 16 + 2, ...; the last pair is (0, 1).
 template <typename T>
-__device__ __forceinline__ void fetch(float2 (&x)[kPairs], const Segment<T>& segment, uint32_t kept,
+__device__ __forceinline__ void fetch(float2 (&x)[kPairs], const Segment<T>& segment, uint32_t held,
                                       const float* offsets, int patch) {
   const bool inside = patch < segment.s.patches;
 #pragma unroll
   for (int n = 0; n < kPairs; ++n) {
     const int lead = threadIdx.x / 16 % 2 + 2 * n;
     x[n] = make_float2(0.0f, 0.0f);
-    if (inside && kept >> lead & 1) {
+    if (inside && held >> lead & 1) {
       const float2 raw = segment.pair(lead, patch);
       x[n] = make_float2(to_float(from_float<T>(raw.x - offsets[2 * lead])),
                          to_float(from_float<T>(raw.y - offsets[2 * lead + 1])));
@@ -175,8 +184,8 @@ __device__ __forceinline__ float next_slice(float& left, float scale) {
 
 using MomentSums = float[kLevels][kMomentTiles][4];
 
-// sums += the products of 16 patches' slices.
-template <typename T>
+// sums += the products of 16 patches' slices, in the first half and the place of the ones alone if kHalf.
+template <typename T, bool kHalf>
 __device__ __forceinline__ void add_slices(MomentSums& sums, const __nv_bfloat16* slices) {
   using Tile = typename StatisticsMemory<T>::SliceTile;
   uint32_t a[kSlices][2][4], b[kSlices][2][4];
@@ -193,6 +202,7 @@ __device__ __forceinline__ void add_slices(MomentSums& sums, const __nv_bfloat16
     for (int q = 0; q < kSlices; ++q)
 #pragma unroll
       for (int tile = 0; tile < kMomentTiles; ++tile) {
+        if (kHalf && (tile == 2 || tile == 4)) continue;
         const int column = tile < 4 ? tile : tile - 2, level = p + q < kLevels ? p + q : kLevels - 1;
         ptx::mma_m16n8k16_bf16(sums[level][tile], a[p][tile / 4],
                                {b[q][column / 2][column % 2 * 2], b[q][column / 2][column % 2 * 2 + 1]});
@@ -200,23 +210,28 @@ __device__ __forceinline__ void add_slices(MomentSums& sums, const __nv_bfloat16
 }
 
 // Writes the patches to memory and adds up the second moments of the valid ones, 16 patches of a warp at a
-// time.
-template <typename T>
+// time. If kHalf, no lead after the first eight is held.
+template <typename T, bool kHalf>
 __device__ void make_patches(MomentSums& sums, const Segment<T>& segment, const StatisticsMemory<T>& memory,
-                             T* patches) {
+                             uint32_t held, T* patches) {
   using Tile = PatchTile<T, 16>;
   using SliceTile = typename StatisticsMemory<T>::SliceTile;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   T* tile = memory.tiles + warp * Tile::kSize;
   __nv_bfloat16* slices = memory.slices + warp * kSlices * SliceTile::kSize;
-  const uint32_t kept = __ballot_sync(~0u, lane < kOnes / 2 && segment.kept(lane));
+  if (kHalf) {  // the other leads' places stay zero
+    for (int n = lane; n < Tile::kSize; n += 32) tile[n] = from_float<T>(0.0f);
+    for (int n = lane; n < kSlices * SliceTile::kSize; n += 32) slices[n] = __float2bfloat16(0.0f);
+    __syncwarp();
+  }
   float2 x[kPairs];
-  fetch(x, segment, kept, memory.offsets, warp * 16 + lane % 16);
+  fetch(x, segment, held, memory.offsets, warp * 16 + lane % 16);
 #pragma unroll 1
   for (int first = warp * 16; first < segment.s.patches; first += kStatisticsWarps * 16) {
     const bool valid = first + lane % 16 < segment.valid;
 #pragma unroll
     for (int n = 0; n < kPairs; ++n) {
+      if (kHalf && n >= kPairs / 2 && n < kPairs - 1) continue;
       const int place = lane / 16 * 2 + 4 * n;
       store_two(tile + Tile::at(lane % 16, place), x[n].x, x[n].y);
       const float by = memory.inverses[place / 2];
@@ -228,9 +243,9 @@ __device__ void make_patches(MomentSums& sums, const Segment<T>& segment, const 
                   next_slice(odd, scale));
       }
     }
-    fetch(x, segment, kept, memory.offsets, first + kStatisticsWarps * 16 + lane % 16);
+    fetch(x, segment, held, memory.offsets, first + kStatisticsWarps * 16 + lane % 16);
     __syncwarp();
-    add_slices<T>(sums, slices);
+    add_slices<T, kHalf>(sums, slices);
     constexpr int kPerRow = kPatch / kVector<T>;
 #pragma unroll
     for (int v = lane; v < 16 * kPerRow; v += 32) {
@@ -285,12 +300,12 @@ __device__ void centre_moments(const MomentSums& sums, const Segment<T>& segment
   __syncthreads();
 }
 
-// w . row over the 2 * leads values that there are.
-__device__ __forceinline__ double wide_dot(const float (&w)[kPatch], const double* row, int leads) {
+// w . row over the values of the leads held, four leads at a time.
+__device__ __forceinline__ double wide_dot(const float (&w)[kPatch], const double* row, uint32_t held) {
   double sum = 0.0;
 #pragma unroll
   for (int k = 0; k < kPatch; k += 8)
-    if (k < 2 * leads)
+    if (held >> k / 2 & 15)
 #pragma unroll
       for (int n = 0; n < 8; ++n) sum = fma(static_cast<double>(w[k + n]), row[k + n], sum);
   return sum;
@@ -306,7 +321,14 @@ __global__ void __launch_bounds__(kStatisticsThreads)
   signal_scales(segment, memory);
   __syncthreads();
   MomentSums sums = {};
-  make_patches(sums, segment, memory, static_cast<T*>(state.patches) + b * s.patches * kPatch);
+  const int lane = threadIdx.x % 32;
+  const uint32_t held = __ballot_sync(~0u, lane < kOnes / 2 && memory.held[lane % (kPatch / 2)]);
+  if (threadIdx.x == 0) state.held[b] = held;
+  T* patches = static_cast<T*>(state.patches) + b * s.patches * kPatch;
+  if (held >> kHalfLeads)
+    make_patches<T, false>(sums, segment, memory, held, patches);
+  else
+    make_patches<T, true>(sums, segment, memory, held, patches);
   centre_moments(sums, segment, memory);
   if (threadIdx.x < kPatch)
     state.means[b * kPatch + threadIdx.x] = static_cast<float>(memory.means[threadIdx.x]);
@@ -317,11 +339,15 @@ __global__ void __launch_bounds__(kStatisticsThreads)
     load_patch_weights(w, weights);
 #pragma unroll 1
     for (int k = 0; k < 2 * s.leads; ++k) {
-      const double spread = wide_dot(w, memory.covariance + k * kPatch, s.leads);
+      if (!(held >> k / 2 & 1)) {
+        if (state.spread) state.spread[(b * s.width + c) * kPatch + k] = 0.0f;
+        continue;
+      }
+      const double spread = wide_dot(w, memory.covariance + k * kPatch, held);
       variance = fma(static_cast<double>(to_float(weights[k])), spread, variance);
       if (state.spread) state.spread[(b * s.width + c) * kPatch + k] = static_cast<float>(spread);
     }
-    const double mean = wide_dot(w, memory.means, s.leads);
+    const double mean = wide_dot(w, memory.means, held);
     const bool real = c < s.channels;
     const double rstd = real ? 1.0 / sqrt((variance < 0.0 ? 0.0 : variance) + in.eps) : 0.0;
     const double scale = real ? to_float(static_cast<const T*>(in.gn_weight)[c]) * rstd : 0.0;
@@ -437,6 +463,7 @@ __global__ void __launch_bounds__(kThreads, 1) stem_first(StemShape s, StemState
   const Source<T> weights0{packed_layer<T>(state, s, 0), kPatch, s.width, kPatch};
   const float* affine = state.affine + 2 * b * s.width;
   const int warp_rows = threadIdx.x / 32 * 16;
+  const uint32_t held = state.held[b];
   uint32_t patches[2][kPatchSteps<T>][4];
   load_patch_fragments(patches, static_cast<const T*>(state.patches) + b * s.patches * kPatch,
                        row0 + warp_rows, rows);
@@ -448,7 +475,7 @@ __global__ void __launch_bounds__(kThreads, 1) stem_first(StemShape s, StemState
     Memory::Weights0::load(memory.weights0 + stage * Memory::Weights0::kSize, weights0, channel);
     load_affine<kDepth<T>>(memory.affine + stage * 2 * kDepth<T>, affine, channel, s.width);
   };
-  const auto produce = [&](int c) {
+  const auto make = [&](int c, auto steps) {
     const int stage = c % kFirstStages, lane = threadIdx.x % 32;
     T* made = memory.made + c % 2 * Memory::Made::kSize;
     const bool second = c >= per_tap;
@@ -461,13 +488,14 @@ __global__ void __launch_bounds__(kThreads, 1) stem_first(StemShape s, StemState
       uint32_t w[kPatchSteps<T>][2];
       float z[4];
       Memory::Weights0::right(w, memory.weights0 + stage * Memory::Weights0::kSize, channel);
-      layer0<T>(z, a, w, memory.affine + 2 * (stage * kDepth<T> + channel));
+      layer0<T, decltype(steps)::value>(z, a, w, memory.affine + 2 * (stage * kDepth<T> + channel));
 #pragma unroll
       for (int n = 0; n < 2; ++n)
         store_two(made + Memory::Made::at(warp_rows + lane / 4 + 8 * n, channel + lane % 4 * 2),
                   gelu<T>(z[2 * n]), gelu<T>(z[2 * n + 1]));
     }
   };
+  const auto produce = [&](int c) { with_patch_steps<T>(held, [&](auto steps) { make(c, steps); }); };
   typename Warp::Sums sums = {};
   stream_produced<kFirstStages>(2 * per_tap, load, produce, [&](int c) {
     multiply<typename Memory::Made, typename Memory::Weights>(

@@ -14,14 +14,15 @@ constexpr int kPatchSteps = kPatch / kStepDepth<T>;
 
 // Kept from pass to pass. Layer 0 of a segment is z = scale * (w . patch) + shift per channel.
 struct StemState {
-  void* patches;  // [B, P, kPatch]: masked leads zero; 4-byte types centred, see Segment
-  float* means;   // [B, kPatch]: of the patches as kept
-  float* spread;  // [B, W, kPatch]: covariance of the patches as kept, times w; null without slopes
-  float* affine;  // [B, W, 2]: scale, shift
-  float* rstd;    // [B, W]: 1 / deviation of w . patch
-  void* packed;   // weights: [W, kPatch], then [C, 2 (tap), W] for every further layer
-  void* hidden;   // activations of the layers 1 .. layers - 2, [B, rows, W] each
-  void* slopes;   // GELU's derivative at the layers 1 .. layers - 1 likewise, or null
+  void* patches;   // [B, P, kPatch]: masked leads zero; 4-byte types centred, see Segment
+  uint32_t* held;  // [B]: a bit for each lead that is kept and not all zeros
+  float* means;    // [B, kPatch]: of the patches as kept
+  float* spread;   // [B, W, kPatch]: covariance of the patches as kept, times w; null without slopes
+  float* affine;   // [B, W, 2]: scale, shift
+  float* rstd;     // [B, W]: 1 / deviation of w . patch
+  void* packed;    // weights: [W, kPatch], then [C, 2 (tap), W] for every further layer
+  void* hidden;    // activations of the layers 1 .. layers - 2, [B, rows, W] each
+  void* slopes;    // GELU's derivative at the layers 1 .. layers - 1 likewise, or null
 };
 
 __host__ __device__ inline int stem_rows(const StemShape& s, int layer) {
@@ -102,6 +103,28 @@ struct PatchTile {
   }
 };
 
+// Most sets of few leads are of the first eight (limb leads, V1, V2), half of a patch: where layer 0 is made
+// for layer 1 its products stop there. In stem_grad_first, which has no registers left for a second form of
+// its loop, they don't.
+constexpr int kHalfLeads = kPatch / 4;
+template <typename T>
+struct AllSteps {
+  static constexpr int value = kPatchSteps<T>;
+};
+template <typename T>
+struct HalfSteps {
+  static constexpr int value = kPatchSteps<T> / 2;
+};
+
+// Calls f with the steps that the products of a segment, or of several, with these leads are made of.
+template <typename T, typename F>
+__device__ __forceinline__ void with_patch_steps(uint32_t held, const F& f) {
+  if (held >> kHalfLeads)
+    f(AllSteps<T>());
+  else
+    f(HalfSteps<T>());
+}
+
 // Starts the copy of scale and shift of kChannels channels from `channel` on; zeros beyond the width.
 template <int kChannels>
 __device__ __forceinline__ void load_affine(float* tile, const float* affine, int channel, int width) {
@@ -111,14 +134,14 @@ __device__ __forceinline__ void load_affine(float* tile, const float* affine, in
   ptx::cp_async_16(tile + 2 * n, affine + (valid ? 2 * (channel + n) : 0), valid);
 }
 
-// Products w . patch of layer 0 for 16 patches by 8 channels, given as fragments.
-template <typename T>
+// Products w . patch of layer 0 for 16 patches by 8 channels, given as fragments, in so many of their steps.
+template <typename T, int kCount>
 __device__ __forceinline__ void products0(float (&z)[4], const uint32_t (&patches)[kPatchSteps<T>][4],
                                           const uint32_t (&weights)[kPatchSteps<T>][2]) {
 #pragma unroll
   for (int n = 0; n < 4; ++n) z[n] = 0.0f;
 #pragma unroll
-  for (int step = 0; step < kPatchSteps<T>; ++step)
+  for (int step = 0; step < kCount; ++step)
     mma_step(z, patches[step], weights[step], static_cast<const T*>(nullptr));
 }
 
@@ -129,10 +152,10 @@ __device__ __forceinline__ void fold_norm(float (&z)[4], const float* affine) {
   for (int n = 0; n < 4; ++n) z[n] = fmaf(z[n], fold.v[n % 2 * 2], fold.v[n % 2 * 2 + 1]);
 }
 
-template <typename T>
+template <typename T, int kCount>
 __device__ __forceinline__ void layer0(float (&z)[4], const uint32_t (&patches)[kPatchSteps<T>][4],
                                        const uint32_t (&weights)[kPatchSteps<T>][2], const float* affine) {
-  products0<T>(z, patches, weights);
+  products0<T, kCount>(z, patches, weights);
   fold_norm(z, affine);
 }
 

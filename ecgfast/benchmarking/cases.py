@@ -100,18 +100,18 @@ def _randn(g: torch.Generator, dtype: torch.dtype, *shape: int, scale: float = 1
 
 
 def _patch_embed_inputs(s: Sizes, dtype: torch.dtype, g: torch.Generator) -> tuple:
-    """Each segment keeps K of its L leads, other ones in each (all of them where K is more than L)."""
+    """D layers; each segment keeps K of its L leads, other ones in each (all of them where K exceeds L)."""
     signal = torch.randn(s["B"], s["L"], s["T"], generator=g).to(dtype)
     keep = torch.rand(s["B"], s["L"], generator=g).argsort(dim=1) < s["K"]
     weights = [_randn(g, dtype, s["C"], s["L"], 2, scale=0.3)]
-    weights += [_randn(g, dtype, s["C"], s["C"], 2, scale=s["C"] ** -0.5) for _ in range(3)]
+    weights += [_randn(g, dtype, s["C"], s["C"], 2, scale=s["C"] ** -0.5) for _ in range(s["D"] - 1)]
     ones = torch.ones(s["C"], dtype=dtype).requires_grad_()
     return signal, keep, weights, ones, torch.zeros_like(ones).requires_grad_()
 
 
 def _patch_embed_products(s: Sizes) -> tuple[float, float]:
     first = 2.0 * s["B"] * (s["T"] // 2) * s["C"] * 2 * min(s["K"], s["L"])
-    rest = sum(2.0 * s["B"] * (s["T"] >> i) * s["C"] * 2 * s["C"] for i in (2, 3, 4))
+    rest = sum(2.0 * s["B"] * (s["T"] >> i) * s["C"] * 2 * s["C"] for i in range(2, s["D"] + 1))
     return first + rest, 2 * first + 3 * rest  # no gradient of the signal
 
 
@@ -325,8 +325,8 @@ class _Rng:
 
 CASES: dict[str, Case] = {
     "patch_embed": Case(
-        sizes={"B": 32, "L": 12, "T": 2500, "C": 256, "K": 6},
-        quick={"B": 2, "L": 12, "T": 320, "C": 32, "K": 6},
+        sizes={"B": 32, "L": 12, "T": 2500, "C": 256, "K": 6, "D": 4},
+        quick={"B": 2, "L": 12, "T": 320, "C": 32, "K": 6, "D": 4},
         inputs=_patch_embed_inputs,
         variants=_patch_embed,
         products=_patch_embed_products,

@@ -148,7 +148,8 @@ def patch_embed(
     Each layer is a convolution of kernel 2 and stride 2 and a GELU (erf); after the first convolution a
     GroupNorm with one channel per group, over time. A masked lead reads as zero. The CPU kernels leave it
     out of layer 0, forward and backward, and so a lead of zeros where no gradient of the signal is asked for:
-    both cost and change nothing, whatever the lead's samples and weights are.
+    both cost and change nothing, whatever the lead's samples and weights are. On CUDA the statistics are of
+    the leads kept, and products have a fixed depth, of 8 leads where no other is kept, else of 16.
 
     With ``lengths`` a segment's first tokens do not depend on how it is padded: samples from its length on
     read as zero, whatever they hold, and the norm's statistics are of the ``length // 2`` patches before. The
@@ -232,7 +233,8 @@ def _saved_on_cuda(signal: Tensor, weights: list[Tensor]) -> int:
     batch, _, samples = signal.shape
     channels, layers, n = weights[0].shape[0], len(weights), samples >> len(weights)
     width, per_float = (channels + 7) // 8 * 8, 4 // weights[0].element_size()
-    patches_and_statistics = batch * (samples // 2 * 32 + per_float * (32 + (32 + 3) * width))
+    held = (batch + 3) // 4 * 4 * per_float
+    patches_and_statistics = batch * (samples // 2 * 32 + per_float * (32 + (32 + 3) * width)) + held
     packed_weights = width * (32 + (layers - 1) * 2 * channels)
     activations_and_slopes = batch * width * n * (2**layers - 3)
     return patches_and_statistics + packed_weights + activations_and_slopes

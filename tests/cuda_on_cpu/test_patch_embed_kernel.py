@@ -380,6 +380,48 @@ def test_masked_leads_read_as_zero(kernels):
     assert_same(masked, kernels.run(case))
 
 
+@pytest.mark.parametrize("first_eight", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kept_leads_differ_by_segment(kernels, dtype, first_eight):
+    """None, one, neighbours, all; products end after the first eight leads where no other is kept."""
+    case = make_case(5, 12, 100, 24, dtype, layers=2, bias=True)
+    case.keep[:] = False
+    case.keep[1, 7] = case.keep[2, 2:5] = case.keep[3, ::2] = case.keep[4] = True
+    if first_eight:
+        case.keep[:, 8:] = False
+    case.lengths = torch.tensor([100, 99, 100, 57, 100])
+    out = kernels.run(case)
+    check(out, case)
+    assert not out["signal"][~case.keep].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_leads_of_zeros_give_the_same_as_masked_ones(kernels, dtype):
+    case = make_case(3, 12, 100, 24, dtype, layers=2)
+    masked = kernels.run(case, for_signal=False)
+    case.signal, case.keep = torch.where(case.keep[:, :, None], case.signal, 0.0), None
+    assert_same(masked, kernels.run(case, for_signal=False))
+    out = kernels.run(case)  # with the gradient of the signal, which those leads have too
+    check(out, case)
+    assert_same({name: out[name] for name in masked}, masked)
+
+
+@pytest.mark.parametrize("sample", [0.25, float("nan")])
+def test_a_lead_of_one_sample_is_no_lead_of_zeros(kernels, sample):
+    """Odd lengths leave a sample after the patches that the norm's statistics are of."""
+    case = make_case(2, 3, 64, 16, layers=2, keep=False)
+    case.signal[:, 1] = 0.0
+    case.signal[0, 1, 32] = sample
+    case.lengths = torch.tensor([33, 64])
+    out = kernels.run(case)
+    if sample == sample:
+        check(out, case)
+        assert out["weight 0"][:, 1].any()
+    else:
+        assert torch.isnan(out["tokens"][0, 8]).all()
+        assert torch.isfinite(out["tokens"][1]).all()
+
+
 def test_no_lead_kept(kernels):
     case = make_case(1, 3, 64, 16, layers=2)
     case.keep[:] = False
