@@ -17,6 +17,8 @@ from tests.training.conftest import write_store
 from tests.training.test_pretraining import CPU, assert_same_run
 from tests.training.test_resuming import stop_at
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 # patients of two recordings each, see `write_store`
 FOLDS = (1, 1, 2, 2, 3, 3, 4, 4, None, None, 2, 2)
 
