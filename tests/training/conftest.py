@@ -1,6 +1,7 @@
 """A small store of noise and a model that trains on it in milliseconds."""
 
 import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,13 @@ def write_store(
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_store(tmp_path_factory.mktemp("data") / "store")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without curves.png, whose drawing takes longer than the run."""
+    module = importlib.import_module("ecgfast.training.pretrain")  # the package has a function of that name
+    monkeypatch.setattr(module, "plot_run", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -7,15 +7,17 @@ import shutil
 import numpy as np
 import pytest
 
-from ecgfast.data import Mixture, Preprocessing, Store
+from ecgfast.data import Mixture, Preprocessing, Store, prepare
 from ecgfast.errors import EcgfastError
 from ecgfast.nn import Encoder
 from ecgfast.objectives import W2VCMSC
-from ecgfast.training import Interrupted, export, pretrain
+from ecgfast.training import Interrupted, export, pretrain, read_metrics
 from ecgfast.training.data import describe_preprocessing, make_plan, open_data
 from tests.training.conftest import write_store
 from tests.training.test_pretraining import CPU, assert_same_run
 from tests.training.test_resuming import stop_at
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 # patients of two recordings each, see `write_store`
 FOLDS = (1, 1, 2, 2, 3, 3, 4, 4, None, None, 2, 2)
@@ -248,3 +250,38 @@ def test_folders_without_it_load(store, tiny, tmp_path):
     assert "preprocessing" not in json.loads((tmp_path / "old/config.json").read_text())
     assert W2VCMSC.from_pretrained(tmp_path / "old").preprocessing is None
     assert Encoder.from_pretrained(tmp_path / "old").preprocessing is None
+
+
+def test_real_stores_of_one_lead_and_of_twelve(shared, tiny, tmp_path):
+    """LUDB, CinC 2021 and ECG-ID, whose 20 s recordings have lead I alone, in one run."""
+    data = shared("data")
+    taken = {
+        "ludb": [data / f"ludb/{i}{end}" for i in (1, 2, 3) for end in (".hea", ".dat")],
+        "cinc": sorted((data / "cinc").glob("A*"))[:6],
+        "ecgid": [
+            data / f"ecgid/Person_{p:02d}/rec_{i}{end}"
+            for p in (1, 2, 3)
+            for i in (1, 2)
+            for end in (".hea", ".dat")
+        ],
+    }
+    for name, files in taken.items():
+        for file in files:
+            copy = tmp_path / "records" / file.relative_to(data)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+        prepare(tmp_path / "records" / name, tmp_path / name, progress=False)
+    paths = [tmp_path / name for name in taken]
+    config = dataclasses.replace(
+        tiny, segment_samples=2500, store_weights=(0.4, 0.3, 0.3), validation_fraction=0.3, max_steps=3
+    )
+    opened = open_data(paths, config)
+    counts = [len(store) for store in opened.stores]
+    assert counts == [3, 3, 6]
+    assert opened.store.present_leads().sum(1).tolist() == [12] * 6 + [1] * 6
+    patients = opened.store.patient_numbers()
+    assert len(np.unique(patients)) == 3 + 3 + 3
+    assert pretrain(paths, tmp_path / "run", config, progress=False)
+    points = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [point["step"] for point in points] == [1, 2, 3]
+    assert all("validation_global" in point for point in points)

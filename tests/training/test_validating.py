@@ -27,6 +27,8 @@ SHOWN = [
     "code_perplexity",
 ]
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def held(tiny):
