@@ -89,7 +89,7 @@ def open_model(
         with tempfile.TemporaryDirectory() as folder:
             convert_fairseq(path, Path(folder) / "model")
             encoder = Encoder.from_pretrained(Path(folder) / "model")
-        return OpenedModel(name, encoder, file_digest(path))
+        return OpenedModel(name, encoder, file_digest(path), preprocessing=encoder.preprocessing)
     if not path.is_dir():
         raise EcgfastError(
             f"MODEL: must be a model folder, a run, an official checkpoint or random, got {name!r}"

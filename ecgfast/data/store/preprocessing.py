@@ -51,10 +51,11 @@ def _differences(model: Described, store: Described) -> list[str]:
         if theirs.get(name) != own.get(name):
             was, here = (steps.get(name, f"no {name}") for steps in (theirs, own))
             lines.append(f"{was} in the model's training, {here} here")
-    for name in sorted((model.keys() | store.keys()) - _ASIDE - {"filters"}):
-        if name in _BESIDE and not (name in model and name in store):
+    # What the model does not tell is not compared: official checkpoints and older models tell less.
+    for name in sorted(model.keys() - _ASIDE - {"filters"}):
+        if name in _BESIDE and (name not in store or _within(model[name], store[name])):
             continue
-        if name not in model or name not in store or _plain(model[name]) != _plain(store[name]):
+        if name not in store or _plain(model[name]) != _plain(store[name]):
             was, here = (_words(described.get(name, "untold")) for described in (model, store))
             lines.append(f"{name.replace('_', ' ')} {was} in the model's training, {here} here")
     return lines
@@ -77,6 +78,11 @@ def _steps(described: Described) -> dict[str, str]:
             text = json.dumps(step, sort_keys=True)
             found[text] = text
     return found
+
+
+def _within(some: Any, leads: Any) -> bool:
+    """Whether both are lists of leads, and the one has none that the other lacks."""
+    return _is_list(some) and _is_list(leads) and set(some) <= set(leads)
 
 
 def _plain(value: Any) -> Any:
