@@ -19,6 +19,8 @@ from ecgfast.training.config import OptimConfig
 
 RANDOM, SCRATCH = "random", "scratch"
 """Baselines: the untrained encoder treated as the pre-trained ones are, and one with all weights trained."""
+BY_LEAD = ("cmlc", "cmsmlc", "crlc")
+"""Objectives that encode every lead alone."""
 LEAD_SETS = ("12", "6", "3", "2", "1")
 TRAIN_FOLDS, VALIDATION_FOLD, TEST_FOLD = (1, 2, 3, 4, 5, 6), 7, 8
 MAIN = "ptbxl"
@@ -32,6 +34,8 @@ class Preset:
         encoder: Of every model.
         updates: Of pre-training.
         batch_pairs: Pairs of segments of an update.
+        by_lead: Updates and pairs of the objectives that encode every lead alone, of which a segment costs
+            twelve: about the same time.
         optim: Of pre-training.
         model: Settings of objectives besides the encoder, where an objective has them.
         finetuning: Flags of `ecgfast finetune` for classes.
@@ -42,6 +46,7 @@ class Preset:
     encoder: EncoderConfig
     updates: int
     batch_pairs: int
+    by_lead: tuple[int, int]
     optim: OptimConfig
     model: dict[str, Any]
     finetuning: tuple[str, ...]
@@ -68,6 +73,7 @@ SMALL = Preset(
     ),
     updates=4000,
     batch_pairs=16,
+    by_lead=(800, 8),
     optim=OptimConfig(lr=1e-3, warmup_steps=200, schedule="cosine"),
     model={"n_masked": 32, "entries": 64},
     finetuning=("--epochs", "12", "--batch-size", "32", "--optim.lr", "1e-3", "--optim.schedule", "cosine"),
@@ -80,6 +86,7 @@ PAPER = Preset(
     encoder=EncoderConfig(),
     updates=50_000,
     batch_pairs=64,
+    by_lead=(50_000, 64),
     optim=OptimConfig(),
     model={},
     finetuning=("--epochs", "100", "--batch-size", "128", "--precision", "bf16"),
@@ -93,6 +100,7 @@ TINY = replace(
     encoder=replace(SMALL.encoder, stem_channels=16, width=32, layers=1, ffn=32),
     updates=20,
     batch_pairs=4,
+    by_lead=(20, 4),
     finetuning=("--max-steps", "10", "--batch-size", "16", "--validate-every", "10"),
     identifying=("--max-steps", "10", "--batch-size", "8", "--validate-every", "10"),
 )
@@ -192,14 +200,15 @@ class Plan:
         has = {entry.name for entry in fields(model)}
         own = {name: value for name, value in preset.model.items() if name in has}
         further = tuple(preset.stores.values())
+        updates, pairs = preset.by_lead if objective in BY_LEAD else (preset.updates, preset.batch_pairs)
         return PretrainConfig(
             objective=objective,
             model=replace(model, **own),
             optim=preset.optim,
-            batch_pairs=preset.batch_pairs,
+            batch_pairs=pairs,
             accumulation=1,
             epochs=10**6,
-            max_steps=preset.updates,
+            max_steps=updates,
             seed=seed,
             log_every=100,
             checkpoint_every=500,
@@ -208,7 +217,7 @@ class Plan:
             train_folds=TRAIN_FOLDS,
             validation_folds=(VALIDATION_FOLD,),
             exclude_folds=(TEST_FOLD,),
-            validate_every=max(1, preset.updates // 20),
+            validate_every=max(1, updates // 10),
         )
 
     def cells(self) -> Iterator[Cell]:
