@@ -110,6 +110,9 @@ PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
 
 IDENTITY = "ecgid"
 """Store of the second task, patients told apart by lead I alone; those tested are in no training."""
+CHALLENGE = "cinc"
+"""Store of the challenge's records, which has some of PTB-XL, perhaps of the test fold."""
+_OF_PTBXL = "HR"
 TUNED_IDENTITY = "identify-tuned"
 _FOLD_FLAGS = ("--validation-folds", str(VALIDATION_FOLD), "--test-folds", str(TEST_FOLD))
 _IDENTITY_PARTS = ByIdentity()
@@ -158,11 +161,24 @@ class Plan:
     def preparation(self) -> list[Cell]:
         """Import the records."""
         sources = {MAIN: self.data / "ptbxl_subset"}
-        sources |= {name: self.data / name for name in self.preset.stores}
+        sources |= {name: self._source(name) for name in self.preset.stores}
         return [
             Cell(f"prepare/{name}", ("prepare", str(source), str(self.store(name))))
             for name, source in sources.items()
         ]
+
+    def _source(self, name: str) -> Path:
+        """The records of a further store, without those that PTB-XL has too."""
+        if name != CHALLENGE:
+            return self.data / name
+        folder = self.out / "sources" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted((self.data / name).iterdir()):
+            if file.suffix in (".hea", ".mat") and not file.name.startswith(_OF_PTBXL):
+                link = folder / file.name
+                if not link.is_symlink():
+                    link.symlink_to(file.resolve())
+        return folder
 
     def divide_identities(self) -> Cell:
         """Write the part of the second task's records that pre-training may see, and its import."""
