@@ -103,6 +103,10 @@ def lead_indices(names: Sequence[str]) -> list[int]:
     return indices
 
 
+# As torch.compiler.assume_constant_result does, which this module can't import: names are looked up once.
+lead_indices._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class LeadNames:
     """What signals are called: the rule of `find_leads`, and what a user adds to it.

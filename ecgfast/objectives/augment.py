@@ -233,7 +233,7 @@ def turn_dipole(
             has rank 3, as in the public code.
         present: [B, L] bool.
     """
-    back, forth = _dipole(signal.dtype, signal.device)
+    back, forth = _constant(_FROM_DIPOLE, signal), _constant(_TO_DIPOLE, signal)
     eight = torch.stack([signal[:, place] for place in leads.places], 1)
     with full_precision(signal):
         change = matrix.to(signal.dtype)
@@ -259,36 +259,32 @@ class LeadSystem(NamedTuple):
     """How leads follow from I, II and V1..V6.
 
     Attributes:
-        rows: number of each lead among the standard ones.
+        weights: [L][8], of the eight in each lead.
         places: where I, II and V1..V6 are among the leads; empty where one isn't there.
     """
 
-    rows: tuple[int, ...]
+    weights: tuple[tuple[float, ...], ...]
     places: tuple[int, ...]
 
     def mix(self, signal: Tensor) -> Tensor:
-        """[L, 8], of the signal's dtype and on its device."""
-        return _mix(self.rows, signal.dtype, signal.device)
+        """`weights` as [L, 8], of the signal's dtype and on its device."""
+        return _constant(self.weights, signal)
+
+
+def _constant(rows: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.tensor(rows, dtype=like.dtype, device=like.device)
+    return _kept(rows, like.dtype, like.device)
 
 
 # Constants stay on the device: a copy from the host at every step would make it wait.
 @lru_cache(maxsize=64)
-def _mix(rows: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(TWELVE_FROM_INDEPENDENT[list(rows)], dtype=dtype, device=device)
+def _kept(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=dtype, device=device)
 
 
-@lru_cache(maxsize=64)
-def _dipole(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Dower's matrix [8, 3] and its pseudo-inverse."""
-    back, forth = (torch.tensor(x, dtype=dtype, device=device) for x in (DOWER, np.linalg.pinv(DOWER)))
-    return back, forth
-
-
-@lru_cache(maxsize=64)
-def _lead_system(names: tuple[str, ...]) -> LeadSystem:
-    rows = tuple(lead_indices(names))
-    there = set(INDEPENDENT_LEADS) <= set(rows)
-    return LeadSystem(rows, tuple(rows.index(lead) for lead in INDEPENDENT_LEADS) if there else ())
+_FROM_DIPOLE = tuple(map(tuple, DOWER.tolist()))
+_TO_DIPOLE = tuple(map(tuple, np.linalg.pinv(DOWER).tolist()))
 
 
 def lead_system(names: Sequence[str], *, dipole: bool = False) -> LeadSystem:
@@ -297,8 +293,16 @@ def lead_system(names: Sequence[str], *, dipole: bool = False) -> LeadSystem:
     Raises:
         EcgfastError: `dipole`, and one of the leads that give the dipole is not there.
     """
-    system = _lead_system(tuple(names))
+    rows = lead_indices(names)
+    there = set(INDEPENDENT_LEADS) <= set(rows)
+    places = tuple(rows.index(lead) for lead in INDEPENDENT_LEADS) if there else ()
+    weights = tuple(map(tuple, TWELVE_FROM_INDEPENDENT[rows].tolist()))
+    system = LeadSystem(weights, places)
     if dipole and not system.places:
         want = ", ".join(STANDARD_LEADS[lead] for lead in INDEPENDENT_LEADS)
         raise EcgfastError(f"leads: must have {want}, which give the heart's dipole, got {', '.join(names)}")
     return system
+
+
+# As torch.compiler.assume_constant_result does, without importing the compiler.
+lead_system._dynamo_marked_constant = True  # type: ignore[attr-defined]

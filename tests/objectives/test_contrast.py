@@ -418,3 +418,12 @@ def test_one_lead_alone_costs_one_lead():
     model.encoder.stem.register_forward_hook(lambda _, args, out: seen.append(tuple(args[0].shape)))
     model(make_views(4), ops.make_rng(0))
     assert seen == [(4, 1, 96)] * 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_graph_without_breaks(name):
+    """torch.compile traces each step whole, and draws the same."""
+    model = make(name, n_leads=12 if name == "3kg" else 4, lead_mask_prob=0.3)
+    views, rng = make_views(4, n_leads=model.config.encoder.n_leads, samples=32), ops.make_rng(1)
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    torch.testing.assert_close(compiled(views, rng).total, model(views, rng).total)
