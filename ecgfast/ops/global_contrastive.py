@@ -90,24 +90,19 @@ def _check_pairs(pairs: Tensor, a: Tensor, b: Tensor) -> None:
 
 def _checked(given: _Arguments, process_group: ProcessGroup | None) -> _Arguments:
     if process_group is None:
-        rows = given[:6]
-        settings = _validate(given)
+        temperature, detach_norm = _validate(given)
     else:
-        *rows, settings = gather_rows(
+        *rows, (temperature, detach_norm) = gather_rows(
             _OP, lambda: _validate(given), given[:6], given.pairs, given.denominator, process_group
         )
-    temperature, detach_norm = settings
-    a, b, group_a, group_b, *present = rows
+        given = _Arguments(*rows, *given[6:])
+    integers = (given.group_a, given.group_b, given.pairs)
+    same = temperature is given.temperature and detach_norm is given.detach_norm
+    if same and all(x is None or x.dtype == torch.int64 for x in integers):
+        return given  # the usual call, which counts microseconds
+    group_a, group_b, pairs = (None if x is None else as_int64(x) for x in integers)
     return given._replace(
-        a=a,
-        b=b,
-        group_a=as_int64(group_a),
-        group_b=None if group_b is None else as_int64(group_b),
-        present_a=present[0],
-        present_b=present[1],
-        pairs=None if given.pairs is None else as_int64(given.pairs),
-        temperature=temperature,
-        detach_norm=detach_norm,
+        group_a=group_a, group_b=group_b, pairs=pairs, temperature=temperature, detach_norm=detach_norm
     )
 
 
