@@ -212,8 +212,8 @@ __device__ __forceinline__ void add_slices(MomentSums& sums, const __nv_bfloat16
 // Writes the patches to memory and adds up the second moments of the valid ones, 16 patches of a warp at a
 // time. If kHalf, no lead after the first eight is held.
 template <typename T, bool kHalf>
-__device__ void make_patches(MomentSums& sums, const Segment<T>& segment, const StatisticsMemory<T>& memory,
-                             uint32_t held, T* patches) {
+__device__ __forceinline__ void make_patches(MomentSums& sums, const Segment<T>& segment,
+                                             const StatisticsMemory<T>& memory, uint32_t held, T* patches) {
   using Tile = PatchTile<T, 16>;
   using SliceTile = typename StatisticsMemory<T>::SliceTile;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -88,7 +88,7 @@ def test_a_run_that_was_started_from_a_model_says_so(finished, store, tmp_path, 
         ('{"batch_pair": 3}', "has an unknown setting 'batch_pair'; did you mean batch_pairs?"),
         (
             '{"objective": ["cmsc"]}',
-            "objective: must be one of w2v, cmsc, w2v_cmsc, w2v_cmsc_rlm, got ['cmsc']",
+            f"objective: must be one of {', '.join(OBJECTIVES)}, got ['cmsc']",
         ),
         ('{"objective": "jepa"}', "w2v_cmsc_rlm, got 'jepa'"),
         ('{"batch_pairs": "3"}', "batch_pairs: got '3'; an integer of at least 1 is taken"),
