@@ -250,9 +250,9 @@ __device__ __forceinline__ void make_patches(MomentSums& sums, const Segment<T>&
 #pragma unroll
     for (int v = lane; v < 16 * kPerRow; v += 32) {
       const int row = v / kPerRow, c = v % kPerRow * kVector<T>;
-      if (first + row < segment.s.patches)
-        store_pack<kVector<T>>(patches + (first + row) * int64_t{kPatch} + c,
-                               load_pack<kVector<T>>(tile + Tile::at(row, c)));
+      if (first + row < segment.s.patches)  // as one vector: the compiler stores a Pack in four parts here
+        *reinterpret_cast<uint4*>(patches + (first + row) * int64_t{kPatch} + c) =
+            *reinterpret_cast<const uint4*>(tile + Tile::at(row, c));
     }
     __syncwarp();
   }
