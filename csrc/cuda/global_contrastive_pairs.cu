@@ -34,9 +34,7 @@ cudaError_t with_shape(bool large, F f) {
 }
 
 // Whether no exponential of a similarity can overflow, so that no maxima are needed.
-bool bounded(const ContrastivePairs& in) {
-  return !in.temperature && 2 * in.inv_temperature <= kMostBounded;
-}
+bool bounded(const ContrastivePairs& in) { return !in.temperature && 2 * in.inv_temperature <= kMostBounded; }
 
 // f(the shape of the forward pass's tiles).
 template <typename F>
@@ -93,8 +91,9 @@ struct ForwardWorkspace {
   }
 };
 
-// Unit rows (and copies of the rows where they are not at multiples of 16 bytes); the gradients of similarities
-// that are held, at most 128 MiB; float32 sums of all rows where these are not all, or with the true norm.
+// Unit rows (and copies of the rows where they are not at multiples of 16 bytes); the gradients of
+// similarities that are held, at most 128 MiB; float32 sums of all rows where these are not all, or with the
+// true norm.
 template <typename T>
 struct BackwardWorkspace {
   T *copies[2] = {nullptr, nullptr}, *units[2], *held;
@@ -105,8 +104,7 @@ struct BackwardWorkspace {
   BackwardWorkspace(const ContrastivePairs& in, const PairsPlan& plan, bool detach_norm, void* base) {
     Workspace parts(base);
     const int64_t pitch = padded<T>(in.width);
-    const bool several =
-        plan.block[0] < in.rows[0] || plan.block[1] < in.rows[1] || plan.pairs < in.n_pairs;
+    const bool several = plan.block[0] < in.rows[0] || plan.block[1] < in.rows[1] || plan.pairs < in.n_pairs;
     if (!rows_aligned<T>(in)) take_rows(parts, in, pitch, copies);
     take_rows(parts, in, pitch, units);
     if (several || !detach_norm) take_rows(parts, in, pitch, sums);
@@ -176,23 +174,21 @@ cudaError_t forward(const ContrastivePairs& in, const PairsPlan& plan, const Pai
   prepared.copies[0] = w.copies[0];
   prepared.copies[1] = w.copies[1];
   if (const auto error = prepare<T>(in, prepared, stream)) return error;
-  if (in.n_pairs == 0)
-    return launch(no_pairs, dim3(1), dim3(1), 0, stream, out.loss, weights);
+  if (in.n_pairs == 0) return launch(no_pairs, dim3(1), dim3(1), 0, stream, out.loss, weights);
 
   const LeadRows<T> rows = lead_rows(in, w.copies, out.saved);
-  const PairSums sums{
-      {w.partial[0], w.partial[1]}, w.positive, w.counts, {plan.regions[0], plan.regions[1]}};
+  const PairSums sums{{w.partial[0], w.partial[1]}, w.positive, w.counts, {plan.regions[0], plan.regions[1]}};
   const int64_t blocks = in.n_pairs * plan.regions[0] * plan.regions[1];
   if (const auto error = launch(pair_sums<S>, dim3(static_cast<unsigned>(blocks)), dim3(S::threads),
                                 shared_bytes<ProductMemory<S>>(), stream, rows, sums, bounded(in)))
     return error;
 
-  const PairRowSums row_sums{out.statistics, w.amounts, w.terms, in.negatives ? out.statistics + n : nullptr,
+  const PairRowSums row_sums{out.statistics, w.amounts,
+                             w.terms,        in.negatives ? out.statistics + n : nullptr,
                              w.counts,       w.all_counts};
   const PairPartials partials{{w.partial[0], w.partial[1]}, {w.n_partial[0], w.n_partial[1]}};
-  if (const auto error =
-          launch(pair_logsumexps<T>, dim3(static_cast<unsigned>(divide_up(n, kRowThreads))),
-                 dim3(kRowThreads), 0, stream, rows, partials, row_sums, n))
+  if (const auto error = launch(pair_logsumexps<T>, dim3(static_cast<unsigned>(divide_up(n, kRowThreads))),
+                                dim3(kRowThreads), 0, stream, rows, partials, row_sums, n))
     return error;
   if (in.negatives)
     if (const auto error =
@@ -200,9 +196,9 @@ cudaError_t forward(const ContrastivePairs& in, const PairsPlan& plan, const Pai
                    dim3(kRowThreads), 0, stream, rows, row_sums, n))
       return error;
 
-  const PairLossInputs loss{list_of(in), {in.rows[0], in.rows[1]}, row_sums,           w.positive,
-                            w.n_positive, w.totals,                w.ticket,           in.inv_temperature,
-                            in.temperature};
+  const PairLossInputs loss{
+      list_of(in), {in.rows[0], in.rows[1]}, row_sums,      w.positive, w.n_positive, w.totals,
+      w.ticket,    in.inv_temperature,       in.temperature};
   return launch(pairs_loss, dim3(static_cast<unsigned>(in.n_pairs)), dim3(kRowThreads),
                 shared_bytes<PairTotalsMemory>(), stream, loss, out.loss, weights, weights + in.n_pairs);
 }
@@ -266,8 +262,7 @@ class Backward {
     const float* weights = saved_.saved + in_.all_rows();
     const PairStatistics from{saved_.statistics,
                               in_.negatives ? saved_.statistics + in_.statistics() : nullptr, weights,
-                              weights + in_.n_pairs + 1,
-                              in_.temperature ? w_.moments + n_moments_ : nullptr};
+                              weights + in_.n_pairs + 1, in_.temperature ? w_.moments + n_moments_ : nullptr};
     const auto error =
         with_shape<T, typename GlobalShapes<T>::Similarities>(plan_.large_similarities, [&](auto shape) {
           using S = decltype(shape);
@@ -297,8 +292,7 @@ class Backward {
     p.width = in_.width;
     p.first = first;
     p.last = last && detach_norm_;
-    const bool aligned =
-        multiples_of_16(in_.width * sizeof(T), grad_[0], in_.alone ? nullptr : grad_[1]);
+    const bool aligned = multiples_of_16(in_.width * sizeof(T), grad_[0], in_.alone ? nullptr : grad_[1]);
     return with_shape<T, typename GlobalShapes<T>::Products>(plan_.large_products, [&](auto shape) {
       using S = decltype(shape);
       int64_t tiles[2];
@@ -355,8 +349,8 @@ PairsPlan plan_contrastive_pairs(const ContrastivePairs& in, Dtype dtype) {
   const int64_t element = size_of(dtype), shorter = std::min(in.rows[0], in.rows[1]);
   const auto tiles = [](int64_t x, int64_t y, int m, int n) { return divide_up(x, m) * divide_up(y, n); };
   PairsPlan plan{};
-  plan.large_similarities = !precise && shorter > 64 &&
-                            in.n_pairs * tiles(in.rows[0], in.rows[1], 128, 128) >= kManyTiles;
+  plan.large_similarities =
+      !precise && shorter > 64 && in.n_pairs * tiles(in.rows[0], in.rows[1], 128, 128) >= kManyTiles;
   plan.block[0] = even_block(in.rows[0], kBlockRows);
   plan.block[1] = even_block(in.rows[1], kBlockBytes / kBlockRows / element);
   const bool whole = plan.block[0] == in.rows[0] && plan.block[1] == in.rows[1];

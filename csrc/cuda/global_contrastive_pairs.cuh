@@ -3,16 +3,16 @@
 // mask over each tile.
 //
 // Pairs lie in device memory, so that the host doesn't know which leads they name, nor which is a lead with
-// itself. In such a pair the forward pass makes the similarities above the diagonal alone: a row's sum is that
-// of its row and that of its column. Rows that are absent cost as much as others.
+// itself. In such a pair the forward pass makes the similarities above the diagonal alone: a row's sum is
+// that of its row and that of its column. Rows that are absent cost as much as others.
 //
 // With `negatives` the sums leave positives out. Where a row's positives are p and z is the sum over its
 // negatives, its terms are log(exp(s_p) + z) - s_p, and the gradient to the similarity of a negative n is
 // exp(s_n) / z * sum_p z / (exp(s_p) + z): that of the other form with this sum for the number of positives.
 // These few cosines are made once more, one by one.
 //
-// Launches: inverse norms; tiles of similarities; logsumexps; with `negatives` the terms of positives; a block
-// per pair for its loss, of which the last sums up all. All sums have a fixed order.
+// Launches: inverse norms; tiles of similarities; logsumexps; with `negatives` the terms of positives; a
+// block per pair for its loss, of which the last sums up all. All sums have a fixed order.
 #pragma once
 #include "global_contrastive_pairs.h"
 #include "global_contrastive_tiles.cuh"
@@ -214,9 +214,9 @@ struct PairColumns {
 
 struct PairSums {
   Partial* partial[2];  // [Q][column regions * warps_n][N], [Q][row regions * warps_m][N']
-  float*
-      positive;  // [Q][blocks * warps]: sums of the positives' similarities less 1 / temperature, times log2(e)
-  int* counts;   // [Q, N + N'], clear: gets the numbers of positives
+  float* positive;  // [Q][blocks * warps]: sums of the positives' similarities less 1 / temperature, times
+                    // log2(e)
+  int* counts;      // [Q, N + N'], clear: gets the numbers of positives
   int regions[2];
 };
 
@@ -255,7 +255,8 @@ struct PairForwardTile {
 
  private:
   // The columns that row i's sum takes.
-  __device__ __forceinline__ uint32_t summed(const PairColumns<S>& columns, int i, uint32_t& positives) const {
+  __device__ __forceinline__ uint32_t summed(const PairColumns<S>& columns, int i,
+                                             uint32_t& positives) const {
     const uint32_t partners = columns.template partners<true>(i);
     positives = columns.positives(i, partners);
     return tile.negatives ? partners & ~positives : partners;
@@ -359,8 +360,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
   const TileRange m(in.size[0], S::m, region_m, out.regions[0]);
   const TileRange n(in.size[1], S::n, region_n, out.regions[1]);
   const int64_t rows = in.size[0], columns = in.size[1];
-  Partial* row_sums =
-      out.partial[0] + ((q * out.regions[1] + region_n) * S::warps_n + at.warp_n) * rows;
+  Partial* row_sums = out.partial[0] + ((q * out.regions[1] + region_n) * S::warps_n + at.warp_n) * rows;
   Partial* column_sums =
       out.partial[1] + ((q * out.regions[0] + region_m) * S::warps_m + at.warp_m) * columns;
   int* counts = out.counts + q * (rows + columns);
@@ -392,7 +392,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
       start(t);
     }
     const PairTile<typename S::Element> covered(in, pair, m0, n0, S::m, S::n);
-    const PairForwardTile<S> tile{covered,     at, scale, row_sums + m0, column_sums + n0, counts + m0,
+    const PairForwardTile<S> tile{covered,           at, scale, row_sums + m0, column_sums + n0, counts + m0,
                                   counts + rows + n0};
     if constexpr (kBoundedOnly<S>)
       tile.template add<true>(sums, positive);

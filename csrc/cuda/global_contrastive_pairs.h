@@ -23,9 +23,9 @@ struct ContrastivePairs {
   int64_t all_rows() const { return all_rows(0) + all_rows(1); }
 };
 
-// What the forward pass saves beside `statistics`: 1 / max(norm, 1e-8) of the rows (-1 where absent), of a and
-// then of b; one over the positives of each pair, 0 without any; the number of pairs with positives, at least
-// 1; a power of two that keeps the gradients of the similarities within float16; a typical log2(e) s.
+// What the forward pass saves beside `statistics`: 1 / max(norm, 1e-8) of the rows (-1 where absent), of a
+// and then of b; one over the positives of each pair, 0 without any; the number of pairs with positives, at
+// least 1; a power of two that keeps the gradients of the similarities within float16; a typical log2(e) s.
 constexpr int64_t pairs_saved_size(int64_t rows, int64_t n_pairs) { return rows + n_pairs + 3; }
 
 struct PairsResult {

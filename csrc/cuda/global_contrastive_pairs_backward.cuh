@@ -1,9 +1,10 @@
 // Backward kernels of the global contrastive loss over pairs of leads.
 //
-// Launches: unit rows; then for so many pairs as are held at a time, or blocks of one pair, the gradients h of
-// their similarities (global_contrastive.cuh), each times one over the positives of its pair, and the products
-// with it. A tile of the products is a tile of a lead's gradient: it adds up, in their order, what all held
-// pairs have to add to it. In a lead with itself h is symmetric, and doubled instead of multiplied twice.
+// Launches: unit rows; then for so many pairs as are held at a time, or blocks of one pair, the gradients h
+// of their similarities (global_contrastive.cuh), each times one over the positives of its pair, and the
+// products with it. A tile of the products is a tile of a lead's gradient: it adds up, in their order, what
+// all held pairs have to add to it. In a lead with itself h is symmetric, and doubled instead of multiplied
+// twice.
 #pragma once
 #include "global_contrastive_pairs.cuh"
 
@@ -83,7 +84,8 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
             h[c] -= 2.0f * positive_scale;
           } else {
             const float s = columns.similarity(sums, r, c, scale);
-            const float own = from.negatives[place_a + i], other = from.negatives[place_b + columns.column(c)];
+            const float own = from.negatives[place_a + i],
+                        other = from.negatives[place_b + columns.column(c)];
             h[c] = -positive_scale * (1.0f / (1.0f + exp2f(s - own)) + 1.0f / (1.0f + exp2f(s - other)));
           }
         }

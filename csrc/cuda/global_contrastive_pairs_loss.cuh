@@ -6,11 +6,11 @@ namespace ecgfast::cuda {
 
 // Of the rows of both sides of each pair, [Q, N + N'].
 struct PairRowSums {
-  float* above;             // log2 of the sum, less log2(e) / temperature
-  float *amounts, *terms;   // with `negatives`: sums of z / (exp(s_p) + z), and of log2(exp(s_p) + z) - s_p
-  float* negatives;         // with `negatives`: above, with log2(e) / temperature
-  const int* counts;        // of positives that tiles found
-  int* all_counts;          // of all positives
+  float* above;            // log2 of the sum, less log2(e) / temperature
+  float *amounts, *terms;  // with `negatives`: sums of z / (exp(s_p) + z), and of log2(exp(s_p) + z) - s_p
+  float* negatives;        // with `negatives`: above, with log2(e) / temperature
+  const int* counts;       // of positives that tiles found
+  int* all_counts;         // of all positives
 };
 
 // A row of a side of a pair, by number.
@@ -56,8 +56,7 @@ __global__ void __launch_bounds__(kRowThreads)
 
 // With `negatives`. A warp per row.
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads)
-    positive_terms(LeadRows<T> in, PairRowSums sums, int64_t n) {
+__global__ void __launch_bounds__(kRowThreads) positive_terms(LeadRows<T> in, PairRowSums sums, int64_t n) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
   if (number >= n) return;
   const int lane = threadIdx.x % 32;
@@ -81,15 +80,16 @@ __global__ void __launch_bounds__(kRowThreads)
 #pragma unroll 1
     for (int64_t first = 0; first < others.rows; first += 32) {
       const int64_t j = first + lane;
-      const bool positive = j < others.rows && groups[j] == group && inv_norms[j] != kAbsent &&
-                            !(pair.self && j == row.i);
+      const bool positive =
+          j < others.rows && groups[j] == group && inv_norms[j] != kAbsent && !(pair.self && j == row.i);
       for (unsigned found = __ballot_sync(~0u, positive); found; found &= found - 1) {
         const int64_t p = first + __ffs(found) - 1;
         const Element* other = reinterpret_cast<const Element*>(others.data + p * others.pitch);
         float product = 0.0f;
 #pragma unroll 2
         for (int c = lane * kVector<Element>; c < width; c += 32 * kVector<Element>) {
-          const auto left = load_pack<kVector<Element>>(x + c), right = load_pack<kVector<Element>>(other + c);
+          const auto left = load_pack<kVector<Element>>(x + c),
+                     right = load_pack<kVector<Element>>(other + c);
 #pragma unroll
           for (int k = 0; k < kVector<Element>; ++k)
             product = fmaf(to_float(left.v[k]), to_float(right.v[k]), product);
@@ -152,8 +152,8 @@ struct PairLossInputs {
   __device__ float scale() const { return inverse_temperature(inv_temperature, temperature) * kLog2E; }
 };
 
-// A block per pair; the last to end sums up what they leave. `shares`, in place of `above`: log2 of a n exp(s -
-// lse), less log2(e) s, negated; infinite without positives. n: the number of positives, or what takes its
+// A block per pair; the last to end sums up what they leave. `shares`, in place of `above`: log2 of a n exp(s
+// - lse), less log2(e) s, negated; infinite without positives. n: the number of positives, or what takes its
 // place; a: one over the number of positives of the pair.
 __global__ void __launch_bounds__(kRowThreads)
     pairs_loss(PairLossInputs in, float* loss, float* weights, float* scalars) {
@@ -181,8 +181,8 @@ __global__ void __launch_bounds__(kRowThreads)
     for (int p = threadIdx.x; p < in.n_positive; p += kRowThreads)
       sums.loss -= (pair.self ? 4.0 : 2.0) * static_cast<double>(in.positive[q * in.n_positive + p]);
   sums = block_total(sums, memory);
-  const float weight =
-      !pair.valid ? kNan : sums.pairs > 0.0 ? static_cast<float>(2.0 / sums.pairs) : 0.0f;
+  const double share = sums.pairs > 0.0 ? 1.0 / sums.pairs : 0.0;
+  const float weight = pair.valid ? static_cast<float>(2.0 * share) : kNan;
   for (int64_t i = threadIdx.x; i < rows; i += kRowThreads) {
     const int64_t at = q * rows + i;
     const int count = in.sums.all_counts[at];
@@ -191,12 +191,10 @@ __global__ void __launch_bounds__(kRowThreads)
   }
   if (threadIdx.x == 0) {
     weights[q] = weight;
-    const bool counts = sums.pairs > 0.0;
-    if (!pair.valid) sums.loss = kNan;
-    if (counts) sums.loss *= kLn2 / sums.pairs;
+    sums.loss *= pair.valid ? share * kLn2 : kNan;
     // Gradients of a lead with itself are doubled.
     sums.most *= weight * (pair.self ? 2.0f : 1.0f);
-    sums.pairs = counts;
+    sums.pairs = share > 0.0;
     in.blocks[q] = sums;
     __threadfence();
     *memory.last = atomicAdd(in.ticket, 1u) + 1 == gridDim.x;
@@ -212,9 +210,9 @@ __global__ void __launch_bounds__(kRowThreads)
   *loss = static_cast<float>(sums.loss / pairs);
   scalars[0] = static_cast<float>(pairs);
   scalars[1] = sums.most > 0.0f ? exp2f(floorf(log2f(16384.0f / sums.most))) : 1.0f;
-  const double columns = in.rows[1] > 0 ? static_cast<double>(in.rows[1]) : 1.0;
-  scalars[2] = sums.typical_rows > 0.0
-                   ? static_cast<float>(sums.typical / sums.typical_rows - log(columns) * kLog2E)
+  const float typical_rows = static_cast<float>(sums.typical_rows);
+  scalars[2] = typical_rows > 0.0f
+                   ? static_cast<float>(sums.typical) / typical_rows - log2f(static_cast<float>(in.rows[1]))
                    : 0.0f;
 }
 

@@ -16,8 +16,8 @@ struct PairsInputs {
 
   PairsInputs(const char* op, const Tensor& a, const std::optional<Tensor>& b, const Tensor& group_a,
               const std::optional<Tensor>& group_b, const std::optional<Tensor>& present_a,
-              const std::optional<Tensor>& present_b, const Tensor& given_pairs, bool negatives, double number,
-              const std::optional<Tensor>& temperature, bool tf32)
+              const std::optional<Tensor>& present_b, const Tensor& given_pairs, bool negatives,
+              double number, const std::optional<Tensor>& temperature, bool tf32)
       : x{dense(a), b.has_value() ? dense(*b) : dense(a)},
         group{dense(group_a), group_b.has_value() ? dense(*group_b) : dense(group_a)},
         pairs(dense(given_pairs)),
@@ -64,8 +64,8 @@ std::tuple<Tensor, Tensor, Tensor> global_contrastive_pairs_cuda(
                        temperature_tensor, tf32);
   Tensor loss = torch::stable::new_empty(a, {}, ScalarType::Float);
   Tensor statistics = torch::stable::new_empty(a, {in.n_statistics()}, ScalarType::Float);
-  Tensor saved = torch::stable::new_empty(
-      a, {cuda::pairs_saved_size(in.args.all_rows(), in.args.n_pairs)}, ScalarType::Float);
+  Tensor saved = torch::stable::new_empty(a, {cuda::pairs_saved_size(in.args.all_rows(), in.args.n_pairs)},
+                                          ScalarType::Float);
   Tensor workspace = torch::stable::new_empty(
       a, {cuda::contrastive_pairs_workspace(in.args, in.dtype, in.plan)}, ScalarType::Byte);
   const cuda::PairsResult out{loss.mutable_data_ptr<float>(), statistics.mutable_data_ptr<float>(),
@@ -95,8 +95,8 @@ std::tuple<Tensor, Tensor, Tensor> global_contrastive_pairs_backward_cuda(
     check_device(op, a, given[i]);
   }
   Tensor grad_a = torch::stable::empty_like(in.x[0]);
-  Tensor grad_b = in.args.alone ? torch::stable::new_empty(a, {0}, a.scalar_type())
-                                : torch::stable::empty_like(in.x[1]);
+  Tensor grad_b =
+      in.args.alone ? torch::stable::new_empty(a, {0}, a.scalar_type()) : torch::stable::empty_like(in.x[1]);
   Tensor workspace = torch::stable::new_empty(
       a, {cuda::contrastive_pairs_backward_workspace(in.args, in.dtype, in.plan, detach_norm)},
       ScalarType::Byte);

@@ -7,8 +7,7 @@
 using namespace ecgfast;
 
 EMU_EXPORT const char* plan(const cuda::ContrastivePairs* in, int dtype, cuda::PairsPlan* plan) {
-  return emu::message_of(
-      [&] { *plan = cuda::plan_contrastive_pairs(*in, static_cast<cuda::Dtype>(dtype)); });
+  return emu::message_of([&] { *plan = cuda::plan_contrastive_pairs(*in, static_cast<cuda::Dtype>(dtype)); });
 }
 
 // Bytes of workspace of the forward pass, and of the backward pass with detached and true norms.
