@@ -170,6 +170,17 @@ class TileProduct {
   // sums = the product; all threads of the block take part. The ring is free after the next barrier.
   __device__ void finish(typename S::Sums& sums, const TilePlace<S>& at) {
     clear(sums);
+    accumulate(sums, at);
+  }
+
+  static __device__ __forceinline__ void clear(typename S::Sums& sums) {
+#pragma unroll
+    for (int n = 0; n < S::rows * S::columns; ++n)
+      sums[n / 4 / S::fragments_n][n / 4 % S::fragments_n][n % 4] = 0.0f;
+  }
+
+  // As finish(), adding to sums.
+  __device__ __forceinline__ void accumulate(typename S::Sums& sums, const TilePlace<S>& at) {
     int stage = 0, free = S::stages - 1;
 #pragma unroll 1
     for (int c = 0; c < n_chunks_; ++c) {
@@ -194,12 +205,6 @@ class TileProduct {
   }
 
  private:
-  static __device__ __forceinline__ void clear(typename S::Sums& sums) {
-#pragma unroll
-    for (int n = 0; n < S::rows * S::columns; ++n)
-      sums[n / 4 / S::fragments_n][n / 4 % S::fragments_n][n % 4] = 0.0f;
-  }
-
   // An empty group beyond the last chunk keeps the count of groups.
   __device__ __forceinline__ void load(int c, int stage) {
     if (c < n_chunks_) {

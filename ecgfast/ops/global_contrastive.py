@@ -226,16 +226,17 @@ def global_contrastive(
             the loss is the mean over the pairs (l, m) with at least one positive of the loss of ``a[l]``
             against ``b[m]``. The groups are those of all leads. With ``b=None``, pair (l, m) contrasts
             ``a[l]`` with ``a[m]``; a row is left out against itself alone, which is in the pairs (l, l):
-            in others it is a positive of its other lead. On CUDA the numbers are not looked at.
+            in others it is a positive of its other lead. On CUDA the numbers are not looked at:
+            the loss is NaN where one is of no lead.
         present_a, present_b: bool ``[N]`` and ``[N']``, with ``pairs`` also ``[L, N]`` and ``[L', N']``:
             rows that are absent (False) take no part, neither as positives nor as negatives, and get no
             gradient, whatever they hold.
 
-    The CPU has kernels for all forms, which never hold an N x N' matrix. A batch against itself takes half
-    the products; absent rows and pairs without a positive take none. With ``denominator="negatives"`` the
-    positives' cosines are made once more, one by one: it is meant for few positives a row. On CUDA there are
-    kernels for two whole batches with ``denominator="all"``; the other forms run the reference there, which
-    holds the matrix of each pair.
+    There are kernels for all forms, which never hold an N x N' matrix. On the CPU a batch against itself
+    takes half the products; absent rows and pairs without a positive take none. On CUDA a batch against
+    itself takes half the products forward and two thirds backward, and absent rows cost as much as others.
+    With ``denominator="negatives"`` the positives' cosines are made once more, one by one: it is meant for
+    few positives a row.
 
     A row no longer than 1e-8 has cosine 0 with all or nearly so, and gets no gradient. Where the product of
     two rows' norms passes what fp32 holds, bf16 inputs on any device, and others on CUDA, give NaN.
@@ -348,8 +349,10 @@ def _(a: Tensor, b: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     other_leads, n_b = (leads, n) if b is None else b.shape[:2]
     statistics = (2 if negatives else 1) * pairs.shape[0] * (n + n_b)
     rows = leads * n + (0 if b is None else other_leads * n_b)
-    lse = a.new_empty(statistics, dtype=torch.float64)
-    return a.new_empty((), dtype=dtype), lse, a.new_empty(rows, dtype=dtype)
+    # On CUDA a number for each pair and three scalars follow the inverse norms.
+    saved = rows + pairs.shape[0] + 3 if a.is_cuda else rows
+    lse = a.new_empty(statistics, dtype=dtype if a.is_cuda else torch.float64)
+    return a.new_empty((), dtype=dtype), lse, a.new_empty(saved, dtype=dtype)
 
 
 @torch.library.register_fake("ecgfast::global_contrastive_pairs_backward")

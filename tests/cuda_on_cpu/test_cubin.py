@@ -138,8 +138,18 @@ def shaped_kernels(name: str, dtype: str) -> list[str]:
     return [code for symbol, code in sass().items() if mark in symbol]
 
 
+GLOBAL_PRODUCTS = [
+    "similarity_sums",
+    "similarity_gradients",
+    "gradient_products",
+    "pair_sums",
+    "pair_gradients",
+    "pair_products",
+]
+
+
 @pytest.mark.parametrize("dtype", PRODUCT_ELEMENTS)
-@pytest.mark.parametrize("name", ["similarity_sums", "similarity_gradients", "gradient_products"])
+@pytest.mark.parametrize("name", GLOBAL_PRODUCTS)
 def test_global_contrastive(name, dtype):
     codes = shaped_kernels(name, dtype)
     assert len(codes) == (1 if dtype == "float32" else 2)  # sizes of tiles
@@ -147,15 +157,16 @@ def test_global_contrastive(name, dtype):
         assert MMA[dtype] in code
         assert re.search(LDMATRIX, code)
         assert re.search(CP_ASYNC_16, code)
-        if name != "similarity_sums" and dtype not in WIDE:
+        if not name.endswith("_sums") and dtype not in WIDE:
             assert re.search(STORE_16, code)
-        if name == "gradient_products" and dtype not in WIDE:
+        if name.endswith("_products") and dtype not in WIDE:
             assert re.search(LDMATRIX_TRANSPOSED, code)
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
-def test_global_contrastive_rows(dtype):
-    code = kernel("prepare_rows", dtype)
+@pytest.mark.parametrize("name", ["prepare_rows", "prepare_pairs"])
+def test_global_contrastive_rows(name, dtype):
+    code = kernel(name, dtype)
     assert re.search(LOAD_16, code)
     assert re.search(STORE_16, code)
 

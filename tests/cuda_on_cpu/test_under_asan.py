@@ -13,6 +13,10 @@ SELECTIONS = [
         "blocks or empty or positives or unaligned or 129 or tf32 and large and 33",
     ),
     (
+        "test_global_contrastive_pairs_kernel.py",
+        "empty or held or positives or unaligned or large and 129 and bfloat16",
+    ),
+    (
         "test_local_contrastive_kernel.py",
         "test_shapes or schedule or exclusion or unaligned or no_token or tf32 and 301",
     ),
