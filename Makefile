@@ -75,7 +75,7 @@ demo: $(BUILT) $(DEMO_STORE)/store.json
 	@echo "== evaluating it with 12, 6, 4, 3, 2 and 1 leads, beside probes and a random encoder"
 	$(BIN)/ecgfast evaluate $(DEMO_STORE) $(RUNS)/demo-finetune $(RUNS)/demo --leads all --draws 200
 
-DEMO_FINETUNING := --freeze none --lead-mask-prob 0.5 --optim.lr 1e-3 --optim.schedule cosine --epochs 12 \
+DEMO_FINETUNING := --freeze none --lead-mask-prob 0.5 --optim.lr 1e-3 --optim.schedule cosine --epochs 20 \
     --batch-size 32 --validation-fraction 0.15 --test-fraction 0.25
 
 # A process per core, each with the tests of one half, third, ... of the files at first: drivers and fixtures
