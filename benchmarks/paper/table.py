@@ -30,10 +30,12 @@ class Score:
 
     Attributes:
         values: Of each seed that is there.
+        seeds: Those seeds.
         drawn: Mean over the seeds in each draw of the test patients, [draws]; None for identification.
     """
 
     values: tuple[float, ...]
+    seeds: tuple[int, ...]
     drawn: np.ndarray | None = None
 
     @property
@@ -69,18 +71,19 @@ class Gain:
 
 
 def collect(plan: Plan, kind: str) -> dict[tuple[str, str], Score]:
-    """Scores by method and lead set, of the seeds that all methods of the lead set may differ in."""
+    """Scores by method and lead set, of the seeds that are finished."""
     found = {}
     for method in plan.methods:
         for leads in plan.lead_sets:
-            values, drawn = [], []
+            values, seeds, drawn = [], [], []
             for seed in plan.seeds:
                 folder = plan.result(kind, method, seed, leads if kind == FINETUNED else None)
                 if (one := _read(folder, kind, leads)) is not None:
                     values.append(one[0])
+                    seeds.append(seed)
                     drawn.append(one[1])
             if values:
-                found[method, leads] = Score(tuple(values), np.mean(drawn, axis=0))
+                found[method, leads] = Score(tuple(values), tuple(seeds), np.mean(drawn, axis=0))
     return found
 
 
@@ -102,7 +105,7 @@ def _read(folder: Path, kind: str, leads: str) -> tuple[float, np.ndarray] | Non
 def gain(scores: dict[tuple[str, str], Score], method: str, leads: str) -> Gain | None:
     """A method against the random encoder; None where one is not there for the same seeds."""
     mine, other = scores.get((method, leads)), scores.get((RANDOM, leads))
-    if mine is None or other is None or len(mine.values) != len(other.values):
+    if mine is None or other is None or mine.seeds != other.seeds:
         return None
     assert mine.drawn is not None
     assert other.drawn is not None
@@ -117,14 +120,15 @@ def collect_identities(plan: Plan) -> dict[tuple[str, str], dict[str, Score]]:
     found = {}
     for method in plan.methods:
         for kind in ("identify", TUNED_IDENTITY):
-            reports = []
+            reports, seeds = [], []
             for seed in plan.seeds:
                 file = plan.result(kind, method, seed) / "report.json"
                 if file.is_file():
+                    seeds.append(seed)
                     reports.append(json.loads(file.read_text(encoding="utf-8"))["results"][0]["report"])
             if reports:
                 found[method, kind] = {
-                    name: Score(tuple(_value(report[name]) for report in reports))
+                    name: Score(tuple(_value(report[name]) for report in reports), tuple(seeds))
                     for name in ("rank_1", "eer", "tar_at_far_1e_2")
                 }
     return found
@@ -252,7 +256,7 @@ def _as_json(
         for (method, leads), score in scores.items():
             found = None if method == RANDOM else gain(scores, method, leads)
             row: dict[str, Any] = {"kind": kind, "method": method, "leads": leads}
-            row["macro_auroc"] = list(score.values)
+            row |= {"seeds": list(score.seeds), "macro_auroc": list(score.values)}
             if found is not None:
                 row["gain"] = {"mean": found.mean, "low": found.low, "high": found.high}
             rows.append(row)

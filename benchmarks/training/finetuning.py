@@ -12,14 +12,13 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.training.step import Step, tiny
+from benchmarks.training.step import Step, mean_seconds, tiny
 from benchmarks.training.variants import ops_of
 from ecgfast.benchmarking import machine
 from ecgfast.finetuning.classifier import FREEZES, Classifier, ClassifierConfig, LabelledBatch
@@ -64,15 +63,6 @@ class FinetuningStep:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def _seconds(step: Callable[[], None], steps: int, device: str) -> float:
-    machine.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    machine.synchronize(device)
-    return (time.perf_counter() - start) / steps
-
-
 def measure(
     config: PretrainConfig, device: str, variants: list[str], rounds: int, steps: int, bf16: bool
 ) -> dict[str, Any]:
@@ -88,7 +78,7 @@ def measure(
     taken: dict[tuple[str, str], list[float]] = {key: [] for key in built}
     for _ in range(rounds):
         for key, step in built.items():
-            taken[key].append(_seconds(step, steps, device))
+            taken[key].append(mean_seconds(step, steps, device))
     rows = [
         {"step": task, "variant": variant, "ms": round(1e3 * statistics.median(seconds), 3)}
         for (task, variant), seconds in taken.items()

@@ -106,12 +106,17 @@ class Step:
 
     def seconds(self, steps: int) -> float:
         """Mean time of some steps that follow each other."""
-        machine.synchronize(self.device)
-        start = time.perf_counter()
-        for _ in range(steps):
-            self()
-        machine.synchronize(self.device)
-        return (time.perf_counter() - start) / steps
+        return mean_seconds(self, steps, self.device)
+
+
+def mean_seconds(step: Callable[[], None], steps: int, device: str) -> float:
+    """Mean time of some calls that follow each other."""
+    machine.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    machine.synchronize(device)
+    return (time.perf_counter() - start) / steps
 
 
 def measure(

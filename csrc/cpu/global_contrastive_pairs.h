@@ -74,7 +74,7 @@ struct PairsSizes {
   int64_t packed[2];  // bytes of a packed block
   int64_t cell;       // bytes of a cell
   int64_t scratch;    // bytes of a thread
-  bool bounded;       // similarities are taken relative to 1 / temperature
+  bool bounded;       // 1 / temperature is subtracted from similarities before the exponential
   bool rounds;        // see GlobalArgs::noise
 };
 

@@ -40,7 +40,7 @@ def claimed(out: Path, identity: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-# What may differ when an evaluation is taken up: numbers do not follow from it.
+# What may differ when an evaluation goes on, since no number depends on it.
 _ASIDE = ("ecgfast_version", "store.path", "model.path", "config.device", "config.labels.path")
 
 

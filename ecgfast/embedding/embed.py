@@ -1,4 +1,4 @@
-"""From a store to embeddings: in memory, or in a file that is taken up where it was left."""
+"""Embeds a store, in memory or into a file; a killed call goes on where it stopped."""
 
 import fcntl
 import hashlib

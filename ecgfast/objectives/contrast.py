@@ -1,5 +1,6 @@
 """What objectives share that contrast whole segments and mask no tokens."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -36,9 +37,9 @@ class Contrast(Global):
         self.encoder.mask_token.requires_grad_(False)
 
     @classmethod
+    @abstractmethod
     def candidates(cls, n_rows: int) -> int:
         """Among how many embeddings each is to find its positive, in a batch of `n_rows`."""
-        raise NotImplementedError
 
     @classmethod
     def metrics(cls, config: ContrastConfig, n_rows: int | None = None) -> tuple[Metric, ...]:

@@ -72,9 +72,10 @@ def test_gain_is_of_the_same_draws():
     # Means .8 and .7, every draw .1 apart: the interval is the difference itself.
     drawn = np.linspace(0.6, 0.8, 101)
     scores = {
-        ("cmsc", "12"): Score((0.75, 0.85), drawn + 0.1),
-        (RANDOM, "12"): Score((0.65, 0.75), drawn),
-        ("simclr", "12"): Score((0.75,), drawn),
+        ("cmsc", "12"): Score((0.75, 0.85), (0, 1), drawn + 0.1),
+        (RANDOM, "12"): Score((0.65, 0.75), (0, 1), drawn),
+        ("simclr", "12"): Score((0.75,), (0,), drawn),
+        ("3kg", "12"): Score((0.75, 0.85), (0, 2), drawn),
     }
     found = gain(scores, "cmsc", "12")
     assert found.mean == pytest.approx(0.1)
@@ -82,4 +83,5 @@ def test_gain_is_of_the_same_draws():
     assert found.seeds == (2, 2)
     assert found.sure
     assert gain(scores, "simclr", "12") is None  # of another number of seeds
+    assert gain(scores, "3kg", "12") is None  # of as many, but others
     assert gain(scores, "cmsc", "1") is None

@@ -2,7 +2,7 @@
 
 A patient has one of four kinds of beat, a sharp wave with a broad one of either sign before or behind it,
 whose delay and size are the patient's own; played backwards a kind with the wave behind is one with it
-before, of the same spectrum. All else (phase, size in each lead, noise) is drawn anew for each segment.
+before, of the same spectrum. All else (phase, size in each lead, noise) differs from segment to segment.
 """
 
 from collections.abc import Mapping
